@@ -1,0 +1,427 @@
+//! The command line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pilotage::Peer;
+
+use crate::units::{parse_duration, parse_size};
+
+const ABOUT: &str = "Pilot Protocol network in one binary: hub, node and tools";
+
+const AFTER_HELP: &str = "\
+PEER is a name (bob), an address (0:0000.ABCD.1234), or address@ip:port, which needs no hub.
+
+Settings come from the flag, else the environment variable, else the configuration file, else the
+default. `pilotage config` shows what is in force and where it comes from.
+
+Exit codes:
+    0  success
+    1  failure
+    2  the command line or the configuration is wrong
+    3  the peer or the hub could not be reached or stopped answering
+    4  data arrived but failed verification
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP (hub and up end with 0: that is how they are stopped)";
+
+/// Everything the user typed.
+#[derive(Debug, Parser)]
+#[command(name = "pilotage", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// State directory: identity, pinned keys, control socket [default: ~/.local/state/pilotage]
+    #[arg(long, global = true, value_name = "DIR", env = "PILOTAGE_STATE")]
+    pub(crate) state: Option<PathBuf>,
+    /// Configuration file [default: ~/.config/pilotage/config.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE", env = "PILOTAGE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Hub: registry on PORT (9000 if left out), beacon on PORT+1
+    #[arg(long, global = true, value_name = "HOST[:PORT]", env = "PILOTAGE_HUB")]
+    pub(crate) hub: Option<String>,
+    /// Registry (TCP), if it is not where --hub says
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_REGISTRY")]
+    pub(crate) registry: Option<String>,
+    /// Beacon (UDP), if it is not where --hub says
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_BEACON")]
+    pub(crate) beacon: Option<String>,
+    /// Print results as JSON, one object per line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say less: no remarks, no progress
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Log more on standard error (-v info, -vv debug, -vvv trace)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Log filter, such as pilotage=debug
+    #[arg(long, global = true, value_name = "FILTER", env = "RUST_LOG")]
+    pub(crate) log: Option<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a hub: registry (TCP) and beacon (UDP) in one process
+    Hub(HubArgs),
+    /// Run a node in the foreground: echo, file inbox and benchmark services
+    Up(UpArgs),
+    /// Show or make the identity of a state directory
+    Id(IdArgs),
+    /// Show what the running node of the state directory does
+    Status,
+    /// Measure the round-trip time to a peer
+    Ping(PingArgs),
+    /// Send a file, or standard input, to a peer
+    Send(SendArgs),
+    /// Receive files
+    Recv(RecvArgs),
+    /// Wait for one connection and join it to standard input and output
+    Listen(ListenArgs),
+    /// Connect to a port of a peer and join it to standard input and output
+    Connect(ConnectArgs),
+    /// Measure throughput, round trips and datagram loss to a peer
+    Bench(BenchArgs),
+    /// Show what is in packets: hex, a raw file, pcap or pcapng
+    Decode(DecodeArgs),
+    /// Show the whole stack at work: a hub and two nodes move a file on this machine
+    Demo(DemoArgs),
+    /// Show the settings in force and where each comes from
+    Config,
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Node A of the demo
+    #[command(hide = true)]
+    DemoSender(DemoSenderArgs),
+}
+
+/// How to start a node.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Node options")]
+pub(crate) struct NodeArgs {
+    /// Name to claim at the hub: a-z, 0-9 and -
+    #[arg(long, env = "PILOTAGE_NAME")]
+    pub(crate) name: Option<String>,
+    /// UDP address to bind [default: 0.0.0.0:0]
+    #[arg(long, value_name = "IP:PORT", env = "PILOTAGE_BIND")]
+    pub(crate) bind: Option<SocketAddr>,
+    /// Use a throwaway identity instead of the one in the state directory
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    /// Do not let the hub tell others where this node is
+    #[arg(long)]
+    pub(crate) private: bool,
+    /// Introduce a peer without a hub: ADDRESS@IP:PORT, optionally =KEY (64 hex digits)
+    #[arg(long = "peer", value_name = "ADDRESS@IP:PORT[=KEY]")]
+    pub(crate) peers: Vec<Introduction>,
+}
+
+/// A statically introduced peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Introduction {
+    pub(crate) address: pilotage::Address,
+    pub(crate) at: SocketAddr,
+    pub(crate) key: Option<[u8; 32]>,
+}
+
+impl std::str::FromStr for Introduction {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (peer, key) = match text.split_once('=') {
+            Some((peer, key)) => (peer, Some(parse_key(key)?)),
+            None => (text, None),
+        };
+        match peer.parse::<Peer>().map_err(|error| error.to_string())? {
+            Peer::At(address, at) => Ok(Self { address, at, key }),
+            _ => Err("expected ADDRESS@IP:PORT, optionally followed by =KEY".into()),
+        }
+    }
+}
+
+pub(crate) fn parse_key(text: &str) -> Result<[u8; 32], String> {
+    let mut key = [0; 32];
+    hex::decode_to_slice(text, &mut key).map_err(|_| "a key has 64 hex digits".to_owned())?;
+    Ok(key)
+}
+
+/// `hub`
+#[derive(Debug, Args)]
+pub(crate) struct HubArgs {
+    /// IP address to listen on, for both
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub(crate) listen: IpAddr,
+    /// TCP port of the registry; 0 = any
+    #[arg(long, value_name = "PORT", default_value_t = 9000)]
+    pub(crate) registry_port: u16,
+    /// UDP port of the beacon; 0 = any [default: registry port + 1]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) beacon_port: Option<u16>,
+    /// Database of the registry [default: registry.redb in the state directory]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
+    /// End when standard input ends (for a parent process)
+    #[arg(long)]
+    pub(crate) exit_with_stdin: bool,
+}
+
+/// `up`
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Directory for received files [default: inbox in the state directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) inbox: Option<PathBuf>,
+    /// Do not accept files
+    #[arg(long, conflicts_with = "inbox")]
+    pub(crate) no_files: bool,
+    /// Replace files of the same name
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Flush received files to the disk before confirming them
+    #[arg(long)]
+    pub(crate) fsync: bool,
+    /// End when standard input ends (for a parent process)
+    #[arg(long)]
+    pub(crate) exit_with_stdin: bool,
+}
+
+/// `id`
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    #[command(subcommand)]
+    pub(crate) action: IdAction,
+}
+
+/// `id …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum IdAction {
+    /// Show address, fingerprints and public key
+    Show,
+    /// Make a new identity
+    New {
+        /// Replace the identity that is there: its address is lost
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `ping`
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Whom
+    pub(crate) peer: Peer,
+    /// How often; 0 = until Ctrl-C
+    #[arg(short, long, default_value_t = 4)]
+    pub(crate) count: u64,
+    /// Time between two
+    #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
+    pub(crate) interval: Duration,
+    /// How long to wait for each answer
+    #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// `send`
+#[derive(Debug, Args)]
+pub(crate) struct SendArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// To whom
+    pub(crate) peer: Peer,
+    /// What; - = standard input
+    pub(crate) file: PathBuf,
+    /// Name for the receiver [default: the file's own, or stdin]
+    #[arg(long = "as", value_name = "NAME")]
+    pub(crate) as_name: Option<String>,
+}
+
+/// `recv`
+#[derive(Debug, Args)]
+pub(crate) struct RecvArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Directory for the files
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Store the one file here whatever its name; - = standard output (before it is verified)
+    #[arg(short, long, value_name = "FILE", conflicts_with = "dir")]
+    pub(crate) output: Option<PathBuf>,
+    /// How many files; 0 = until Ctrl-C
+    #[arg(short, long, default_value_t = 1)]
+    pub(crate) count: u64,
+    /// Replace files that exist
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Flush to the disk before confirming
+    #[arg(long)]
+    pub(crate) fsync: bool,
+}
+
+/// `listen`
+#[derive(Debug, Args)]
+pub(crate) struct ListenArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// Port, 1 to 65535
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+}
+
+/// `connect`
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// To whom
+    pub(crate) peer: Peer,
+    /// Port, 1 to 65535
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+}
+
+/// `bench`
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// With whom (it must run `pilotage up`)
+    pub(crate) peer: Peer,
+    /// Bytes each way; 0 = leave out
+    #[arg(long, default_value = "64MiB", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Request/reply round trips; 0 = leave out
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) round_trips: u32,
+    /// Bytes of a request and of a reply
+    #[arg(long, value_name = "SIZE", default_value = "64", value_parser = parse_size)]
+    pub(crate) message: u64,
+    /// Datagrams to send; 0 = leave out
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) datagrams: u32,
+    /// Bytes of a datagram
+    #[arg(long, value_name = "SIZE", default_value = "1000", value_parser = parse_size)]
+    pub(crate) datagram_size: u64,
+}
+
+/// `decode`
+#[derive(Debug, Args)]
+pub(crate) struct DecodeArgs {
+    /// Hex digits, a file (pcap, pcapng, raw or hex), or - for standard input
+    pub(crate) input: Option<String>,
+    /// How to read it
+    #[arg(long, value_enum, default_value_t = InputKind::Auto)]
+    pub(crate) input_type: InputKind,
+    /// Session key (64 hex digits) to open PILS frames with; may be repeated
+    #[arg(long, value_name = "HEX", value_parser = parse_key)]
+    pub(crate) key: Vec<[u8; 32]>,
+    /// Show also captured UDP datagrams that are not of the Pilot Protocol
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Stop after this many datagrams
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+}
+
+/// Forms of input of `decode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputKind {
+    /// Find out
+    Auto,
+    /// One datagram per line, as hex digits
+    Hex,
+    /// One datagram, as it is
+    Raw,
+    /// A capture file (pcap or pcapng)
+    Pcap,
+}
+
+/// `demo`
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DemoArgs {
+    /// File to send [default: made on the spot from the seed]
+    #[arg(long, value_name = "PATH", conflicts_with = "size")]
+    pub(crate) file: Option<PathBuf>,
+    /// Size of the file that is made
+    #[arg(long, default_value = "256MiB", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// Seed of the file that is made
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Request/reply round trips of 64 bytes
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) round_trips: u32,
+    /// Datagrams in the burst
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) datagrams: u32,
+    /// Keep the state directories, the received file and the logs
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// `demo-sender`
+#[derive(Debug, Args)]
+pub(crate) struct DemoSenderArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    /// To whom
+    pub(crate) peer: Peer,
+    /// What
+    pub(crate) file: PathBuf,
+    #[arg(long)]
+    pub(crate) round_trips: u32,
+    #[arg(long)]
+    pub(crate) datagrams: u32,
+    /// End when standard input ends
+    #[arg(long)]
+    pub(crate) exit_with_stdin: bool,
+}
+
+/// `completions`
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// For which shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn introductions() {
+        let text = "0:0000.ABCD.1234@127.0.0.1:4000";
+        assert_eq!(text.parse::<Introduction>().unwrap().key, None);
+        let key = format!("{text}={}", "ab".repeat(32));
+        assert_eq!(key.parse::<Introduction>().unwrap().key, Some([0xab; 32]));
+        for bad in ["bob", "0:0000.ABCD.1234", &format!("{text}=ab")] {
+            assert!(bad.parse::<Introduction>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn globals_work_on_both_sides_of_the_command() {
+        for line in [&["pilotage", "--json", "status"][..], &["pilotage", "status", "--json"]] {
+            assert!(Cli::try_parse_from(line).unwrap().global.json);
+        }
+    }
+}

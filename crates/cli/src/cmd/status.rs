@@ -1,0 +1,180 @@
+//! `pilotage status`: what the running node of the state directory says about itself.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pilotage::{EndpointStats, Node, TunnelInfo};
+use pilotage_services::server::Counters;
+use serde_json::{Value, json};
+
+use super::Context;
+use super::ping::{micros, path_json};
+use crate::control;
+use crate::error::CliError;
+use crate::node;
+use crate::units::{format_bytes, format_duration};
+
+pub(crate) fn run(context: &Context) -> Result<(), CliError> {
+    let state = &context.settings.state;
+    let reply = control::request(state, "status").map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => CliError::failure(
+            "status",
+            format!("no node is running in {}", state.display()),
+            "start one with `pilotage up`, or name its directory with --state DIR",
+        ),
+        _ => CliError::failure(
+            "status",
+            format!("{}: {error}", control::path(state).display()),
+            "check that the node in this directory is yours and answers",
+        ),
+    })?;
+    if let Some(error) = reply["error"].as_str() {
+        return Err(CliError::failure("status", error, "use the same version for `up` and `status`"));
+    }
+    context.output.result(text(&reply), &reply);
+    Ok(())
+}
+
+/// The reply to `status`.
+pub(crate) fn reply(node: &Node, counters: &Counters) -> Value {
+    let stats = node.stats();
+    let mut reply = node::describe(node);
+    reply["event"] = "status".into();
+    reply["uptime_us"] = micros(stats.uptime).into();
+    reply["hub"] = hub_json(node);
+    reply["peers"] = node.peers().iter().map(peer_json).collect();
+    reply["counters"] = counters_json(&stats.endpoint);
+    reply["services"] = json!({
+        "streams": counters.streams.load(Ordering::Relaxed),
+        "refused": counters.refused.load(Ordering::Relaxed),
+        "files": counters.files.load(Ordering::Relaxed),
+    });
+    reply
+}
+
+fn hub_json(node: &Node) -> Value {
+    node.hub_status().map_or(Value::Null, |hub| {
+        json!({
+            "registry": hub.registry,
+            "beacon": hub.beacon.map(|addr| addr.to_string()),
+            "registered": hub.registered,
+            "last_error": hub.last_error,
+            "last_heartbeat_us": hub.last_heartbeat.map(micros),
+        })
+    })
+}
+
+fn peer_json(peer: &TunnelInfo) -> Value {
+    json!({
+        "address": peer.peer.to_string(),
+        "key": peer.key.map(hex::encode),
+        "established": peer.established,
+        "authenticated": peer.authenticated,
+        "pilotage": peer.pilotage,
+        "frames_sealed": peer.frames_sealed,
+        "connections": peer.connections,
+        "path": peer.path.as_ref().map(path_json),
+    })
+}
+
+fn counters_json(stats: &EndpointStats) -> Value {
+    json!({
+        "datagrams_received": stats.datagrams_received,
+        "datagrams_sent": stats.datagrams_sent,
+        "bytes_received": stats.bytes_received,
+        "bytes_sent": stats.bytes_sent,
+        "handshakes": stats.handshakes,
+        "refused": stats.refused,
+        "drop_malformed": stats.drop_malformed,
+        "drop_not_allowed": stats.drop_not_allowed,
+        "drop_unauthentic": stats.drop_unauthentic,
+        "drop_replay": stats.drop_replay,
+        "drop_no_session": stats.drop_no_session,
+        "drop_misaddressed": stats.drop_misaddressed,
+        "drop_rate_limited": stats.drop_rate_limited,
+        "drop_bad_key_exchange": stats.drop_bad_key_exchange,
+        "drop_beacon": stats.drop_beacon,
+        "drop_datagram_queue": stats.drop_datagram_queue,
+        "drop_segment": stats.drop_segment,
+    })
+}
+
+/// The reply for people. Read from the JSON, so that both always agree.
+fn text(reply: &Value) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let time = |value: &Value| format_duration(Duration::from_micros(count(value)));
+    let mut lines = vec![
+        format!("address      {}", word(&reply["address"])),
+        format!("fingerprint  {}", word(&reply["fingerprint"])),
+        format!("name         {}", word(&reply["name"])),
+        format!("listening    {} (UDP), process {}", word(&reply["listen"]), count(&reply["pid"])),
+        format!("up           {}", time(&reply["uptime_us"])),
+        hub_text(&reply["hub"]),
+    ];
+    let counters = &reply["counters"];
+    lines.push(format!(
+        "traffic      {} in, {} out, {} key exchanges",
+        format_bytes(count(&counters["bytes_received"])),
+        format_bytes(count(&counters["bytes_sent"])),
+        count(&counters["handshakes"]),
+    ));
+    let drops: Vec<_> = counters
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, value)| key.starts_with("drop_") && count(value) > 0)
+        .map(|(key, value)| format!("{} {value}", key.trim_start_matches("drop_")))
+        .collect();
+    lines
+        .push(format!("dropped      {}", if drops.is_empty() { "nothing".into() } else { drops.join(", ") }));
+    let services = &reply["services"];
+    lines.push(format!(
+        "services     {} streams served, {} files received",
+        count(&services["streams"]),
+        count(&services["files"]),
+    ));
+    let peers = reply["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    lines.push(format!("peers        {}", peers.len()));
+    for peer in peers {
+        let path = &peer["path"];
+        lines.push(format!(
+            "  {}  {}  {} {}  rtt {}  {} connections",
+            word(&peer["address"]),
+            if peer["established"] == true { "up" } else { "down" },
+            word(&path["kind"]),
+            word(&path["remote"]),
+            time(&path["rtt_us"]),
+            count(&peer["connections"]),
+        ));
+    }
+    lines.join("\n")
+}
+
+fn hub_text(hub: &Value) -> String {
+    if hub.is_null() {
+        return "hub          none configured".into();
+    }
+    let state = if hub["registered"] == true { "registered" } else { "NOT registered" };
+    let mut text = format!("hub          {} {state}", hub["registry"].as_str().unwrap_or("-"));
+    if let Some(error) = hub["last_error"].as_str() {
+        text.push_str(&format!(" ({error})"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_survives_any_reply() {
+        for reply in
+            [json!(null), json!({}), json!([]), json!({ "peers": [{}, 1], "counters": { "drop_x": 3 } })]
+        {
+            assert!(text(&reply).contains("address"));
+        }
+        assert!(text(&json!({ "counters": { "drop_replay": 3 } })).contains("replay 3"));
+    }
+}

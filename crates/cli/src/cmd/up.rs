@@ -1,0 +1,181 @@
+//! `pilotage up`: a node in the foreground with echo, file inbox and benchmark services.
+
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use pilotage::{Node, NodeEvent};
+use pilotage_services::file::ReceiveError;
+use pilotage_services::server::{self, FileService, Notice, Services};
+use serde_json::{Value, json};
+
+use super::Context;
+use super::ping::{micros, path_json, path_text};
+use super::recv::{received_json, received_text};
+use super::status;
+use crate::args::UpArgs;
+use crate::control;
+use crate::error::CliError;
+use crate::node;
+use crate::units::format_duration;
+
+pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
+    if args.exit_with_stdin {
+        super::stop_with_stdin(context);
+    }
+    let files = match args.no_files {
+        true => None,
+        false => Some(inbox(context, args)?),
+    };
+    let node = node::start(context, &args.node)?;
+    watch_events(context, &node);
+    let services = Services { echo: true, bench: true, files: files.clone() };
+    let output = context.output.clone();
+    let observer = Arc::new(move |notice| match notice {
+        Notice::FileReceived { peer, file } => {
+            let peer = peer.address.to_string();
+            output.result(received_text(&peer, &file), &received_json(&peer, &file));
+        }
+        other => {
+            let (text, value) = failure_notice(&other);
+            output.note(text);
+            output.event(&value);
+        }
+    });
+    let serving = server::serve(&node, &services, observer)
+        .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
+    let serving = Arc::new(serving);
+    let (node_, serving_) = (node.clone(), serving.clone());
+    let control = control_server(context, args, move |command| match command {
+        "status" => status::reply(&node_, serving_.counters()),
+        other => json!({ "error": format!("unknown command {other:?}") }),
+    });
+    ready(context, &node, files.as_ref(), control.is_some());
+    // Ends by a signal, or because the node has died under us.
+    node::wait_for_stop(context, || false);
+    drop(control);
+    node.close();
+    Ok(())
+}
+
+fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
+    let dir = context.settings.inbox(args.inbox.as_deref());
+    super::create_private_dir(&dir).map_err(|error| {
+        CliError::failure(
+            "inbox",
+            format!("{}: {error}", dir.display()),
+            "name another directory with --inbox DIR, or use --no-files",
+        )
+    })?;
+    // Absolute in all messages, wherever they are read.
+    let dir = fs::canonicalize(&dir).unwrap_or(dir);
+    Ok(FileService { dir, force: args.force, fsync: args.fsync })
+}
+
+/// Without a control socket only `status` is lost, so that is no reason to stop.
+fn control_server(
+    context: &Context,
+    args: &UpArgs,
+    answer: impl Fn(&str) -> Value + Send + Sync + 'static,
+) -> Option<control::Server> {
+    if args.node.ephemeral {
+        return None;
+    }
+    match control::Server::start(&context.settings.state, answer) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            context
+                .output
+                .note(format!("note: `pilotage status` will not work here: control socket: {error}"));
+            None
+        }
+    }
+}
+
+fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: bool) {
+    let mut value = node::describe(node);
+    value["event"] = "ready".into();
+    value["inbox"] = json!(files.map(|files| files.dir.display().to_string()));
+    value["control"] = json!(control.then(|| control::path(&context.settings.state).display().to_string()));
+    let hub = node.hub_status();
+    value["registered"] = json!(hub.as_ref().map(|hub| hub.registered));
+    let mut text = node::describe_text(node);
+    text.push_str(&match &hub {
+        Some(hub) if hub.registered => "\nhub          registered".to_owned(),
+        Some(_) => "\nhub          NOT registered yet, trying".to_owned(),
+        None => "\nhub          none: others reach this node as ADDRESS@IP:PORT".to_owned(),
+    });
+    text.push_str("\nservices     echo 7, benchmark 1011");
+    if let Some(files) = files {
+        text.push_str(&format!(", files 1010 into {}", files.dir.display()));
+    }
+    text.push_str("\nready; Ctrl-C ends the node");
+    context.output.result(text, &value);
+}
+
+/// Prints what happens to the node until it is closed.
+fn watch_events(context: &Context, node: &Node) {
+    let events = node.events();
+    let output = context.output.clone();
+    let run = move || {
+        for event in events {
+            let Some((text, value)) = describe_event(&event) else { continue };
+            output.note(text);
+            output.event(&value);
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("events".into()).spawn(run) {
+        tracing::warn!(%error, "cannot watch the node's events");
+    }
+}
+
+fn describe_event(event: &NodeEvent) -> Option<(String, Value)> {
+    Some(match event {
+        NodeEvent::TunnelUp { peer, handshake } => {
+            let who = if *handshake == Duration::ZERO { "by the peer" } else { "by us" };
+            (
+                format!("peer {peer}: keys agreed, begun {who}, {}", format_duration(*handshake)),
+                json!({ "event": "tunnel_up", "peer": peer.to_string(), "handshake_us": micros(*handshake) }),
+            )
+        }
+        NodeEvent::TunnelDown { peer, reason } => (
+            format!("peer {peer}: gone: {reason}"),
+            json!({ "event": "tunnel_down", "peer": peer.to_string(), "reason": reason.to_string() }),
+        ),
+        NodeEvent::PathChanged { peer, path } => (
+            format!("peer {peer}: path is {}", path_text(path)),
+            json!({ "event": "path", "peer": peer.to_string(), "path": path_json(path) }),
+        ),
+        NodeEvent::PeerRefused { node, reason } => (
+            format!("peer {node}: refused: {reason}"),
+            json!({ "event": "peer_refused", "peer": node.to_string(), "reason": reason }),
+        ),
+        NodeEvent::Registered { address } => (
+            format!("hub: registered as {address}"),
+            json!({ "event": "registered", "address": address.to_string() }),
+        ),
+        NodeEvent::HubLost { reason } => {
+            (format!("hub: lost: {reason}"), json!({ "event": "hub_lost", "reason": reason }))
+        }
+        _ => return None,
+    })
+}
+
+fn failure_notice(notice: &Notice) -> (String, Value) {
+    let (peer, port, cause) = match notice {
+        Notice::FileFailed { peer, error } => {
+            let cause = match error {
+                ReceiveError::Wire(error) => format!("file not received: {error}"),
+                other => format!("file not received: {other}"),
+            };
+            (Some(*peer), pilotage_services::file::PORT, cause)
+        }
+        Notice::StreamFailed { peer, port, error } => (Some(*peer), *port, error.to_string()),
+        Notice::ListenerFailed { port, error } => (None, *port, error.to_string()),
+        _ => (None, 0, "unknown".into()),
+    };
+    let peer = peer.map(|peer| peer.to_string());
+    let text = format!("port {port}: {}: {cause}", peer.as_deref().unwrap_or("listener"));
+    (text, json!({ "event": "failed", "port": port, "peer": peer, "cause": cause }))
+}

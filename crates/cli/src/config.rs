@@ -1,0 +1,265 @@
+//! Settings in force: flag, else environment, else configuration file, else default.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::args::{Global, NodeArgs};
+use crate::error::CliError;
+
+/// Largest configuration file that is read.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// The configuration file (TOML). Every key may be left out; unknown keys are errors.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConfigFile {
+    /// State directory.
+    state: Option<PathBuf>,
+    /// Hub, `HOST[:PORT]`.
+    hub: Option<String>,
+    /// Registry, `HOST:PORT`.
+    registry: Option<String>,
+    /// Beacon, `HOST:PORT`.
+    beacon: Option<String>,
+    /// Name to claim.
+    name: Option<String>,
+    /// UDP address to bind.
+    bind: Option<SocketAddr>,
+    /// Directory for received files.
+    inbox: Option<PathBuf>,
+    /// Hide from other nodes.
+    private: Option<bool>,
+    /// Log filter.
+    log: Option<String>,
+}
+
+/// Where a setting comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    CommandLine,
+    File,
+    Default,
+}
+
+/// Settings after all sources were joined.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) state: PathBuf,
+    pub(crate) hub: Option<String>,
+    pub(crate) registry: Option<String>,
+    pub(crate) beacon: Option<String>,
+    pub(crate) log: Option<String>,
+    /// The file that was read, if there was one.
+    pub(crate) config_path: Option<PathBuf>,
+    pub(crate) file: ConfigFile,
+    state_origin: Origin,
+    from_command_line: Vec<&'static str>,
+}
+
+impl Settings {
+    /// Reads the configuration file, if any, and joins it with the command line.
+    pub(crate) fn load(global: &Global) -> Result<Self, CliError> {
+        let (config_path, file) = load_file(global.config.as_deref())?;
+        let (state, state_origin) = match (&global.state, &file.state) {
+            (Some(dir), _) => (dir.clone(), Origin::CommandLine),
+            (None, Some(dir)) => (dir.clone(), Origin::File),
+            (None, None) => (default_state_dir()?, Origin::Default),
+        };
+        // A hub named on the command line replaces a registry and a beacon of the file.
+        let file_hub = |value: &Option<String>| if global.hub.is_some() { None } else { value.clone() };
+        let mut from_command_line = Vec::new();
+        for (key, given) in [
+            ("hub", global.hub.is_some()),
+            ("registry", global.registry.is_some()),
+            ("beacon", global.beacon.is_some()),
+            ("log", global.log.is_some()),
+        ] {
+            if given {
+                from_command_line.push(key);
+            }
+        }
+        Ok(Self {
+            state,
+            hub: global.hub.clone().or_else(|| file.hub.clone()),
+            registry: global.registry.clone().or_else(|| file_hub(&file.registry)),
+            beacon: global.beacon.clone().or_else(|| file_hub(&file.beacon)),
+            log: global.log.clone().or_else(|| file.log.clone()),
+            config_path,
+            file,
+            state_origin,
+            from_command_line,
+        })
+    }
+
+    /// Whether a hub of some kind is configured.
+    pub(crate) fn has_hub(&self) -> bool {
+        self.hub.is_some() || self.registry.is_some()
+    }
+
+    pub(crate) fn name(&self, args: &NodeArgs) -> Option<String> {
+        // The file's name belongs to the file's identity.
+        let from_file = || if args.ephemeral { None } else { self.file.name.clone() };
+        args.name.clone().or_else(from_file)
+    }
+
+    pub(crate) fn bind(&self, args: &NodeArgs) -> Option<SocketAddr> {
+        args.bind.or(self.file.bind)
+    }
+
+    pub(crate) fn private(&self, args: &NodeArgs) -> bool {
+        args.private || self.file.private.unwrap_or(false)
+    }
+
+    pub(crate) fn inbox(&self, flag: Option<&Path>) -> PathBuf {
+        flag.map(Path::to_owned)
+            .or_else(|| self.file.inbox.clone())
+            .unwrap_or_else(|| self.state.join("inbox"))
+    }
+
+    /// Every setting with its value and origin, for `pilotage config`.
+    pub(crate) fn describe(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        let mut put = |key: &str, value: Value, origin: Origin| {
+            let origin = match origin {
+                Origin::CommandLine => "command line or environment",
+                Origin::File => "file",
+                Origin::Default => "default",
+            };
+            map.insert(key.into(), json!({ "value": value, "origin": origin }));
+        };
+        let of = |key: &str, in_file: bool| {
+            if self.from_command_line.contains(&key) {
+                Origin::CommandLine
+            } else if in_file {
+                Origin::File
+            } else {
+                Origin::Default
+            }
+        };
+        put("state", json!(self.state), self.state_origin);
+        put("hub", json!(self.hub), of("hub", self.file.hub.is_some()));
+        put("registry", json!(self.registry), of("registry", self.registry.is_some()));
+        put("beacon", json!(self.beacon), of("beacon", self.beacon.is_some()));
+        put("log", json!(self.log), of("log", self.file.log.is_some()));
+        put("name", json!(self.file.name), of("name", self.file.name.is_some()));
+        put("bind", json!(self.file.bind), of("bind", self.file.bind.is_some()));
+        put("inbox", json!(self.inbox(None)), of("inbox", self.file.inbox.is_some()));
+        put("private", json!(self.file.private.unwrap_or(false)), of("private", self.file.private.is_some()));
+        map
+    }
+}
+
+/// Reads the file that was named, or the one in the usual place if it is there.
+fn load_file(named: Option<&Path>) -> Result<(Option<PathBuf>, ConfigFile), CliError> {
+    let (path, must_exist) = match named {
+        Some(path) => (path.to_owned(), true),
+        None => match xdg("XDG_CONFIG_HOME", ".config") {
+            Some(dir) => (dir.join("pilotage").join("config.toml"), false),
+            None => return Ok((None, ConfigFile::default())),
+        },
+    };
+    let stage = "configuration";
+    let problem = |cause: String| {
+        CliError::usage(
+            stage,
+            format!("{}: {cause}", path.display()),
+            "correct the file, or name another one with --config FILE",
+        )
+    };
+    let text = match read_bounded(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => {
+            return Ok((None, ConfigFile::default()));
+        }
+        Err(error) => return Err(problem(error.to_string())),
+    };
+    let file = parse(&text).map_err(problem)?;
+    Ok((Some(path), file))
+}
+
+fn parse(text: &str) -> Result<ConfigFile, String> {
+    toml::from_str(text).map_err(|error| error.to_string().trim_end().replace('\n', "\n    "))
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    use io::Read;
+    let mut text = String::new();
+    fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 64 KiB"));
+    }
+    Ok(text)
+}
+
+fn default_state_dir() -> Result<PathBuf, CliError> {
+    xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("pilotage")).ok_or_else(|| {
+        CliError::usage(
+            "state directory",
+            "neither XDG_STATE_HOME nor HOME is set",
+            "name a directory with --state DIR or PILOTAGE_STATE",
+        )
+    })
+}
+
+/// A base directory of the XDG specification; relative values are ignored, as it demands.
+fn xdg(variable: &str, under_home: &str) -> Option<PathBuf> {
+    let absolute = |value: std::ffi::OsString| Some(PathBuf::from(value)).filter(|path| path.is_absolute());
+    env::var_os(variable)
+        .and_then(absolute)
+        .or_else(|| env::var_os("HOME").and_then(absolute).map(|home| home.join(under_home)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, "hub = 'file'\nregistry = 'r:1'\nstate = '/file'\nname = 'bob'\n").unwrap();
+        let mut global = Global { config: Some(path), ..Global::default() };
+        let settings = Settings::load(&global).unwrap();
+        assert_eq!(settings.hub.as_deref(), Some("file"));
+        assert_eq!(settings.registry.as_deref(), Some("r:1"));
+        assert_eq!(settings.state, Path::new("/file"));
+        global.hub = Some("flag".into());
+        global.state = Some("/flag".into());
+        let settings = Settings::load(&global).unwrap();
+        assert_eq!(settings.hub.as_deref(), Some("flag"));
+        assert_eq!(settings.registry, None, "the flag's hub replaces the file's registry");
+        assert_eq!(settings.state, Path::new("/flag"));
+        assert_eq!(settings.describe()["hub"]["origin"], "command line or environment");
+        let mut args = NodeArgs::default();
+        assert_eq!(settings.name(&args).as_deref(), Some("bob"));
+        args.ephemeral = true;
+        assert_eq!(settings.name(&args), None);
+    }
+
+    #[test]
+    fn a_typing_error_in_the_file_is_named() {
+        let error = parse("hubb = 'x'").unwrap_err();
+        assert!(error.contains("hubb"), "{error}");
+        assert!(parse("bind = 'nowhere'").is_err());
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_if_it_was_named() {
+        let global = Global { config: Some("/nonexistent/x.toml".into()), ..Global::default() };
+        assert!(Settings::load(&global).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in "\\PC{0,200}") {
+            let _ = parse(&text);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Starting the node that a command needs.
+
+use std::thread;
+use std::time::Duration;
+
+use pilotage::{Node, Peer};
+use serde_json::{Value, json};
+
+use crate::args::NodeArgs;
+use crate::cmd::Context;
+use crate::error::CliError;
+
+/// Starts a node with the settings in force. It is closed when the command is interrupted.
+pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError> {
+    let settings = &context.settings;
+    let mut builder = Node::builder().public(!settings.private(args));
+    if !args.ephemeral {
+        builder = builder.state_dir(&settings.state);
+    }
+    if let Some(bind) = settings.bind(args) {
+        builder = builder.bind(bind);
+    }
+    if let Some(hub) = &settings.hub {
+        builder = builder.hub(hub);
+    }
+    if let Some(registry) = &settings.registry {
+        builder = builder.registry(registry);
+    }
+    if let Some(beacon) = &settings.beacon {
+        builder = builder.beacon(beacon);
+    }
+    if let Some(name) = settings.name(args) {
+        if !settings.has_hub() {
+            context.output.note(format!("note: the name {name:?} is not claimed, as no hub is configured"));
+        }
+        builder = builder.name(name);
+    }
+    for peer in &args.peers {
+        builder = builder.peer(peer.address, peer.at, peer.key);
+    }
+    let node = builder.start()?;
+    let closing = node.clone();
+    context.stop.on_request(move || closing.close());
+    Ok(node)
+}
+
+/// What a node says about itself in a ready line.
+pub(crate) fn describe(node: &Node) -> Value {
+    json!({
+        "address": node.address().to_string(),
+        "fingerprint": node.fingerprint(),
+        "public_key": hex::encode(node.public_key()),
+        "name": node.name(),
+        "listen": node.local_addr().to_string(),
+        "observed": node.observed_addr().map(|addr| addr.to_string()),
+        "pid": std::process::id(),
+    })
+}
+
+/// The same for people.
+pub(crate) fn describe_text(node: &Node) -> String {
+    let mut text = format!("address      {}\nfingerprint  {}", node.address(), node.fingerprint());
+    if let Some(name) = node.name() {
+        text.push_str(&format!("\nname         {name}"));
+    }
+    text.push_str(&format!("\nlistening    {} (UDP)", node.local_addr()));
+    if let Some(observed) = node.observed_addr() {
+        text.push_str(&format!("\nseen as      {observed}"));
+    }
+    text
+}
+
+/// A name without a hub cannot work: say so before a socket is opened.
+pub(crate) fn check_peer(context: &Context, peer: &Peer) -> Result<(), CliError> {
+    match peer {
+        Peer::Name(name) if !context.settings.has_hub() => Err(CliError::usage(
+            "resolve",
+            format!("the name {name:?} cannot be looked up: no hub is configured"),
+            "name a hub with --hub HOST, or give the peer as ADDRESS@IP:PORT",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the command is asked to end; returns early when `done` says so.
+pub(crate) fn wait_for_stop(context: &Context, mut done: impl FnMut() -> bool) {
+    while !context.stop.requested() && !done() {
+        thread::sleep(Duration::from_millis(50));
+    }
+}

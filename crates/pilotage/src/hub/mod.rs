@@ -1,0 +1,339 @@
+//! The hub as a node sees it: a directory to register with and to ask, behind a small trait.
+//!
+//! Calls block for a bounded time and run on the caller's thread or on the keeper's, never on the
+//! driver's.
+
+mod registry;
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use pilotage_proto::crypto::Identity;
+use pilotage_wire::{Address, NodeId};
+
+/// Longest wait for one answer of the registry.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Idle registry connections kept for the next caller.
+const MAX_IDLE: usize = 4;
+
+/// Why the hub gave no answer that helps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HubError {
+    /// It could not be reached, or did not answer in time.
+    Unreachable {
+        /// Which registry, and what the operating system said.
+        reason: String,
+    },
+    /// It does not know the name or node.
+    NotFound {
+        /// What was asked for.
+        what: String,
+    },
+    /// It refused.
+    Refused {
+        /// Its reason.
+        reason: String,
+    },
+}
+
+impl HubError {
+    /// Whether trying again later, or another hub, may help.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+impl fmt::Display for HubError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { reason } => write!(f, "the hub does not answer: {reason}"),
+            Self::NotFound { what } => write!(f, "the hub does not know the {what}, or may not tell us"),
+            Self::Refused { reason } => write!(f, "the hub refused {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for HubError {}
+
+/// State of the connection with the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HubStatus {
+    /// The registry, as configured (`HOST:PORT`), if any.
+    pub registry: Option<String>,
+    /// The beacon's resolved address, if any.
+    pub beacon: Option<SocketAddr>,
+    /// Whether the registry knows us at present.
+    pub registered: bool,
+    /// The last thing that went wrong, until the next success.
+    pub last_error: Option<String>,
+    /// Time since the registry last answered a registration or heartbeat.
+    pub last_heartbeat: Option<Duration>,
+}
+
+/// What a node tells the registry about itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Register {
+    pub(crate) listen_addr: String,
+    pub(crate) lan_addrs: Vec<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) public: bool,
+}
+
+/// What the registry answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Registered {
+    pub(crate) address: Address,
+    pub(crate) name: Option<String>,
+    pub(crate) name_error: Option<String>,
+}
+
+/// What the registry knows of a node.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) key: Option<[u8; 32]>,
+    pub(crate) name: Option<String>,
+}
+
+/// Where a node can be reached.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Endpoints {
+    pub(crate) public: Option<SocketAddr>,
+    pub(crate) lan: Vec<SocketAddr>,
+}
+
+/// One connection with a registry. Every call is bounded by [`REQUEST_TIMEOUT`] or a little more.
+pub(crate) trait Directory: Send {
+    fn register(&mut self, request: &Register) -> Result<Registered, HubError>;
+    fn heartbeat(&mut self, node: NodeId) -> Result<(), HubError>;
+    fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError>;
+    fn resolve(&mut self, node: NodeId, requester: NodeId) -> Result<Endpoints, HubError>;
+    fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError>;
+}
+
+/// Opens directories; the tests bring their own.
+pub(crate) type Opener = Box<dyn Fn() -> Result<Box<dyn Directory>, HubError> + Send + Sync>;
+
+/// The configured registry, with a small pool of connections for callers.
+pub(crate) struct Hub {
+    pub(crate) registry: String,
+    open: Opener,
+    idle: Mutex<Vec<Box<dyn Directory>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    registered: bool,
+    last_error: Option<String>,
+    last_heartbeat: Option<Instant>,
+    name: Option<String>,
+    /// Our own addresses on the local network, as registered.
+    lan: Vec<SocketAddr>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// The registry at `HOST:PORT`, spoken to with this identity.
+    pub(crate) fn new(registry: String, identity: &Identity) -> Self {
+        let open = registry::opener(registry.clone(), identity.clone());
+        Self::with_opener(registry, open)
+    }
+
+    pub(crate) fn with_opener(registry: String, open: Opener) -> Self {
+        Self { registry, open, idle: Mutex::default(), state: Mutex::default() }
+    }
+
+    pub(crate) fn open(&self) -> Result<Box<dyn Directory>, HubError> {
+        (self.open)()
+    }
+
+    /// Asks with a pooled connection; a connection that has gone stale is replaced once.
+    pub(crate) fn ask<T>(
+        &self,
+        mut question: impl FnMut(&mut dyn Directory) -> Result<T, HubError>,
+    ) -> Result<T, HubError> {
+        let idle = self.idle().pop();
+        if let Some(mut directory) = idle {
+            match question(directory.as_mut()) {
+                Err(error) if error.is_unreachable() => {}
+                answer => {
+                    self.put_back(directory);
+                    return answer;
+                }
+            }
+        }
+        let mut directory = self.open()?;
+        let answer = question(directory.as_mut());
+        if !matches!(&answer, Err(error) if error.is_unreachable()) {
+            self.put_back(directory);
+        }
+        answer
+    }
+
+    fn put_back(&self, directory: Box<dyn Directory>) {
+        let mut idle = self.idle();
+        if idle.len() < MAX_IDLE {
+            idle.push(directory);
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Box<dyn Directory>>> {
+        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn note_registered(&self, registered: &Registered, lan: Vec<SocketAddr>) {
+        let mut state = self.state();
+        state.registered = true;
+        state.last_error = registered.name_error.clone();
+        state.last_heartbeat = Some(Instant::now());
+        state.name = registered.name.clone();
+        state.lan = lan;
+    }
+
+    pub(crate) fn note_alive(&self) {
+        let mut state = self.state();
+        state.registered = true;
+        state.last_error = None;
+        state.last_heartbeat = Some(Instant::now());
+    }
+
+    pub(crate) fn note_error(&self, error: String, still_registered: bool) {
+        let mut state = self.state();
+        state.registered &= still_registered;
+        state.last_error = Some(error);
+    }
+
+    pub(crate) fn name(&self) -> Option<String> {
+        self.state().name.clone()
+    }
+
+    pub(crate) fn lan(&self) -> Vec<SocketAddr> {
+        self.state().lan.clone()
+    }
+
+    pub(crate) fn status(&self, beacon: Option<SocketAddr>) -> HubStatus {
+        let state = self.state();
+        HubStatus {
+            registry: Some(self.registry.clone()),
+            beacon,
+            registered: state.registered,
+            last_error: state.last_error.clone(),
+            last_heartbeat: state.last_heartbeat.map(|at| at.elapsed()),
+        }
+    }
+}
+
+/// Resolves `HOST:PORT`, preferring the family that a socket bound to `local` can reach.
+pub(crate) fn resolve_host(name: &str, local: SocketAddr) -> Result<SocketAddr, String> {
+    let found: Vec<SocketAddr> = name.to_socket_addrs().map_err(|error| error.to_string())?.collect();
+    let usable = |address: &&SocketAddr| address.is_ipv4() || local.is_ipv6();
+    let preferred = found.iter().find(|address| address.is_ipv4()).or_else(|| found.iter().find(usable));
+    preferred.copied().ok_or_else(|| "no address of the family of the local socket".into())
+}
+
+#[cfg(test)]
+pub(crate) mod fake {
+    //! A registry in memory that can be switched off.
+
+    use super::*;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct World {
+        pub(crate) down: bool,
+        pub(crate) entries: HashMap<NodeId, Entry>,
+        pub(crate) opened: usize,
+        pub(crate) registrations: usize,
+        pub(crate) heartbeats: usize,
+    }
+
+    pub(crate) struct Fake(pub(crate) Arc<Mutex<World>>, pub(crate) Address);
+
+    pub(crate) fn hub(world: &Arc<Mutex<World>>, address: Address) -> Hub {
+        let world = world.clone();
+        Hub::with_opener(
+            "fake:1".into(),
+            Box::new(move || {
+                let fake = Fake(world.clone(), address);
+                fake.world()?.opened += 1;
+                Ok(Box::new(fake))
+            }),
+        )
+    }
+
+    impl Fake {
+        fn world(&self) -> Result<MutexGuard<'_, World>, HubError> {
+            let world = self.0.lock().expect("world");
+            if world.down {
+                return Err(HubError::Unreachable { reason: "down".into() });
+            }
+            Ok(world)
+        }
+    }
+
+    impl Directory for Fake {
+        fn register(&mut self, request: &Register) -> Result<Registered, HubError> {
+            self.world()?.registrations += 1;
+            Ok(Registered { address: self.1, name: request.name.clone(), name_error: None })
+        }
+        fn heartbeat(&mut self, _: NodeId) -> Result<(), HubError> {
+            self.world()?.heartbeats += 1;
+            Ok(())
+        }
+        fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError> {
+            let found = self.world()?.entries.get(&node).cloned();
+            found.ok_or_else(|| HubError::NotFound { what: format!("node {node}") })
+        }
+        fn resolve(&mut self, _: NodeId, _: NodeId) -> Result<Endpoints, HubError> {
+            drop(self.world()?);
+            Ok(Endpoints::default())
+        }
+        fn resolve_name(&mut self, name: &str, _: NodeId) -> Result<Address, HubError> {
+            drop(self.world()?);
+            Err(HubError::NotFound { what: format!("name {name:?}") })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn connections_are_reused_and_replaced_when_stale() {
+        let world = Arc::new(Mutex::new(fake::World::default()));
+        let hub = fake::hub(&world, Address::new(0, 99));
+        let ask = || hub.ask(|directory| directory.heartbeat(NodeId(99)));
+        ask().expect("first");
+        ask().expect("second");
+        assert_eq!(world.lock().expect("world").opened, 1);
+        world.lock().expect("world").down = true;
+        assert!(ask().expect_err("down").is_unreachable());
+        world.lock().expect("world").down = false;
+        ask().expect("back");
+        assert_eq!(world.lock().expect("world").opened, 2);
+    }
+
+    #[test]
+    fn host_names_prefer_a_reachable_family() {
+        let v4 = "0.0.0.0:0".parse().expect("address");
+        assert_eq!(resolve_host("127.0.0.1:9001", v4), Ok("127.0.0.1:9001".parse().expect("address")));
+        assert!(resolve_host("[::1]:9001", v4).is_err());
+        assert!(resolve_host("no port", v4).is_err());
+    }
+}

@@ -1,0 +1,76 @@
+//! The registry client behind the [`Directory`] trait.
+
+use pilotage_proto::crypto::Identity;
+use pilotage_registry::client::{Client, ClientError, Registration};
+use pilotage_wire::{Address, NodeId};
+
+use super::{Directory, Endpoints, Entry, HubError, Opener, REQUEST_TIMEOUT, Register, Registered};
+
+struct Connection {
+    client: Client,
+    identity: Identity,
+}
+
+/// Opens connections with the registry at `HOST:PORT`.
+pub(crate) fn opener(registry: String, identity: Identity) -> Opener {
+    Box::new(move || {
+        let client = Client::connect(&registry, REQUEST_TIMEOUT).map_err(explain)?;
+        Ok(Box::new(Connection { client, identity: identity.clone() }))
+    })
+}
+
+impl Directory for Connection {
+    fn register(&mut self, request: &Register) -> Result<Registered, HubError> {
+        let registration = Registration {
+            public_key: self.identity.public_key(),
+            listen_addr: request.listen_addr.clone(),
+            lan_addrs: request.lan_addrs.clone(),
+            hostname: request.name.clone(),
+            public: request.public,
+        };
+        let identity = &self.identity;
+        let done = self.client.register(&registration, &|message| identity.sign(message)).map_err(explain)?;
+        Ok(Registered { address: done.address, name: done.hostname, name_error: done.hostname_error })
+    }
+
+    fn heartbeat(&mut self, node: NodeId) -> Result<(), HubError> {
+        let identity = &self.identity;
+        self.client.heartbeat(node, &|message| identity.sign(message)).map_err(explain).map(drop)
+    }
+
+    fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError> {
+        let found =
+            self.client.lookup(node).map_err(|error| explain_missing(error, format!("node {node}")))?;
+        Ok(Entry { key: found.public_key, name: found.hostname })
+    }
+
+    fn resolve(&mut self, node: NodeId, requester: NodeId) -> Result<Endpoints, HubError> {
+        let identity = &self.identity;
+        let found =
+            self.client.resolve(node, requester, &|message| identity.sign(message)).map_err(explain)?;
+        Ok(Endpoints { public: Some(found.real_addr), lan: found.lan_addrs })
+    }
+
+    fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError> {
+        let found = self.client.resolve_hostname(name, Some(requester));
+        found.map(|found| found.address).map_err(|error| explain_missing(error, format!("name {name:?}")))
+    }
+}
+
+fn explain(error: ClientError) -> HubError {
+    match error {
+        ClientError::Refused { request, reason } => {
+            HubError::Refused { reason: format!("{request}: {reason}") }
+        }
+        error if error.is_transient() => HubError::Unreachable { reason: error.to_string() },
+        error => HubError::Refused { reason: error.to_string() },
+    }
+}
+
+/// A registry answers a question about a node or name that it does not know, or may not show, with a refusal.
+fn explain_missing(error: ClientError, what: String) -> HubError {
+    match error {
+        ClientError::Refused { .. } => HubError::NotFound { what },
+        error => explain(error),
+    }
+}

@@ -1,0 +1,78 @@
+//! Pilotage: streams and datagrams between nodes that have addresses of their own, over one UDP socket.
+//!
+//! # Words
+//!
+//! A [`Node`] has an Ed25519 identity and an [`Address`] that derives from it. [`Node::listen`] opens a
+//! port, [`Node::connect`] opens a [`Stream`] to a port of a [`Peer`], [`Node::bind_datagram`] a
+//! [`DatagramSocket`]. All of them are encrypted and authenticated by the tunnel between the two nodes.
+//!
+//! # Contract
+//!
+//! * Everything is `Send + Sync` and may be used from any thread. One driver thread per node owns the
+//!   socket; it never waits for an application. What an application does not read stays in bounded
+//!   buffers, and the peer is held back.
+//! * Blocking calls block the calling thread only, for a stated time at most. The same calls exist for
+//!   any async runtime; none is needed.
+//! * A node lives as long as a handle on it does (a stream is one). Closing delivers what was written,
+//!   for at most [`LINGER`].
+//! * Nothing is contacted that the caller did not name: without a hub a node only answers and calls
+//!   peers by UDP endpoint.
+//! * Errors name the stage that failed and the next step.
+//! * After `fork` only the parent may use the node: the child has no driver thread. (`exec` is fine:
+//!   socket and lock are closed then.)
+//!
+//! # Example
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use pilotage::{Node, Peer};
+//!
+//! let bind = "127.0.0.1:0".parse()?;
+//! let server = Node::builder().bind(bind).start()?;
+//! let client = Node::builder().bind(bind).start()?;
+//! let listener = server.listen(7)?;
+//! let mut stream = client.connect(Peer::At(server.address(), server.local_addr()), 7)?;
+//! stream.write_all(b"hello")?;
+//! let mut buffer = [0; 5];
+//! listener.accept()?.read_exact(&mut buffer)?;
+//! assert_eq!(&buffer, b"hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod asynch;
+mod builder;
+mod datagram;
+mod driver;
+mod error;
+mod events;
+mod hub;
+mod keeper;
+mod listener;
+mod lookup;
+mod node;
+mod peer;
+mod resolve;
+mod shared;
+mod slot;
+mod state;
+mod stream;
+
+pub use builder::{DEFAULT_HUB_PORT, NodeBuilder};
+pub use datagram::DatagramSocket;
+pub use driver::socket::SocketInfo;
+pub use error::{ConnectFailure, FailureCause, ListenError, Stage, StartError};
+pub use events::{EVENT_CAPACITY, EventReceiver, NodeEvent};
+pub use hub::{HubError, HubStatus};
+pub use listener::Listener;
+pub use node::{LINGER, Node, NodeStats, PingReply};
+pub use peer::{Peer, PeerParseError};
+pub use resolve::ResolvedPeer;
+pub use state::MAX_PINS;
+pub use stream::Stream;
+
+pub use pilotage_proto::crypto::Identity;
+pub use pilotage_proto::{
+    Config as ProtoConfig, ConnectError, ConnectionStats, ControllerKind, DatagramIn, EndpointStats,
+    PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError, TunnelInfo,
+};
+pub use pilotage_wire::{Address, NodeId, SocketAddress};

@@ -1,0 +1,226 @@
+//! From a [`Peer`] as a caller names it to a peer that the endpoint can open a tunnel with.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use pilotage_proto::PeerConfig;
+use pilotage_wire::{Address, NodeId};
+
+use crate::error::{ConnectFailure, FailureCause, Stage};
+use crate::hub::{Endpoints, Hub, HubError};
+use crate::node::NodeInner;
+use crate::peer::Peer;
+use crate::shared::Phase;
+use crate::state::Pin;
+
+/// What is known of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvedPeer {
+    /// Its address.
+    pub address: Address,
+    /// Its Ed25519 key, if the hub, a pin or a tunnel names it.
+    pub key: Option<[u8; 32]>,
+    /// Its UDP endpoint; `None` where only the relay can reach it.
+    pub endpoint: Option<SocketAddr>,
+    /// The name it was found by.
+    pub name: Option<String>,
+}
+
+impl NodeInner {
+    /// Finds a peer without contacting it. Blocks while the hub is asked (each question at most 5 s).
+    pub(crate) fn resolve(&self, peer: &Peer) -> Result<ResolvedPeer, ConnectFailure> {
+        match peer {
+            Peer::Name(name) => {
+                let address = self.resolve_name(name)?;
+                // The hub is asked anyway, and it may know that the peer has moved.
+                Ok(ResolvedPeer { name: Some(name.clone()), ..self.resolve_afresh(address)? })
+            }
+            Peer::Address(address) => match self.known_to_endpoint(*address) {
+                Some(known) => Ok(known),
+                None => self.resolve_afresh(*address),
+            },
+            Peer::At(address, endpoint) => Ok(ResolvedPeer {
+                address: *address,
+                key: self.pin(address.node).map(|pin| pin.key),
+                endpoint: Some(*endpoint),
+                name: None,
+            }),
+        }
+    }
+
+    /// Whether [`NodeInner::resolve`] would have to ask the hub, and thus might block.
+    pub(crate) fn needs_hub(&self, peer: &Peer) -> bool {
+        self.hub.is_some()
+            && match peer {
+                Peer::Name(_) => true,
+                Peer::Address(address) => self.known_to_endpoint(*address).is_none(),
+                Peer::At(..) => false,
+            }
+    }
+
+    /// Finds a peer and introduces it to the endpoint.
+    pub(crate) fn introduce(&self, peer: &Peer) -> Result<Address, ConnectFailure> {
+        let resolved = self.resolve(peer)?;
+        let address = resolved.address;
+        let mut core = self.shared.lock();
+        if core.phase != Phase::Open {
+            return Err(self.failure(pilotage_proto::ConnectError::Closing, peer));
+        }
+        let by_hand = matches!(peer, Peer::At(..));
+        let known = core.endpoint.peer(address.node).and_then(|tunnel| tunnel.key);
+        let config = PeerConfig {
+            address,
+            key: resolved.key.or(known),
+            endpoint: resolved.endpoint,
+            policy: self.policies.get(&address.node).copied().unwrap_or_default(),
+        };
+        if let Err(error) = core.endpoint.add_peer(Instant::now(), config) {
+            drop(core);
+            return Err(self.failure(error, peer));
+        }
+        if by_hand {
+            core.introduced.insert(address.node);
+        }
+        Ok(address)
+    }
+
+    fn resolve_name(&self, name: &str) -> Result<Address, ConnectFailure> {
+        let Some(hub) = &self.hub else {
+            return Err(ConnectFailure::new(
+                Stage::Resolve,
+                FailureCause::NoHub(name.to_owned()),
+                "configure a hub, or give the peer as ADDRESS@IP:PORT",
+            ));
+        };
+        let us = self.shared.lock().endpoint.local_address().node;
+        hub.ask(|directory| directory.resolve_name(name, us)).map_err(|error| hub_failure(hub, error))
+    }
+
+    fn resolve_afresh(&self, address: Address) -> Result<ResolvedPeer, ConnectFailure> {
+        let pin = self.pin(address.node);
+        let found = match &self.hub {
+            Some(hub) => self.ask_hub(hub, address, pin.as_ref()),
+            None => Err(self.failure(pilotage_proto::ConnectError::UnknownPeer, &Peer::Address(address))),
+        };
+        match (found, pin) {
+            // A peer that we met before is tried where it was, whatever the hub does not know.
+            (Err(failure), Some(Pin { key, endpoint: Some(endpoint), .. }))
+                if !matches!(failure.cause, FailureCause::PinMismatch { .. }) =>
+            {
+                Ok(ResolvedPeer { address, key: Some(key), endpoint: Some(endpoint), name: None })
+            }
+            (found, _) => found,
+        }
+    }
+
+    /// A peer with a tunnel, or one that the operator introduced, needs no further question.
+    fn known_to_endpoint(&self, address: Address) -> Option<ResolvedPeer> {
+        let core = self.shared.lock();
+        let tunnel = core.endpoint.peer(address.node)?;
+        if !tunnel.established && self.hub.is_some() && !core.introduced.contains(&address.node) {
+            return None;
+        }
+        let direct = tunnel.path.filter(|path| path.kind == pilotage_proto::PathKind::Direct);
+        let endpoint = direct.map(|path| path.remote).or_else(|| self.introduced.get(&address.node).copied());
+        Some(ResolvedPeer { address, key: tunnel.key, endpoint, name: None })
+    }
+
+    fn ask_hub(
+        &self,
+        hub: &Hub,
+        address: Address,
+        pin: Option<&Pin>,
+    ) -> Result<ResolvedPeer, ConnectFailure> {
+        let us = self.shared.lock().endpoint.local_address().node;
+        let entry =
+            hub.ask(|directory| directory.lookup(address.node)).map_err(|error| hub_failure(hub, error))?;
+        if let (Some(key), Some(pin)) = (entry.key, pin)
+            && key != pin.key
+        {
+            let pins = self.shared.book().location();
+            let hint = format!(
+                "if {address} really has a new identity, remove its entry from {} and try again; otherwise do not trust this hub",
+                pins.display()
+            );
+            return Err(ConnectFailure::new(
+                Stage::Resolve,
+                FailureCause::PinMismatch { address, pins },
+                hint,
+            ));
+        }
+        let endpoints = match hub.ask(|directory| directory.resolve(address.node, us)) {
+            Ok(endpoints) => endpoints,
+            // A node that hides its endpoint may still be met through the relay.
+            Err(error) if !error.is_unreachable() && self.shared.mailbox.beacon().is_some() => {
+                tracing::debug!(%error, %address, "no endpoint; trying the relay");
+                Endpoints::default()
+            }
+            Err(error) => return Err(hub_failure(hub, error)),
+        };
+        let observed = self.shared.lock().endpoint.observed_address();
+        Ok(ResolvedPeer {
+            address,
+            key: entry.key.or(pin.map(|pin| pin.key)),
+            endpoint: choose(&endpoints, observed, &hub.lan()),
+            name: entry.name,
+        })
+    }
+
+    fn pin(&self, node: NodeId) -> Option<Pin> {
+        self.shared.book().get(node).cloned()
+    }
+
+    pub(crate) fn failure(&self, error: pilotage_proto::ConnectError, peer: &Peer) -> ConnectFailure {
+        ConnectFailure::from_core(error, &peer.to_string(), &self.shared.book().location())
+    }
+}
+
+/// The endpoint to try first. Behind one NAT with the peer, its own address is the shorter way, and
+/// the only one where the NAT does not turn packets round (RFC 4787 §6, hairpinning).
+pub(crate) fn choose(
+    endpoints: &Endpoints,
+    observed: Option<SocketAddr>,
+    ours: &[SocketAddr],
+) -> Option<SocketAddr> {
+    let public = endpoints.public?;
+    let same_nat = observed.is_some_and(|observed| observed.ip() == public.ip())
+        && !public.ip().is_loopback()
+        && !ours.iter().any(|own| own.ip() == public.ip());
+    let lan = endpoints.lan.iter().find(|lan| lan.is_ipv4() == public.is_ipv4());
+    if same_nat { lan.copied().or(Some(public)) } else { Some(public) }
+}
+
+fn hub_failure(hub: &Hub, error: HubError) -> ConnectFailure {
+    let hint = match &error {
+        HubError::Unreachable { .. } => {
+            format!("check that the hub at {} runs and is reachable over TCP", hub.registry)
+        }
+        HubError::NotFound { .. } => {
+            "check the name, and that the peer is up and registered with this hub".into()
+        }
+        _ => "ask the peer to be public, or give it as ADDRESS@IP:PORT".into(),
+    };
+    ConnectFailure::new(Stage::Resolve, FailureCause::Hub(error), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn behind_the_same_nat_the_local_address_is_chosen() {
+        let endpoints =
+            Endpoints { public: Some(addr("203.0.113.7:4000")), lan: vec![addr("192.168.1.9:4000")] };
+        let ours = [addr("192.168.1.5:4001")];
+        let same = Some(addr("203.0.113.7:9"));
+        assert_eq!(choose(&endpoints, same, &ours), Some(addr("192.168.1.9:4000")));
+        assert_eq!(choose(&endpoints, Some(addr("198.51.100.1:9")), &ours), endpoints.public);
+        assert_eq!(choose(&endpoints, None, &ours), endpoints.public);
+        assert_eq!(choose(&endpoints, same, &[addr("203.0.113.7:1")]), endpoints.public, "no NAT at all");
+        assert_eq!(choose(&Endpoints::default(), same, &ours), None);
+    }
+}

@@ -1,0 +1,450 @@
+//! What the driver thread and the application's threads share, and the rules for sharing it.
+//!
+//! * [`Core`] (the sans-IO endpoint and who waits for what) lies behind one mutex. The clock is read
+//!   only while that mutex is held, so the endpoint never sees time run backwards.
+//! * Whoever changed the endpoint ends with [`Shared::finish`]: it sends what became ready on the
+//!   caller's own thread (a small request costs no thread switch), hands events on, and wakes the
+//!   driver only where the driver would oversleep a new deadline.
+//! * The mutex is released around every system call and never held while somebody is woken.
+//! * Lock order: core, then peer book, then slots and queues.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event};
+use pilotage_wire::NodeId;
+
+use crate::driver::send::{Pending, SendCounters, SendOutcome, SendSlab};
+use crate::events::{EventHub, NodeEvent};
+use crate::keeper::Mailbox;
+use crate::lookup::Lookup;
+use crate::slot::{Direction, Slot};
+use crate::state::PeerBook;
+
+/// Most batches that one application call sends before it hands over to the driver.
+const APP_BATCHES: usize = 16;
+
+/// Most rounds of "send, then handle events that ask for more to be sent" in one go.
+const EVENT_ROUNDS: usize = 4;
+
+/// Refused peers whose reason is remembered.
+const MAX_REFUSALS: usize = 64;
+
+/// Everything that the threads of one node share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    core: Mutex<Core>,
+    /// The address that the socket is bound to.
+    pub(crate) local: SocketAddr,
+    pub(crate) waker: mio::Waker,
+    pub(crate) counters: SendCounters,
+    pub(crate) events: EventHub,
+    pub(crate) book: Mutex<PeerBook>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// Signalled when the observed address or the phase changes.
+    pub(crate) lifecycle: Slot,
+    pub(crate) started: Instant,
+}
+
+/// The endpoint and who waits for what. Always behind the mutex of [`Shared`].
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) endpoint: Endpoint,
+    /// The right to send; `None` while a thread is sending (it looks again before it stops) and at the end.
+    pub(crate) slab: Option<SendSlab>,
+    pub(crate) connections: HashMap<ConnectionId, Arc<Slot>>,
+    /// Connections without a handle whose last bytes may still be on their way.
+    pub(crate) draining: HashSet<ConnectionId>,
+    pub(crate) listeners: HashMap<u16, Arc<Slot>>,
+    pub(crate) datagram_ports: HashMap<u16, Arc<Slot>>,
+    pub(crate) pings: HashMap<u64, Arc<PendingPing>>,
+    /// Threads that wait until everything written is acknowledged.
+    pub(crate) flush_waits: Vec<(ConnectionId, Arc<Slot>)>,
+    /// Peers that the operator introduced by hand: the hub has no say about them.
+    pub(crate) introduced: HashSet<NodeId>,
+    /// Why peers were refused lately, to explain a key exchange that never ends.
+    pub(crate) refusals: VecDeque<(NodeId, String)>,
+    pub(crate) observed: Option<SocketAddr>,
+    pub(crate) sleep: Sleep,
+    /// An application thread used the core since the driver last went to sleep.
+    pub(crate) app_active: bool,
+    pub(crate) phase: Phase,
+}
+
+/// What the driver thread does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    /// It will look at all deadlines before it sleeps.
+    Awake,
+    /// It sleeps until then, or until the socket or the waker rouses it.
+    Until(Option<Instant>),
+}
+
+/// Life of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Open,
+    /// Written data is being delivered until everything is acknowledged or `deadline`.
+    Closing {
+        deadline: Instant,
+    },
+    Closed,
+}
+
+/// Somebody who waits for the answer to a ping.
+#[derive(Debug)]
+pub(crate) struct PendingPing {
+    pub(crate) peer: NodeId,
+    pub(crate) slot: Slot,
+    pub(crate) answer: Mutex<Option<Result<Duration, ConnectError>>>,
+}
+
+impl PendingPing {
+    fn set(&self, answer: Result<Duration, ConnectError>) {
+        let mut slot = self.answer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if slot.is_none() {
+            *slot = Some(answer);
+        }
+    }
+}
+
+/// Wake-ups collected under the lock and delivered after it is released.
+#[derive(Debug, Default)]
+pub(crate) struct Wakes {
+    slots: Vec<(Arc<Slot>, Direction)>,
+    pings: Vec<Arc<PendingPing>>,
+}
+
+impl Wakes {
+    pub(crate) fn add(&mut self, slot: &Arc<Slot>, direction: Direction) {
+        self.slots.push((slot.clone(), direction));
+    }
+
+    pub(crate) fn deliver(&mut self) {
+        for (slot, direction) in self.slots.drain(..) {
+            slot.signal(direction);
+        }
+        for ping in self.pings.drain(..) {
+            ping.slot.signal(Direction::Read);
+        }
+    }
+}
+
+/// Where a round of sending ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// Nothing more to send now.
+    Idle,
+    /// Another thread is sending and will see what we changed.
+    Elsewhere,
+    /// The budget is used up; there is more.
+    More,
+    /// The socket is full.
+    Blocked,
+}
+
+impl Core {
+    pub(crate) fn new(endpoint: Endpoint, slab: SendSlab) -> Self {
+        Self {
+            endpoint,
+            slab: Some(slab),
+            connections: HashMap::new(),
+            draining: HashSet::new(),
+            listeners: HashMap::new(),
+            datagram_ports: HashMap::new(),
+            pings: HashMap::new(),
+            flush_waits: Vec::new(),
+            introduced: HashSet::new(),
+            refusals: VecDeque::new(),
+            observed: None,
+            sleep: Sleep::Awake,
+            app_active: false,
+            phase: Phase::Open,
+        }
+    }
+
+    /// Makes the slot of a connection that just came to be.
+    pub(crate) fn adopt(&mut self, id: ConnectionId) -> Arc<Slot> {
+        self.connections.entry(id).or_default().clone()
+    }
+
+    /// The last handle of a connection is gone.
+    pub(crate) fn abandon(&mut self, now: Instant, id: ConnectionId) {
+        self.connections.remove(&id);
+        self.flush_waits.retain(|(waiting, _)| *waiting != id);
+        self.endpoint.close(now, id);
+        if !self.endpoint.is_flushed(id) {
+            self.draining.insert(id);
+        }
+    }
+
+    /// Whether nothing that an application wrote is still on its way.
+    pub(crate) fn all_delivered(&mut self) -> bool {
+        let endpoint = &self.endpoint;
+        self.draining.retain(|id| !endpoint.is_flushed(*id));
+        self.draining.is_empty()
+            && self.connections.iter().all(|(id, slot)| slot.is_closed() || endpoint.is_flushed(*id))
+    }
+
+    /// Wakes the threads in `flush_waits` whose connection is flushed or over.
+    fn check_flushed(&mut self, wakes: &mut Wakes) {
+        let endpoint = &self.endpoint;
+        self.flush_waits.retain(|(id, slot)| {
+            let over = slot.is_closed() || endpoint.is_flushed(*id);
+            if over {
+                wakes.add(slot, Direction::Write);
+            }
+            !over
+        });
+    }
+
+    /// Notes why a peer was refused.
+    pub(crate) fn note_refusal(&mut self, node: NodeId, reason: &str) {
+        self.refusals.retain(|(refused, _)| *refused != node);
+        if self.refusals.len() >= MAX_REFUSALS {
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back((node, reason.to_owned()));
+    }
+
+    pub(crate) fn refusal(&self, node: NodeId) -> Option<String> {
+        self.refusals.iter().find(|(refused, _)| *refused == node).map(|(_, reason)| reason.clone())
+    }
+
+    fn driver_oversleeps(&mut self) -> bool {
+        match self.sleep {
+            Sleep::Awake => false,
+            Sleep::Until(wakes_at) => {
+                let deadline = self.endpoint.poll_timeout();
+                deadline.is_some_and(|deadline| wakes_at.is_none_or(|wakes_at| deadline < wakes_at))
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        core: Core,
+        local: SocketAddr,
+        waker: mio::Waker,
+        book: PeerBook,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        Self {
+            core: Mutex::new(core),
+            local,
+            waker,
+            counters: SendCounters::default(),
+            events: EventHub::default(),
+            book: Mutex::new(book),
+            mailbox,
+            lifecycle: Slot::default(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic in another thread must not take every thread of the application down with it.
+        self.core.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn book(&self) -> MutexGuard<'_, PeerBook> {
+        self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(crate) fn wake_driver(&self) {
+        if let Err(error) = self.waker.wake() {
+            tracing::warn!(%error, "the driver could not be woken");
+        }
+    }
+
+    /// Ends a call of the application: sends, hands events on, wakes whom it concerns.
+    pub(crate) fn finish<'a>(&'a self, mut core: MutexGuard<'a, Core>) {
+        let mut wakes = Wakes::default();
+        let pumped;
+        (core, pumped) = self.pump(core, APP_BATCHES, false, &mut wakes);
+        core.app_active = true;
+        let wake = matches!(pumped, Pumped::More | Pumped::Blocked) || core.driver_oversleeps();
+        drop(core);
+        wakes.deliver();
+        if wake {
+            self.wake_driver();
+        }
+    }
+
+    /// Sends up to `budget` batches and handles events. `retry`: also try a batch that was blocked.
+    pub(crate) fn pump<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        budget: usize,
+        retry: bool,
+        wakes: &mut Wakes,
+    ) -> (MutexGuard<'a, Core>, Pumped) {
+        let mut pumped = Pumped::Idle;
+        for _ in 0..EVENT_ROUNDS {
+            (core, pumped) = self.transmit(core, budget, retry);
+            if !self.handle_events(&mut core, wakes) {
+                break;
+            }
+        }
+        core.check_flushed(wakes);
+        (core, pumped)
+    }
+
+    fn transmit<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        budget: usize,
+        retry: bool,
+    ) -> (MutexGuard<'a, Core>, Pumped) {
+        let Some(mut slab) = core.slab.take() else {
+            return (core, Pumped::Elsewhere);
+        };
+        let mut pumped = Pumped::More;
+        if slab.pending.is_some() && !retry {
+            core.slab = Some(slab);
+            return (core, Pumped::Blocked);
+        }
+        for _ in 0..budget {
+            let batch = match slab.pending.take() {
+                Some(batch) => batch,
+                None => match core.endpoint.poll_transmit(Instant::now(), &mut slab.buf) {
+                    Some(transmit) => Pending::from(transmit),
+                    None => {
+                        pumped = Pumped::Idle;
+                        break;
+                    }
+                },
+            };
+            drop(core);
+            let outcome = slab.send(batch, &self.counters);
+            core = self.lock();
+            match outcome {
+                SendOutcome::Done => {}
+                SendOutcome::Blocked => {
+                    pumped = Pumped::Blocked;
+                    break;
+                }
+                SendOutcome::TooBig { destination, size } => {
+                    core.endpoint.on_message_too_big(Instant::now(), destination, size);
+                }
+            }
+        }
+        if core.phase != Phase::Closed {
+            core.slab = Some(slab);
+        }
+        (core, pumped)
+    }
+
+    /// Hands events on; true if handling one may have given the endpoint something to send.
+    fn handle_events(&self, core: &mut Core, wakes: &mut Wakes) -> bool {
+        let mut answered = false;
+        while let Some(event) = core.endpoint.poll_event() {
+            match event {
+                Event::Connected(id) => {
+                    if let Some(slot) = core.connections.get(&id) {
+                        slot.set_connected();
+                        wakes.add(slot, Direction::Write);
+                    }
+                }
+                Event::Readable(id) => {
+                    if let Some(slot) = core.connections.get(&id) {
+                        wakes.add(slot, Direction::Read);
+                    }
+                }
+                Event::Writable(id) => {
+                    if let Some(slot) = core.connections.get(&id) {
+                        wakes.add(slot, Direction::Write);
+                    }
+                }
+                Event::Closed(id) => {
+                    core.draining.remove(&id);
+                    if let Some(slot) = core.connections.get(&id) {
+                        slot.set_closed();
+                        wakes.add(slot, Direction::Read);
+                        wakes.add(slot, Direction::Write);
+                    }
+                }
+                Event::Incoming { port } => {
+                    if let Some(slot) = core.listeners.get(&port) {
+                        wakes.add(slot, Direction::Read);
+                    }
+                }
+                Event::Datagram { port } => {
+                    if let Some(slot) = core.datagram_ports.get(&port) {
+                        wakes.add(slot, Direction::Read);
+                    }
+                }
+                Event::Pong { token, rtt, .. } => {
+                    if let Some(ping) = core.pings.remove(&token) {
+                        ping.set(Ok(rtt));
+                        wakes.pings.push(ping);
+                    }
+                }
+                Event::LookupPeer { node, presented_key, .. } => {
+                    // All zero: a sealed frame came, which presents none.
+                    let key = Some(presented_key).filter(|key| *key != [0; 32]);
+                    answered |= self.on_lookup(core, Lookup { node, key });
+                }
+                other => self.on_tunnel_event(core, other, wakes),
+            }
+        }
+        answered
+    }
+
+    fn on_tunnel_event(&self, core: &mut Core, event: Event, wakes: &mut Wakes) {
+        match event {
+            Event::TunnelUp { peer, handshake } => {
+                if let Some(info) = core.endpoint.peer(peer)
+                    && self.book().on_tunnel_up(&info, !handshake.is_zero())
+                {
+                    self.mailbox.save_soon();
+                }
+                self.events.send(NodeEvent::TunnelUp { peer, handshake });
+            }
+            Event::TunnelDown { peer, reason } => {
+                core.pings.retain(|_, ping| {
+                    if ping.peer == peer {
+                        ping.set(Err(reason));
+                        wakes.pings.push(ping.clone());
+                    }
+                    ping.peer != peer
+                });
+                self.events.send(NodeEvent::TunnelDown { peer, reason });
+            }
+            Event::PathChanged { peer, path } => self.events.send(NodeEvent::PathChanged { peer, path }),
+            _ => {}
+        }
+    }
+
+    /// Marks everything as over and wakes everybody.
+    pub(crate) fn conclude(&self, mut core: MutexGuard<'_, Core>) {
+        let mut wakes = Wakes::default();
+        core.phase = Phase::Closed;
+        // The socket goes with it, so that the port is free although handles may live on.
+        core.slab = None;
+        core.sleep = Sleep::Awake;
+        for slot in core.connections.values() {
+            slot.set_closed();
+            wakes.add(slot, Direction::Read);
+            wakes.add(slot, Direction::Write);
+        }
+        for slot in core.listeners.values().chain(core.datagram_ports.values()) {
+            slot.set_closed();
+            wakes.add(slot, Direction::Read);
+        }
+        for (_, ping) in core.pings.drain() {
+            ping.set(Err(ConnectError::Closing));
+            wakes.pings.push(ping);
+        }
+        core.flush_waits.clear();
+        drop(core);
+        wakes.deliver();
+        self.lifecycle.set_closed();
+        self.lifecycle.signal(Direction::Read);
+        self.mailbox.stop();
+        self.events.send(NodeEvent::Closed);
+    }
+}

@@ -1,0 +1,414 @@
+//! What a node keeps between runs: its identity, the keys it has pinned, and a lock on both.
+//!
+//! * `identity.json`: the key pair, in the reference's format.
+//! * `peers.json`: the peers whose keys are pinned; rewritten whole and atomically.
+//! * `lock`: held while a node runs, with its process id inside.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use pilotage_proto::crypto::Identity;
+use pilotage_proto::{PathKind, TunnelInfo};
+use pilotage_wire::{Address, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::error::StartError;
+
+/// Most pinned peers; beyond it the longest unseen is forgotten, those that only called us first.
+pub const MAX_PINS: usize = 10_000;
+
+/// Largest state file that is read, in bytes: [`MAX_PINS`] entries need a quarter of it.
+const MAX_FILE: u64 = 16 << 20;
+
+/// A state directory that this process has locked. The lock ends with the value.
+#[derive(Debug)]
+pub(crate) struct StateDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StateDir {
+    /// Makes the directory if needed and locks it.
+    pub(crate) fn open(path: &Path) -> Result<Self, StartError> {
+        fs::create_dir_all(path).map_err(|error| {
+            state_error(path, &error, "choose a directory that this user may create and write")
+        })?;
+        let file = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .map_err(|error| state_error(&file, &error, "choose a directory that this user may write"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Only for the message; the content may be anything.
+                let _ = Read::by_ref(&mut lock).take(16).read_to_string(&mut text);
+                let pid = text.trim().parse().unwrap_or(0);
+                return Err(StartError::StateInUse { directory: path.to_owned(), pid });
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(state_error(&file, &error, "use a file system that supports locks"));
+            }
+        }
+        let written = lock.set_len(0).and_then(|()| write!(lock, "{}", std::process::id()));
+        written.map_err(|error| state_error(&file, &error, "free some disk space"))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The identity in `identity.json`; `fresh` is stored if there is none yet.
+    pub(crate) fn identity(
+        &self,
+        fresh: impl FnOnce() -> io::Result<Identity>,
+    ) -> Result<Identity, StartError> {
+        let path = self.path.join("identity.json");
+        match read_bounded(&path) {
+            Ok(text) => parse_identity(&text).map_err(|reason| StartError::State {
+                path,
+                reason,
+                hint: "restore the file from a backup; removing it gives the node a new address",
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let identity = fresh()?;
+                self.store_identity(&identity)?;
+                Ok(identity)
+            }
+            Err(error) => Err(state_error(&path, &error, "make the file readable for this user")),
+        }
+    }
+
+    /// Writes `identity.json`, readable by this user only.
+    pub(crate) fn store_identity(&self, identity: &Identity) -> Result<(), StartError> {
+        let path = self.path.join("identity.json");
+        let stored = StoredIdentity {
+            private_key: STANDARD.encode(private_key(identity)),
+            public_key: STANDARD.encode(identity.public_key()),
+        };
+        serde_json::to_vec_pretty(&stored)
+            .map_err(io::Error::from)
+            .and_then(|json| write_atomically(&path, &json))
+            .map_err(|error| {
+                state_error(&path, &error, "make the directory writable and free some disk space")
+            })
+    }
+
+    /// The pins in `peers.json`.
+    pub(crate) fn peers(&self) -> Result<PeerBook, StartError> {
+        let path = self.path.join("peers.json");
+        let mut book = PeerBook { path: Some(path.clone()), ..PeerBook::default() };
+        let text = match read_bounded(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(book),
+            Err(error) => return Err(state_error(&path, &error, "make the file readable for this user")),
+        };
+        book.load(&text).map_err(|reason| StartError::State {
+            path,
+            reason,
+            hint: "correct the file, or remove it to pin all peers anew",
+        })?;
+        Ok(book)
+    }
+}
+
+/// The reference's format: both as base64, the private key as seed and public key (64 bytes).
+#[derive(Serialize, Deserialize)]
+struct StoredIdentity {
+    private_key: String,
+    public_key: String,
+}
+
+fn private_key(identity: &Identity) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    bytes[..32].copy_from_slice(identity.seed());
+    bytes[32..].copy_from_slice(&identity.public_key());
+    bytes
+}
+
+fn parse_identity(text: &str) -> Result<Identity, String> {
+    let stored: StoredIdentity = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let private =
+        STANDARD.decode(stored.private_key.trim()).map_err(|error| format!("private_key: {error}"))?;
+    let public = STANDARD.decode(stored.public_key.trim()).map_err(|error| format!("public_key: {error}"))?;
+    let seed = match private.len() {
+        32 | 64 => private.first_chunk::<32>().copied(),
+        _ => None,
+    };
+    let seed = seed.ok_or_else(|| format!("private_key: {} bytes instead of 64", private.len()))?;
+    let identity = Identity::from_seed(seed);
+    if public != identity.public_key() {
+        return Err("public_key does not belong to private_key".into());
+    }
+    Ok(identity)
+}
+
+/// What is remembered of one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pin {
+    pub(crate) address: Address,
+    pub(crate) key: [u8; 32],
+    /// Where it was last reached directly.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// Whether we ever called it (rather than it us).
+    pub(crate) called: bool,
+    /// Seconds since 1970.
+    pub(crate) last_seen: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPin {
+    address: String,
+    key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    #[serde(default)]
+    called: bool,
+    #[serde(default)]
+    last_seen: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredBook {
+    version: u32,
+    peers: Vec<StoredPin>,
+}
+
+/// The pinned peers, in memory and, if there is a state directory, in `peers.json`.
+#[derive(Debug, Default)]
+pub(crate) struct PeerBook {
+    pins: HashMap<NodeId, Pin>,
+    path: Option<PathBuf>,
+    dirty: bool,
+}
+
+impl PeerBook {
+    pub(crate) fn get(&self, node: NodeId) -> Option<&Pin> {
+        self.pins.get(&node)
+    }
+
+    /// Where an operator finds the pins, for messages.
+    pub(crate) fn location(&self) -> PathBuf {
+        self.path.clone().unwrap_or_else(|| PathBuf::from("the memory of this process"))
+    }
+
+    /// Learns from an established tunnel; true if there is something new to save.
+    pub(crate) fn on_tunnel_up(&mut self, info: &TunnelInfo, called: bool) -> bool {
+        let Some(key) = info.key.filter(|_| info.authenticated) else {
+            return false;
+        };
+        let direct = info.path.filter(|path| path.kind == PathKind::Direct).map(|path| path.remote);
+        let old = self.pins.get(&info.peer.node);
+        if old.is_some_and(|old| old.key != key) {
+            // The core refuses such a tunnel; a pin is never replaced behind the operator's back.
+            return false;
+        }
+        let pin = Pin {
+            address: info.peer,
+            key,
+            endpoint: direct.or(old.and_then(|old| old.endpoint)),
+            called: called || old.is_some_and(|old| old.called),
+            last_seen: unix_seconds(),
+        };
+        self.insert(pin);
+        self.path.is_some()
+    }
+
+    /// Pins or updates a peer, forgetting another one at the bound.
+    pub(crate) fn insert(&mut self, pin: Pin) {
+        if self.pins.len() >= MAX_PINS && !self.pins.contains_key(&pin.address.node) {
+            // Peers that merely called us go first, so that callers cannot push out our own contacts.
+            let oldest = self.pins.values().min_by_key(|pin| (pin.called, pin.last_seen));
+            if let Some(node) = oldest.map(|pin| pin.address.node) {
+                self.pins.remove(&node);
+            }
+        }
+        self.pins.insert(pin.address.node, pin);
+        self.dirty = true;
+    }
+
+    /// The file and its new content, if anything changed since the last call.
+    pub(crate) fn take_unsaved(&mut self) -> Option<(PathBuf, Vec<u8>)> {
+        let path = self.path.clone().filter(|_| self.dirty)?;
+        let mut pins: Vec<&Pin> = self.pins.values().collect();
+        pins.sort_by_key(|pin| pin.address.node);
+        let peers = pins.into_iter().map(|pin| StoredPin {
+            address: pin.address.to_string(),
+            key: hex::encode(pin.key),
+            endpoint: pin.endpoint,
+            called: pin.called,
+            last_seen: pin.last_seen,
+        });
+        let json = serde_json::to_vec_pretty(&StoredBook { version: 1, peers: peers.collect() }).ok()?;
+        self.dirty = false;
+        Some((path, json))
+    }
+
+    /// The node is closed: nothing is written any more.
+    pub(crate) fn detach(&mut self) {
+        self.path = None;
+    }
+
+    /// A save failed: it is due again.
+    pub(crate) fn mark_unsaved(&mut self) {
+        self.dirty = true;
+    }
+
+    fn load(&mut self, text: &str) -> Result<(), String> {
+        let stored: StoredBook = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if stored.version != 1 {
+            return Err(format!("format version {} is not known to this program", stored.version));
+        }
+        for entry in stored.peers {
+            let address: Address =
+                entry.address.parse().map_err(|error| format!("address {:?}: {error}", entry.address))?;
+            let mut key = [0; 32];
+            hex::decode_to_slice(&entry.key, &mut key)
+                .map_err(|error| format!("key of {address}: {error}"))?;
+            let StoredPin { endpoint, called, last_seen, .. } = entry;
+            self.insert(Pin { address, key, endpoint, called, last_seen });
+        }
+        self.dirty = false;
+        Ok(())
+    }
+}
+
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than any file this program writes"));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Replaces a file so that a crash leaves the old or the new content, never a mixture.
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("json.tmp");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&temporary).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    let result = written.and_then(|()| fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+fn state_error(path: &Path, error: &io::Error, hint: &'static str) -> StartError {
+    StartError::State { path: path.to_owned(), reason: error.to_string(), hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity::from_seed([7; 32])
+    }
+
+    fn pin(node: u32, called: bool, last_seen: u64) -> Pin {
+        Pin { address: Address::new(0, node), key: [node as u8; 32], endpoint: None, called, last_seen }
+    }
+
+    #[test]
+    fn an_identity_is_made_once_and_read_again() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(dir.path()).expect("open");
+        let first = state.identity(|| Ok(identity())).expect("made");
+        let again = state.identity(|| panic!("must be read")).expect("read");
+        assert_eq!(first.public_key(), again.public_key());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = fs::metadata(dir.path().join("identity.json")).expect("file").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn damaged_identities_are_explained() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(dir.path()).expect("open");
+        let other = STANDARD.encode(Identity::from_seed([8; 32]).public_key());
+        let key = STANDARD.encode(private_key(&identity()));
+        for (text, expected) in [
+            ("".to_owned(), "EOF"),
+            ("{}".to_owned(), "private_key"),
+            (format!(r#"{{"private_key":"AAAA","public_key":"{other}"}}"#), "3 bytes instead of 64"),
+            (format!(r#"{{"private_key":"{key}","public_key":"{other}"}}"#), "does not belong"),
+            (format!(r#"{{"private_key":"{key}","public_key":"%"}}"#), "public_key"),
+        ] {
+            fs::write(dir.path().join("identity.json"), &text).expect("write");
+            let error = state.identity(|| panic!("must not be replaced")).expect_err("damaged").to_string();
+            assert!(error.contains(expected) && error.contains("identity.json"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_second_opener_is_told_who_holds_the_directory() {
+        let dir = tempfile::tempdir().expect("directory");
+        let held = StateDir::open(dir.path()).expect("open");
+        match StateDir::open(dir.path()) {
+            Err(StartError::StateInUse { pid, .. }) => assert_eq!(pid, std::process::id()),
+            other => panic!("{other:?}"),
+        }
+        drop(held);
+        StateDir::open(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn pins_survive_a_round_trip() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(dir.path()).expect("open");
+        let mut book = state.peers().expect("empty");
+        assert!(book.take_unsaved().is_none(), "nothing to save yet");
+        let pinned = Pin { endpoint: Some("127.0.0.1:9".parse().expect("address")), ..pin(77, true, 5) };
+        book.insert(pinned.clone());
+        let (path, json) = book.take_unsaved().expect("unsaved");
+        write_atomically(&path, &json).expect("write");
+        assert!(book.take_unsaved().is_none(), "saved");
+        assert_eq!(state.peers().expect("read").get(NodeId(77)), Some(&pinned));
+    }
+
+    #[test]
+    fn damaged_pins_are_refused_not_ignored() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(dir.path()).expect("open");
+        for text in
+            ["x", r#"{"version":2,"peers":[]}"#, r#"{"version":1,"peers":[{"address":"?","key":""}]}"#]
+        {
+            fs::write(dir.path().join("peers.json"), text).expect("write");
+            assert!(matches!(state.peers(), Err(StartError::State { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn at_the_bound_callers_are_forgotten_before_contacts() {
+        let mut book = PeerBook::default();
+        book.insert(pin(1_000_000, true, 0));
+        for node in 0..MAX_PINS as u32 + 5 {
+            book.insert(pin(node, false, u64::from(node) + 1));
+        }
+        assert_eq!(book.pins.len(), MAX_PINS);
+        assert!(book.get(NodeId(1_000_000)).is_some(), "our own contact stays, though oldest");
+        assert!(book.get(NodeId(0)).is_none() && book.get(NodeId(MAX_PINS as u32 + 4)).is_some());
+    }
+}

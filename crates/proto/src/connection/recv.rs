@@ -1,0 +1,433 @@
+//! The receiving half: segments in, acknowledgements owed (spec/stream.md §3, §5, §6).
+
+use pilotage_wire::packet::{Flags, Header};
+use pilotage_wire::sack;
+
+use super::{Connection, Cx, Dialect, Failure, State, WINDOW_UNIT, timers, unwrap_offset};
+use crate::congestion::{AckEvent, Controller};
+use crate::event::ConnectError;
+use crate::tunnel::path::Path;
+
+/// SACK acknowledgements kept for one batch.
+const SACKS_KEPT: usize = 64;
+
+/// What became of a segment, for the endpoint's counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SegmentFate {
+    Accepted,
+    /// Outside of what this connection can mean: dropped.
+    Dropped,
+}
+
+impl Connection {
+    /// Takes one segment that the tunnel has authenticated.
+    pub(crate) fn on_segment(&mut self, hdr: &Header, payload: &[u8], cx: &mut Cx<'_>) -> SegmentFate {
+        self.last_received = cx.now;
+        match self.state {
+            State::Failed(_) => return SegmentFate::Dropped,
+            State::Done => return self.on_late_segment(hdr),
+            _ => {}
+        }
+        if hdr.flags.contains(Flags::RST) {
+            return self.on_rst(hdr, cx);
+        }
+        if hdr.flags.contains(Flags::SYN) {
+            return self.on_syn(hdr, cx);
+        }
+        if self.state == State::SynSent {
+            return SegmentFate::Dropped; // Nothing means anything before the peer's ISN is known.
+        }
+        // Draft "Data transfer": every data segment carries ACK; a reference FIN carries none.
+        let accepted = if hdr.flags.contains(Flags::ACK) { self.on_ack(hdr, payload, cx) } else { Acked::Plain };
+        match accepted {
+            Acked::Invalid => return SegmentFate::Dropped,
+            Acked::Sack => return SegmentFate::Accepted,
+            Acked::Plain => {}
+        }
+        if !payload.is_empty() && hdr.flags.contains(Flags::ACK) {
+            self.on_data(hdr, payload, cx);
+        }
+        if hdr.flags.contains(Flags::FIN) {
+            self.on_fin(hdr, payload.len(), cx);
+        } else if payload.is_empty() {
+            self.on_bare_ack(hdr, cx);
+        }
+        self.maybe_done();
+        SegmentFate::Accepted
+    }
+
+    // ------------------------------------------------------------------ handshake and teardown
+
+    fn on_syn(&mut self, hdr: &Header, cx: &mut Cx<'_>) -> SegmentFate {
+        match self.state {
+            State::SynSent if hdr.flags.contains(Flags::ACK) => {
+                if hdr.ack != self.isn.wrapping_add(1) {
+                    return SegmentFate::Dropped;
+                }
+                self.peer_isn = hdr.seq;
+                if let (1, Some(sent)) = (self.syn_transmissions, self.syn_first_sent) {
+                    cx.path.rtt.update(cx.now.saturating_duration_since(sent)); // Karn: only if sent once
+                }
+                self.take_window(hdr, 0, cx.dialect);
+                self.ack_pending = true;
+                self.establish(cx);
+                SegmentFate::Accepted
+            }
+            // The SYN was repeated, so our answer may have been lost.
+            State::SynReceived if hdr.seq == self.peer_isn => {
+                self.syn_pending = true;
+                SegmentFate::Accepted
+            }
+            // A repeated SYN-ACK says that our last ACK was lost (spec/stream.md §3.4).
+            State::Established if hdr.seq == self.peer_isn => {
+                self.ack_pending = true;
+                SegmentFate::Accepted
+            }
+            _ => SegmentFate::Dropped,
+        }
+    }
+
+    fn establish(&mut self, cx: &Cx<'_>) {
+        self.state = State::Established;
+        self.syn_pending = false;
+        self.timers.handshake = None;
+        self.timers.syn = None;
+        self.backoff = 0;
+        self.progress_at = cx.now;
+        self.rto_base = cx.now;
+        self.notify.connected = true;
+        self.notify.writable = true;
+        self.timers.arm_idle(cx.now, cx.cfg);
+    }
+
+    /// RFC 5961 §3.2: a reset counts only where it can belong to this connection. Reference peers
+    /// send it with zero numbers, which inside an authenticated tunnel is believed from them.
+    fn on_rst(&mut self, hdr: &Header, cx: &mut Cx<'_>) -> SegmentFate {
+        if self.state == State::SynSent {
+            let ours = hdr.ack == self.isn.wrapping_add(1);
+            if !ours && !(hdr.ack == 0 && cx.dialect == Dialect::Draft) {
+                return SegmentFate::Dropped;
+            }
+            self.fail(Failure::Connect(ConnectError::Refused), cx.path);
+            return SegmentFate::Accepted;
+        }
+        let zero = hdr.seq == 0 && hdr.ack == 0 && cx.dialect == Dialect::Draft;
+        let near = self.ack_number();
+        let in_window = unwrap_offset(hdr.seq, near, self.recv.next())
+            .is_some_and(|o| o >= self.recv.next() && o <= self.recv.window_end());
+        if !zero && !in_window {
+            self.ack_pending = true; // challenge acknowledgement
+            return SegmentFate::Dropped;
+        }
+        self.fail(Failure::Reset, cx.path);
+        SegmentFate::Accepted
+    }
+
+    fn on_fin(&mut self, hdr: &Header, payload_len: usize, cx: &mut Cx<'_>) {
+        let near = self.peer_isn.wrapping_add(1).wrapping_add(self.recv.next() as u32);
+        let at = unwrap_offset(hdr.seq, near, self.recv.next()).map(|o| o + payload_len as u64);
+        // Rule C12: any FIN is answered by a bare acknowledgement, never by a FIN.
+        self.ack_pending = true;
+        let Some(at) = at else { return };
+        if self.peer_fin.is_none() && at >= self.recv.next() && at <= self.recv.window_end() {
+            self.peer_fin = Some(at);
+            if cx.dialect == Dialect::Draft && at > self.recv.next() {
+                self.truncate_at = Some(cx.now + timers::TRUNCATE_AFTER);
+            }
+        }
+        self.check_fin_reached(cx);
+    }
+
+    /// The end of the stream counts once everything below it has arrived (ordered FIN).
+    fn check_fin_reached(&mut self, cx: &mut Cx<'_>) {
+        if self.peer_fin_reached || self.peer_fin != Some(self.recv.next()) {
+            return;
+        }
+        self.peer_fin_reached = true;
+        self.truncate_at = None;
+        self.ack_pending = true;
+        self.notify.readable = true;
+        if cx.dialect == Dialect::Draft {
+            // A reference FIN ends both directions: what we still hold will never be read there.
+            self.fin_queued = true;
+            if !self.send.is_empty() && !self.fin_sent {
+                self.notify.writable = true;
+            }
+        }
+    }
+
+    /// Answers to a connection that is over on our side: only FIN deserves one (rule C12).
+    fn on_late_segment(&mut self, hdr: &Header) -> SegmentFate {
+        if hdr.flags.contains(Flags::FIN) && !hdr.flags.contains(Flags::RST) {
+            self.ack_pending = true;
+            return SegmentFate::Accepted;
+        }
+        SegmentFate::Dropped
+    }
+
+    // ------------------------------------------------------------------ acknowledgements of ours
+
+    fn on_ack(&mut self, hdr: &Header, payload: &[u8], cx: &mut Cx<'_>) -> Acked {
+        let una = self.board.una();
+        let Some(ack) = unwrap_offset(hdr.ack, self.seq_of(una), una) else { return Acked::Invalid };
+        if ack > self.board.nxt() {
+            self.ack_pending = true; // RFC 9293 §3.10.7.4: acknowledges what was never sent
+            return Acked::Invalid;
+        }
+        if self.state == State::SynReceived {
+            self.establish(cx);
+        }
+        let (blocks, count) = self.sack_blocks_of(payload, ack);
+        let is_sack = count > 0;
+        let was_closed = self.window_edge < self.board.nxt();
+        self.take_window(hdr, ack, cx.dialect);
+        if was_closed {
+            self.on_answer_while_closed(cx);
+        }
+        if ack > una || is_sack {
+            self.on_progress(ack, &blocks[..count], cx);
+        }
+        if is_sack { Acked::Sack } else { Acked::Plain }
+    }
+
+    /// SACK travels as payload; it counts as such only if every block lies in what is outstanding (spec/wire.md, SACK).
+    fn sack_blocks_of(&self, payload: &[u8], ack: u64) -> ([(u64, u64); sack::MAX_BLOCKS], usize) {
+        let mut out = [(0, 0); sack::MAX_BLOCKS];
+        let Some(blocks) = sack::decode(payload) else { return (out, 0) };
+        let nxt = self.board.nxt();
+        let mut count = 0;
+        for &(left, right) in blocks.as_slice() {
+            let (Some(l), Some(r)) =
+                (unwrap_offset(left, self.seq_of(ack), ack), unwrap_offset(right, self.seq_of(ack), ack))
+            else {
+                return (out, 0);
+            };
+            if l >= r || l < ack || r > nxt {
+                return (out, 0);
+            }
+            if let Some(slot) = out.get_mut(count) {
+                *slot = (l, r);
+                count += 1;
+            }
+        }
+        (out, count)
+    }
+
+    fn on_progress(&mut self, ack: u64, blocks: &[(u64, u64)], cx: &mut Cx<'_>) {
+        let in_flight_before = cx.path.in_flight;
+        let outcome = self.board.on_ack(cx.now, ack, blocks, &mut cx.path.rtt);
+        if outcome.invalid {
+            return;
+        }
+        self.sync_in_flight(cx.path);
+        if outcome.acked_bytes > 0 {
+            if let Some(newest_sent) = outcome.newest_acked_sent {
+                let event = AckEvent {
+                    bytes: outcome.acked_bytes,
+                    newest_sent,
+                    app_limited: outcome.acked_app_limited,
+                    in_flight_before,
+                };
+                cx.path.controller.on_ack(cx.now, &event, &cx.path.rtt);
+            }
+            cx.path.on_delivered(outcome.acked_bytes);
+            self.progress_at = cx.now;
+            self.rto_base = cx.now;
+            self.backoff = 0;
+            if self.board.una() >= self.tail_probe_end {
+                self.tail_probe_out = false;
+            }
+        }
+        if outcome.spurious_bytes > 0 {
+            cx.path.controller.on_spurious_bytes(outcome.spurious_bytes);
+        }
+        if outcome.lost_bytes > 0 {
+            if let Some(sent) = outcome.newest_lost_sent {
+                cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
+            }
+        }
+        if outcome.advanced {
+            let data_acked = ack.min(self.send.end());
+            self.send.on_acked(data_acked);
+            if outcome.fin_acked {
+                self.fin_acked = true;
+            }
+            if self.write_blocked && self.send.free() >= Self::send_wakeup_room(cx) {
+                self.write_blocked = false;
+                self.notify.writable = true;
+            }
+            if self.is_flushed() {
+                self.notify.writable = true;
+            }
+        }
+        if self.board.is_empty() {
+            self.tail_probe_out = false;
+        }
+    }
+
+    /// An acknowledgement came while our window probe is outstanding: the peer lives, its application just does
+    /// not read (RFC 9293 §3.8.6.1). Once the window opens, the probe is repeated at once.
+    fn on_answer_while_closed(&mut self, cx: &mut Cx<'_>) {
+        self.progress_at = cx.now;
+        if self.window_edge >= self.board.nxt() && !self.board.is_empty() {
+            self.board.on_rto(cx.now);
+            self.sync_in_flight(cx.path);
+            self.backoff = 0;
+        }
+    }
+
+    /// Room that makes waking a blocked writer worth it: waking it per segment would cost a switch each.
+    fn send_wakeup_room(cx: &Cx<'_>) -> usize {
+        (cx.cfg.send_buffer / 4).max(1)
+    }
+
+    /// Takes the advertised window (spec/stream.md §4): units of 4,096 bytes; for reference peers also a segment count.
+    pub(super) fn take_window(&mut self, hdr: &Header, ack: u64, dialect: Dialect) {
+        let window = u64::from(hdr.window);
+        match dialect {
+            // Rule C13: a reference peer sends 0 with keepalives and FIN; the edge that was granted stays.
+            Dialect::Draft if window == 0 => {}
+            Dialect::Draft => {
+                self.window_edge = self.window_edge.max(ack + window * WINDOW_UNIT);
+                self.window_segments = window;
+            }
+            Dialect::Pilotage => {
+                self.window_edge = self.window_edge.max(ack + window * WINDOW_UNIT);
+                self.window_segments = u64::MAX;
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------ data
+
+    fn on_data(&mut self, hdr: &Header, payload: &[u8], cx: &mut Cx<'_>) {
+        self.stats.segments_received += 1;
+        let near = self.peer_isn.wrapping_add(1).wrapping_add(self.recv.next() as u32);
+        let Some(offset) = unwrap_offset(hdr.seq, near, self.recv.next()) else {
+            self.note_duplicate();
+            return;
+        };
+        if self.detached && self.is_flushed() {
+            // Nobody will read this: tell the peer instead of swallowing it for ever.
+            self.rst_pending = true;
+            self.fail(Failure::Reset, cx.path);
+            return;
+        }
+        if self.peer_fin.is_some_and(|fin| offset + payload.len() as u64 > fin) {
+            self.ack_pending = true; // bytes beyond the end of the stream
+            return;
+        }
+        let had_unread = self.recv.readable() > 0;
+        let inserted = self.recv.insert(offset, payload);
+        if inserted.duplicate {
+            self.note_duplicate();
+            return;
+        }
+        if inserted.refused {
+            self.ack_pending = true;
+            return;
+        }
+        if inserted.out_of_order || self.hole_announced {
+            // RFC 5681 §4.2: at once while data is missing and when a hole is filled.
+            self.ack_pending = true;
+            if inserted.out_of_order && !self.hole_announced && cx.dialect == Dialect::Draft {
+                self.bare_duplicates = 3; // rule C14: reference senders count only payload-free duplicates
+            }
+            self.hole_announced = inserted.out_of_order;
+            self.keep_sack_if_full();
+        } else {
+            self.unacked_segments += 1;
+            if self.unacked_segments >= 2 {
+                self.ack_pending = true;
+            } else if self.timers.delayed_ack.is_none() {
+                self.timers.delayed_ack = Some(cx.now + cx.cfg.delayed_ack);
+            }
+        }
+        if inserted.advanced {
+            if self.detached {
+                self.discard_unread();
+            } else if !had_unread || self.recv.window() < WINDOW_UNIT as usize {
+                self.notify.readable = true;
+            }
+            self.check_fin_reached(cx);
+        }
+    }
+
+    /// One acknowledgement carries four blocks. If one batch of datagrams brings more, they are kept for several.
+    fn keep_sack_if_full(&mut self) {
+        if self.recv.unreported() < sack::MAX_BLOCKS || self.sacks_kept.len() >= SACKS_KEPT {
+            return;
+        }
+        let mut blocks = [(0, 0); sack::MAX_BLOCKS];
+        let count = self.recv.sack_blocks(&mut blocks);
+        self.recv.mark_reported();
+        self.sacks_kept.push((blocks, count));
+    }
+
+    fn note_duplicate(&mut self) {
+        self.stats.duplicates_received += 1;
+        self.ack_pending = true;
+    }
+
+    /// A segment without payload and FIN: keepalive probes want an answer.
+    fn on_bare_ack(&mut self, hdr: &Header, cx: &Cx<'_>) {
+        let expected = self.ack_number();
+        // RFC 9293 §3.8.4: a number below what we expect asks whether we live.
+        let probe = hdr.seq != expected && (hdr.seq.wrapping_sub(expected) as i32) < 0;
+        // draft-01 facts §6.5: a reference keepalive carries window 0 and is otherwise never answered.
+        let draft_keepalive = cx.dialect == Dialect::Draft && hdr.window == 0;
+        if probe || draft_keepalive {
+            self.ack_pending = true;
+        }
+    }
+
+    pub(super) fn discard_unread(&mut self) {
+        let mut sink = [0u8; 4096];
+        while self.recv.read(&mut sink) > 0 {}
+    }
+
+    // ------------------------------------------------------------------ the window that we advertise
+
+    /// The window field for now, and the edge that it promises.
+    pub(super) fn advertise(&mut self, dialect: Dialect) -> u16 {
+        let units = (self.recv.window() as u64 / WINDOW_UNIT).min(u64::from(u16::MAX));
+        // A reference peer takes 0 for "no limit" (draft-01 facts §6.2).
+        let units = if dialect == Dialect::Draft { units.max(1) } else { units };
+        self.advertised_edge = self.advertised_edge.max(self.recv.next() + units * WINDOW_UNIT);
+        units as u16
+    }
+
+    /// After reading: tells the peer of new room once that is a good part of the buffer (RFC 9293 §3.8.6.2.2).
+    pub(super) fn maybe_update_window(&mut self, cx: &Cx<'_>) {
+        if self.state != State::Established || self.peer_fin.is_some() {
+            return;
+        }
+        let edge = self.recv.next() + self.recv.window() as u64 / WINDOW_UNIT * WINDOW_UNIT;
+        let gained = edge.saturating_sub(self.advertised_edge);
+        let left = self.advertised_edge.saturating_sub(self.recv.next());
+        let quarter = cx.cfg.recv_buffer as u64 / 4;
+        if gained >= quarter.max(WINDOW_UNIT) || (gained > 0 && left < WINDOW_UNIT) {
+            self.ack_pending = true;
+        }
+    }
+
+    /// Rule for reference peers that closed over a hole: the missing bytes will not come.
+    pub(super) fn on_truncate_timeout(&mut self, path: &mut Path) {
+        self.truncate_at = None;
+        if !self.peer_fin_reached {
+            self.rst_pending = true;
+            self.fail(Failure::Truncated, path);
+        }
+    }
+}
+
+/// What the acknowledgement part of a segment was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Acked {
+    /// Nothing special: payload is data.
+    Plain,
+    /// The payload was SACK information.
+    Sack,
+    /// Acknowledges what was never sent.
+    Invalid,
+}

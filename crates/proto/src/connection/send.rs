@@ -1,0 +1,368 @@
+//! The sending half: what goes out next, and why it may (spec/stream.md §3, §4, §6, §7).
+
+use std::ops::Range;
+
+use pilotage_wire::packet::{Flags, HEADER_LEN, Header};
+use pilotage_wire::sack;
+
+use super::{Connection, Cx, Dialect, Failure, State};
+use crate::congestion::Controller;
+
+/// What [`Connection::poll_segment`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SegmentOut {
+    /// A packet of this many bytes (header included) was written.
+    Packet(usize),
+    /// The next packet is longer than `limit`: ask again with a fresh batch.
+    TooLong,
+    /// Data waits for the congestion window or the pacer of the path.
+    PathBlocked,
+    /// Nothing to send.
+    Idle,
+}
+
+/// Where the next payload comes from.
+struct Choice {
+    range: Range<u64>,
+    fin: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    New,
+    Retransmission,
+    Probe,
+}
+
+impl Connection {
+    /// Writes the next packet (header and payload, unsealed) to the start of `space`, with at most `limit` bytes of payload.
+    pub(crate) fn poll_segment(&mut self, cx: &mut Cx<'_>, limit: usize, space: &mut [u8]) -> SegmentOut {
+        if self.rst_pending {
+            self.rst_pending = false;
+            let mut hdr = self.header(Flags::RST | Flags::ACK);
+            hdr.seq = self.seq_of(self.board.nxt());
+            hdr.ack = self.ack_number();
+            return emit(&hdr, 0, space);
+        }
+        match self.state {
+            State::Failed(_) => return SegmentOut::Idle,
+            State::SynSent | State::SynReceived if self.syn_pending => return self.emit_syn(cx, space),
+            State::SynSent | State::SynReceived => return SegmentOut::Idle,
+            State::Established | State::Done => {}
+        }
+        if let Some((blocks, count)) = self.sacks_kept.pop() {
+            return self.emit_sack(&blocks[..count], cx, space);
+        }
+        // SACK rides only on packets without data, so it goes first while there are holes.
+        if self.ack_pending && self.recv.has_holes() {
+            let mut blocks = [(0u64, 0u64); sack::MAX_BLOCKS];
+            let count = self.recv.sack_blocks(&mut blocks);
+            self.recv.mark_reported();
+            self.clear_ack();
+            return self.emit_sack(&blocks[..count], cx, space);
+        }
+        if self.bare_duplicates > 0 {
+            self.bare_duplicates -= 1;
+            return self.emit_bare_ack(cx, space);
+        }
+        let mut blocked = false;
+        if self.state == State::Established {
+            match self.choose(cx, limit) {
+                Chosen::Send(choice) => return self.emit_data(choice, cx, space),
+                Chosen::TooLong => return SegmentOut::TooLong,
+                Chosen::PathBlocked => blocked = true,
+                Chosen::Nothing => {}
+            }
+        }
+        if self.ack_pending {
+            return self.emit_bare_ack(cx, space);
+        }
+        if self.keepalive_pending {
+            return self.emit_keepalive(cx, space);
+        }
+        if blocked { SegmentOut::PathBlocked } else { SegmentOut::Idle }
+    }
+
+    // ------------------------------------------------------------------ which bytes
+
+    fn choose(&mut self, cx: &mut Cx<'_>, limit: usize) -> Chosen {
+        let mss = cx.path.mss();
+        if self.tail_probe {
+            // RFC 8985 §7.3: new data if there is any and the window allows, else the last segment again.
+            if let Some(range) = self.next_new(mss, cx, true) {
+                return self.sized(range, false, Kind::Probe, limit);
+            }
+            let Some(seg) = self.board.probe_candidate() else {
+                self.tail_probe = false;
+                return Chosen::Nothing;
+            };
+            let range = self.split_to_fit(seg.range, seg.fin, mss);
+            return self.sized(range, seg.fin, Kind::Probe, limit);
+        }
+        if let Some(seg) = self.board.next_lost() {
+            let range = self.split_to_fit(seg.range, seg.fin, mss);
+            let len = range.end - range.start;
+            if self.rto_credit == 0
+                && cx.path.controller.send_allowance(cx.path.in_flight) < len
+                && cx.path.in_flight > 0
+            {
+                return Chosen::PathBlocked;
+            }
+            let fin = seg.fin && range.end > self.send.end();
+            return self.sized(range, fin, Kind::Retransmission, limit);
+        }
+        if let Some(range) = self.next_new(mss, cx, false) {
+            let len = range.end - range.start;
+            if !cx.path.may_send(cx.now, len) {
+                return Chosen::PathBlocked;
+            }
+            return self.sized(range, false, Kind::New, limit);
+        }
+        if self.fin_is_due(cx.dialect) {
+            let end = self.send.end();
+            return Chosen::Send(Choice { range: end..end + 1, fin: true, kind: Kind::New });
+        }
+        Chosen::Nothing
+    }
+
+    fn sized(&self, range: Range<u64>, fin: bool, kind: Kind, limit: usize) -> Chosen {
+        if (range.end - range.start - u64::from(fin)) as usize > limit {
+            Chosen::TooLong
+        } else {
+            Chosen::Send(Choice { range, fin, kind })
+        }
+    }
+
+    /// The path's datagrams may have become smaller since the segment was first cut. Its parts start at
+    /// offsets that no earlier segment started at, which reference peers accept (draft-01 facts §6.2).
+    fn split_to_fit(&mut self, range: Range<u64>, fin: bool, mss: usize) -> Range<u64> {
+        let data_end = range.end - u64::from(fin);
+        if (data_end - range.start) as usize <= mss {
+            return range;
+        }
+        let at = range.start + mss as u64;
+        self.board.split(range.start, at);
+        range.start..at
+    }
+
+    /// The next never-sent bytes that both windows and Nagle allow, as one segment.
+    fn next_new(&mut self, mss: usize, cx: &Cx<'_>, probing: bool) -> Option<Range<u64>> {
+        let start = self.send.next();
+        let unsent = self.send.unsent();
+        if unsent == 0 || self.fin_sent || self.board.is_full() {
+            return None;
+        }
+        let outstanding = self.board.len() as u64;
+        let mut allowed = self.window_edge.saturating_sub(start);
+        if outstanding >= self.window_segments {
+            allowed = 0;
+        }
+        if allowed == 0 && self.window_probe {
+            allowed = 1; // RFC 9293 §3.8.6.1
+        }
+        let len = unsent.min(allowed).min(mss as u64);
+        if len == 0 {
+            return None;
+        }
+        let len = self.cut_before_sack_lookalike(start, len);
+        let full = len == mss as u64;
+        // RFC 9293 §3.8.6.2.1: do not dribble into a window smaller than a segment while something is under way.
+        let window_limited = len < unsent && !full;
+        if !full && !self.board.is_empty() && !probing && !self.window_probe {
+            // RFC 896, at most 40 ms (draft "Nagle").
+            let nagle_holds = !self.nodelay && !self.fin_queued && !self.nagle_over;
+            if nagle_holds {
+                self.timers.nagle.get_or_insert(cx.now + super::timers::NAGLE_MAX);
+            }
+            if nagle_holds || (window_limited && allowed < mss as u64 && len > 4) {
+                return None;
+            }
+        }
+        Some(start..start + len)
+    }
+
+    /// Rule C11: a segment must not look like SACK information to a reference peer. Cut inside the four letters.
+    fn cut_before_sack_lookalike(&self, start: u64, len: u64) -> u64 {
+        let mut head = [0u8; 5];
+        if len < 13 {
+            return len; // shorter than any SACK payload
+        }
+        self.send.copy_to(start..start + 5, &mut head);
+        if &head[..4] == b"SACK" && (1..=4).contains(&head[4]) { 3 } else { len }
+    }
+
+    /// Reference peers abandon everything unacknowledged at FIN: they get it only when all was acknowledged.
+    fn fin_is_due(&self, dialect: Dialect) -> bool {
+        self.fin_queued
+            && !self.fin_sent
+            && self.send.unsent() == 0
+            && (dialect == Dialect::Pilotage || self.send.is_empty())
+    }
+
+    // ------------------------------------------------------------------ writing packets
+
+    fn emit_data(&mut self, choice: Choice, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+        let Choice { range, fin, kind } = choice;
+        let data_end = range.end - u64::from(fin);
+        let len = (data_end - range.start) as usize;
+        let Some(target) = space.get_mut(HEADER_LEN..HEADER_LEN + len) else { return SegmentOut::TooLong };
+        self.send.copy_to(range.start..data_end, target);
+        self.timers.nagle = None;
+        self.nagle_over = false;
+        let flags = match (fin, cx.dialect) {
+            (true, Dialect::Draft) => Flags::FIN,
+            (true, Dialect::Pilotage) => Flags::FIN | Flags::ACK,
+            (false, _) => Flags::ACK,
+        };
+        let mut hdr = self.header(flags);
+        hdr.seq = self.seq_of(range.start);
+        if flags.contains(Flags::ACK) {
+            hdr.ack = self.ack_number();
+            hdr.window = self.advertise(cx.dialect);
+            if !self.recv.has_holes() {
+                self.clear_ack();
+            }
+        }
+        let out = emit(&hdr, len, space);
+        self.account_sent(range, fin, kind, cx);
+        out
+    }
+
+    fn account_sent(&mut self, range: Range<u64>, fin: bool, kind: Kind, cx: &mut Cx<'_>) {
+        let bytes = range.end - range.start;
+        let is_new = range.start >= self.board.nxt();
+        if self.board.is_empty() {
+            self.rto_base = cx.now;
+            self.progress_at = cx.now;
+        }
+        self.stats.segments_sent += u64::from(!fin);
+        if is_new {
+            let room_left = cx.path.controller.send_allowance(cx.path.in_flight) > bytes;
+            let app_limited = room_left && self.send.unsent() <= bytes;
+            self.board.on_sent(cx.now, range.clone(), fin, app_limited);
+            if fin {
+                self.fin_sent = true;
+            } else {
+                self.send.mark_sent(range.end);
+            }
+            self.window_probe = false;
+        } else {
+            self.stats.segments_retransmitted += 1;
+            match kind {
+                Kind::Probe => self.board.on_probe(cx.now, range.start),
+                _ => {
+                    self.rto_credit = self.rto_credit.saturating_sub(1);
+                    self.board.on_retransmitted(cx.now, range.start);
+                }
+            }
+        }
+        if kind == Kind::Probe {
+            self.tail_probe = false;
+            self.tail_probe_out = true;
+            self.tail_probe_end = self.board.nxt();
+            self.stats.tail_loss_probes += 1;
+            self.rto_base = cx.now;
+        }
+        self.sync_in_flight(cx.path);
+        cx.path.on_sent(cx.now, bytes);
+    }
+
+    fn emit_syn(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+        self.syn_pending = false;
+        self.syn_transmissions += 1;
+        self.syn_first_sent.get_or_insert(cx.now);
+        self.timers.arm_syn(cx.now, self.syn_transmissions, &cx.path.rtt);
+        let incoming = self.state == State::SynReceived;
+        let mut hdr = self.header(if incoming { Flags::SYN | Flags::ACK } else { Flags::SYN });
+        hdr.seq = self.isn;
+        if incoming {
+            hdr.ack = self.peer_isn.wrapping_add(1);
+        }
+        hdr.window = self.advertise(cx.dialect);
+        emit(&hdr, 0, space)
+    }
+
+    fn emit_sack(&mut self, blocks: &[(u64, u64)], cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+        let base = self.peer_isn.wrapping_add(1);
+        let mut wire = [(0u32, 0u32); sack::MAX_BLOCKS];
+        for (slot, block) in wire.iter_mut().zip(blocks) {
+            *slot = (base.wrapping_add(block.0 as u32), base.wrapping_add(block.1 as u32));
+        }
+        let Some(target) = space.get_mut(HEADER_LEN..) else { return SegmentOut::TooLong };
+        let len = sack::encode(&wire[..blocks.len().min(sack::MAX_BLOCKS)], target);
+        let hdr = self.ack_header(cx);
+        emit(&hdr, len, space)
+    }
+
+    fn emit_bare_ack(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+        let hdr = self.ack_header(cx);
+        self.clear_ack();
+        emit(&hdr, 0, space)
+    }
+
+    /// RFC 9293 §3.8.4: a number just below what the peer expects makes it answer.
+    fn emit_keepalive(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+        self.keepalive_pending = false;
+        let mut hdr = self.ack_header(cx);
+        hdr.seq = hdr.seq.wrapping_sub(1);
+        emit(&hdr, 0, space)
+    }
+
+    fn ack_header(&mut self, cx: &Cx<'_>) -> Header {
+        let mut hdr = self.header(Flags::ACK);
+        hdr.seq = self.seq_of(self.board.nxt());
+        hdr.ack = self.ack_number();
+        hdr.window = self.advertise(cx.dialect);
+        hdr
+    }
+
+    fn clear_ack(&mut self) {
+        self.ack_pending = false;
+        self.unacked_segments = 0;
+        self.timers.delayed_ack = None;
+    }
+
+    // ------------------------------------------------------------------ questions of the tunnel
+
+    /// Whether [`Self::poll_segment`] may have something now.
+    pub(crate) fn wants_to_send(&self) -> bool {
+        if self.rst_pending || self.ack_pending || !self.sacks_kept.is_empty() || self.bare_duplicates > 0 || self.keepalive_pending {
+            return true;
+        }
+        match self.state {
+            State::SynSent | State::SynReceived => self.syn_pending,
+            State::Established => {
+                self.tail_probe
+                    || self.board.has_lost()
+                    || self.send.unsent() > 0
+                    || (self.fin_queued && !self.fin_sent)
+            }
+            State::Done | State::Failed(_) => false,
+        }
+    }
+
+    /// The tunnel was given up before or while this connection lived.
+    pub(crate) fn on_tunnel_failed(&mut self, error: crate::event::ConnectError, path: &mut super::Path) {
+        let failure = match self.state {
+            State::SynSent | State::SynReceived => Failure::Connect(error),
+            _ => Failure::TimedOut,
+        };
+        self.fail(failure, path);
+    }
+}
+
+enum Chosen {
+    Send(Choice),
+    TooLong,
+    PathBlocked,
+    Nothing,
+}
+
+/// Completes a packet whose payload already lies behind the header's place.
+fn emit(hdr: &Header, payload_len: usize, space: &mut [u8]) -> SegmentOut {
+    match hdr.encode(space, payload_len) {
+        Ok(len) => SegmentOut::Packet(len),
+        Err(_) => SegmentOut::TooLong,
+    }
+}

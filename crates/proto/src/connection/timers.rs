@@ -1,0 +1,232 @@
+//! The connection's timers (RFC 6298, RFC 8985 §7, RFC 9293 §3.8): a fixed table, one reason each.
+
+use std::time::{Duration, Instant};
+
+use super::{Connection, Cx, Dialect, Failure, State};
+use crate::config::Config;
+use crate::event::ConnectError;
+use crate::rtt::{RtoClamp, RttEstimator};
+
+/// How long a dropped connection may wait for the peer to end its direction.
+pub(super) const DETACHED_LINGER: Duration = Duration::from_secs(60);
+/// How long bytes may be missing after a reference peer closed (it does not retransmit then).
+pub(super) const TRUNCATE_AFTER: Duration = Duration::from_secs(3);
+/// Shortest tail-loss probe time-out: below it the scheduler of a busy machine looks like loss.
+const TLP_MIN: Duration = Duration::from_millis(5);
+/// Segments sent on a retransmission timeout whatever the window says (RFC 9002 §6.2.4: one or two): with heavy
+/// random loss, one alone is lost so often that the back-off runs away.
+const RTO_SEGMENTS: u8 = 2;
+/// Longest time that Nagle's algorithm holds a small segment back (draft "Nagle").
+pub(super) const NAGLE_MAX: Duration = Duration::from_millis(40);
+/// Longest wait between two SYN.
+const SYN_MAX: Duration = Duration::from_secs(2);
+/// Bound of the back-off exponent: the clamp is reached long before.
+const BACKOFF_MAX: u32 = 10;
+
+/// Deadlines that are set by events; the retransmission timer is computed from the scoreboard.
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    /// Give up the handshake.
+    pub(super) handshake: Option<Instant>,
+    /// Repeat SYN or SYN-ACK.
+    pub(super) syn: Option<Instant>,
+    /// Acknowledge a single segment.
+    pub(super) delayed_ack: Option<Instant>,
+    /// Stop holding a small segment back.
+    pub(super) nagle: Option<Instant>,
+    /// Probe a closed window.
+    pub(super) persist: Option<Instant>,
+    /// Send a keepalive, or give up an idle connection.
+    pub(super) idle: Option<Instant>,
+    /// Give up a connection that no application holds.
+    pub(super) linger: Option<Instant>,
+}
+
+impl Timers {
+    /// SYN retransmission: 1 s without a measured RTT (RFC 6298 §2.1), doubling to 2 s; faster where the RTT is known.
+    /// The low bound makes a handshake at 30 % loss fail once in a thousand times instead of one in fourteen.
+    pub(super) fn arm_syn(&mut self, now: Instant, transmissions: u32, rtt: &RttEstimator) {
+        let base = if rtt.has_sample() { rtt.rto(&RtoClamp::default()) } else { Duration::from_secs(1) };
+        let wait = base * (1 << transmissions.saturating_sub(1).min(3));
+        self.syn = Some(now + wait.min(SYN_MAX));
+    }
+
+    pub(super) fn arm_idle(&mut self, now: Instant, cfg: &Config) {
+        self.idle = Some(now + cfg.keepalive);
+    }
+
+    fn earliest(&self) -> Option<Instant> {
+        [self.handshake, self.syn, self.delayed_ack, self.nagle, self.persist, self.idle, self.linger]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+impl Connection {
+    /// The next time at which something is due. May be early, never late.
+    pub(crate) fn deadline(&self, rtt: &RttEstimator, cfg: &Config) -> Option<Instant> {
+        if matches!(self.state, State::Done | State::Failed(_)) {
+            return None;
+        }
+        [self.timers.earliest(), self.retransmit_deadline(rtt, cfg), self.board.loss_deadline(), self.truncate_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When the retransmission timer fires: as a probe first, then as a timeout (RFC 8985 §7.2).
+    fn retransmit_deadline(&self, rtt: &RttEstimator, cfg: &Config) -> Option<Instant> {
+        if self.board.is_empty() {
+            return None;
+        }
+        if self.probe_possible() {
+            return Some(self.rto_base + self.probe_timeout(rtt));
+        }
+        let rto = rtt.rto(&RtoClamp::default()) * (1 << self.backoff.min(BACKOFF_MAX));
+        // The draft's clamp is 10 s; waiting longer than this would leave too few tries before giving up.
+        Some(self.rto_base + rto.min(RtoClamp::default().max).min(cfg.user_timeout / 8))
+    }
+
+    fn probe_possible(&self) -> bool {
+        !self.tail_probe_out && !self.tail_probe && self.backoff == 0 && !self.board.has_lost()
+    }
+
+    fn probe_timeout(&self, rtt: &RttEstimator) -> Duration {
+        let clamp = RtoClamp::default();
+        if !rtt.has_sample() {
+            return clamp.initial;
+        }
+        let delayed = if self.board.len() <= 1 { crate::config::MAX_ACK_DELAY } else { Duration::ZERO };
+        (rtt.smoothed() * 2 + delayed).max(TLP_MIN).min(rtt.rto(&clamp) + delayed)
+    }
+
+    /// Retransmissions go unanswered: the tunnel may have lost its peer (rule C9).
+    pub(crate) fn suspects_silence(&self) -> bool {
+        self.backoff > 0 || self.syn_transmissions > 1 && self.state == State::SynSent
+    }
+
+    /// Does what is due at `cx.now`; being called early is harmless.
+    pub(crate) fn on_timeout(&mut self, cx: &mut Cx<'_>) {
+        let now = cx.now;
+        if matches!(self.state, State::Done | State::Failed(_)) {
+            return;
+        }
+        if due(&mut self.timers.handshake, now) {
+            // The dialler may believe that it is connected: tell it.
+            self.rst_pending = self.incoming;
+            self.fail(Failure::Connect(ConnectError::Timeout), cx.path);
+            return;
+        }
+        if due(&mut self.timers.linger, now) {
+            self.rst_pending = true;
+            self.fail(Failure::TimedOut, cx.path);
+            return;
+        }
+        if self.truncate_at.is_some_and(|t| t <= now) {
+            self.on_truncate_timeout(cx.path);
+            return;
+        }
+        if due(&mut self.timers.syn, now) {
+            self.syn_pending = true;
+        }
+        if due(&mut self.timers.delayed_ack, now) {
+            self.ack_pending = true;
+        }
+        if due(&mut self.timers.nagle, now) {
+            self.nagle_over = true;
+        }
+        if self.board.loss_deadline().is_some_and(|t| t <= now) {
+            self.on_reordering_timeout(cx);
+        }
+        if self.retransmit_deadline(&cx.path.rtt, cx.cfg).is_some_and(|t| t <= now) {
+            self.on_retransmit_timeout(cx);
+        }
+        if due(&mut self.timers.persist, now) {
+            self.window_probe = true;
+        }
+        if due(&mut self.timers.idle, now) {
+            self.on_idle(cx);
+        }
+    }
+
+    /// RFC 8985 §6.2 step 5: the reordering window of some segment has passed.
+    fn on_reordering_timeout(&mut self, cx: &mut Cx<'_>) {
+        let lost = self.board.detect_losses(cx.now, &cx.path.rtt);
+        self.sync_in_flight(cx.path);
+        if let (true, Some(sent)) = (lost.bytes > 0, lost.newest_sent) {
+            cx.path.on_lost(cx.now, sent, lost.bytes);
+        }
+    }
+
+    fn on_retransmit_timeout(&mut self, cx: &mut Cx<'_>) {
+        // A peer that we hear is given more time than one that is silent.
+        let stalled = cx.now.saturating_duration_since(self.progress_at);
+        let silent = cx.now.saturating_duration_since(self.last_received);
+        let limit = cx.cfg.user_timeout;
+        if (stalled >= limit && silent >= limit) || stalled >= limit * 4 {
+            self.rst_pending = true;
+            self.fail(Failure::TimedOut, cx.path);
+            return;
+        }
+        if self.probe_possible() {
+            self.tail_probe = true;
+            return;
+        }
+        self.stats.timeouts += 1;
+        self.tail_probe = false;
+        self.tail_probe_out = true; // no probe again before something new is acknowledged
+        self.backoff = (self.backoff + 1).min(BACKOFF_MAX);
+        self.rto_base = cx.now;
+        self.rto_credit = RTO_SEGMENTS;
+        let in_flight = cx.path.in_flight;
+        let lost = self.board.on_rto(cx.now);
+        self.sync_in_flight(cx.path);
+        // An unanswered window probe says nothing about the path.
+        let probing_window = self.window_edge < self.board.nxt();
+        if !probing_window {
+            cx.path.on_rto(cx.now, in_flight, lost.bytes >= cx.path.mss() as u64);
+        }
+    }
+
+    /// RFC 9293 §3.8.6.1: the persist timer runs while the peer's window keeps data back and nothing is under way.
+    pub(crate) fn arm_persist(&mut self, cx: &Cx<'_>) {
+        let closed = self.window_edge <= self.send.next();
+        let waiting = self.state == State::Established && self.send.unsent() > 0 && self.board.is_empty();
+        if closed && waiting && !self.window_probe {
+            if self.timers.persist.is_none() {
+                let clamp = RtoClamp::default();
+                let wait = cx.path.rtt.rto(&clamp) * (1 << self.backoff.min(BACKOFF_MAX));
+                self.timers.persist = Some(cx.now + wait.min(clamp.max));
+                self.progress_at = cx.now;
+            }
+        } else if !closed {
+            self.timers.persist = None;
+        }
+    }
+
+    /// Draft: keepalive after 30 s of silence, close after 120 s. Counted from what the peer sent.
+    fn on_idle(&mut self, cx: &mut Cx<'_>) {
+        let silent = cx.now.saturating_duration_since(self.last_received);
+        if silent >= cx.cfg.idle_timeout {
+            self.rst_pending = cx.dialect == Dialect::Pilotage;
+            self.fail(Failure::TimedOut, cx.path);
+            return;
+        }
+        if silent >= cx.cfg.keepalive {
+            self.keepalive_pending = true;
+            self.timers.idle = Some(cx.now + cx.cfg.keepalive);
+        } else {
+            self.timers.idle = Some(self.last_received + cx.cfg.keepalive);
+        }
+    }
+}
+
+/// Takes a deadline that has come.
+fn due(deadline: &mut Option<Instant>, now: Instant) -> bool {
+    if deadline.is_some_and(|t| t <= now) {
+        *deadline = None;
+        return true;
+    }
+    false
+}

@@ -1,0 +1,22 @@
+//! Keys, key agreement and packet protection of draft tunnels (spec/tunnel.md).
+//!
+//! * [`Identity`] and [`verify`]: Ed25519 (RFC 8032), the long-term key of a node.
+//! * [`EphemeralKey`] and [`TunnelKey`]: X25519 (RFC 7748) and HKDF-SHA256 (RFC 5869).
+//! * [`PacketAead`] and [`SessionAead`]: AES-256-GCM (NIST SP 800-38D) in place.
+//!
+//! Nothing here takes ambient randomness: seeds and private keys come in as bytes. Secrets are wiped
+//! when dropped, and no `Debug` output contains one. Nonces are the caller's duty: a (key, nonce)
+//! pair must never seal twice, which for AES-GCM costs both secrecy and authenticity (rules C1, C5).
+
+mod aead;
+mod exchange;
+mod identity;
+
+#[cfg(feature = "aws-lc-rs")]
+pub use aead::AwsLcAes256Gcm;
+pub use aead::{Aes256Gcm, KEY_LEN, NONCE_LEN, PacketAead, RustCryptoAes256Gcm, SessionAead, TAG_LEN};
+pub use exchange::{EphemeralKey, INFO_SECURE, INFO_TUNNEL, TunnelKey, derive};
+pub use identity::{Identity, verify};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,223 @@
+//! Peers: introduction, look-up of strangers, reachability (spec/tunnel.md §2, §6).
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use pilotage_wire::frame::{self, Frame};
+use pilotage_wire::{Address, NodeId};
+
+use super::Endpoint;
+use crate::config::PeerConfig;
+use crate::event::{ConnectError, Event, TunnelInfo};
+use crate::tunnel::{Route, Tunnel};
+
+/// Strangers whose key is being looked up at one time (rule C10).
+const LOOKUPS_MAX: usize = 64;
+/// A look-up without an answer is forgotten after this long.
+const LOOKUP_KEPT: Duration = Duration::from_secs(10);
+/// Punch commands that wait to be sent out.
+const PUNCHES_MAX: usize = 8;
+
+/// A stranger's key exchange frame, kept until its key is known.
+#[derive(Debug)]
+pub(super) struct PendingLookup {
+    frame: Option<Vec<u8>>,
+    route: Route,
+    since: Instant,
+}
+
+/// Addresses to open a NAT mapping towards.
+#[derive(Debug, Default)]
+pub(super) struct Punches(VecDeque<SocketAddr>);
+
+impl Punches {
+    pub(super) fn push_back_bounded(&mut self, to: SocketAddr) {
+        if self.0.len() < PUNCHES_MAX {
+            self.0.push_back(to);
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<SocketAddr> {
+        self.0.pop_front()
+    }
+}
+
+impl Endpoint {
+    /// Sets or removes the beacon: it tells our public address, asks peers to punch, and relays.
+    /// Beacon messages from any other address are dropped (rule C15).
+    pub fn set_beacon(&mut self, now: Instant, beacon: Option<SocketAddr>) {
+        self.beacon_addr = beacon;
+        self.beacon.set_beacon(beacon, now);
+    }
+
+    /// Our address as the beacon saw it, once it answered.
+    pub fn observed_address(&self) -> Option<SocketAddr> {
+        self.beacon.observed()
+    }
+
+    /// Introduces a peer, or updates what is known of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::PinMismatch`] if another key was known for this node id,
+    /// [`ConnectError::LimitReached`] at the bound of peers with all of them in use.
+    pub fn add_peer(&mut self, now: Instant, peer: PeerConfig) -> Result<(), ConnectError> {
+        let node = peer.address.node;
+        if let Some(&index) = self.by_node.get(&node) {
+            let relay = self.beacon_addr;
+            let Some((tunnel, cx)) = split!(self, index, now) else { return Err(ConnectError::UnknownPeer) };
+            let cfg = cx.cfg;
+            tunnel.update(&peer, cfg, relay)?;
+            self.mark_dirty(index, now);
+            return Ok(());
+        }
+        if self.by_node.len() >= self.cfg.max_peers && !self.evict_idle_peer() {
+            return Err(ConnectError::LimitReached);
+        }
+        let tunnel = Box::new(Tunnel::new(&peer, &self.cfg, self.beacon_addr));
+        let index = match self.free_tunnels.pop() {
+            Some(index) => index,
+            None => {
+                self.tunnels.push(None);
+                self.tunnels.len() as u32 - 1
+            }
+        };
+        self.tunnels[index as usize] = Some(tunnel);
+        self.by_node.insert(node, index);
+        Ok(())
+    }
+
+    /// Makes room: drops the peer without connections that was silent longest.
+    fn evict_idle_peer(&mut self) -> bool {
+        let idle = self
+            .by_node
+            .iter()
+            .filter_map(|(node, i)| self.tunnel(*i).map(|t| (node, i, t)))
+            .filter(|(_, _, t)| t.slots.len() == 0)
+            .min_by_key(|(node, _, t)| (t.last_valid, node.0))
+            .map(|(node, i, _)| (*node, *i));
+        let Some((node, index)) = idle else { return false };
+        self.by_node.remove(&node);
+        if let Some(tunnel) = self.tunnels[index as usize].take() {
+            if let Some(at) = tunnel.registered {
+                self.timers.remove(&(at, super::TimerKey::Tunnel(index)));
+            }
+        }
+        self.free_tunnels.push(index);
+        true
+    }
+
+    /// Answers [`Event::LookupPeer`]: what is known of the peer, or `None` to refuse it.
+    pub fn resolve_peer(&mut self, now: Instant, node: NodeId, peer: Option<PeerConfig>) {
+        let pending = self.lookups.remove(&node);
+        let Some(mut peer) = peer else {
+            self.stats.drop_bad_key_exchange += 1;
+            return;
+        };
+        let route = pending.as_ref().map(|p| p.route);
+        if peer.endpoint.is_none() {
+            if let Some(Route::Direct(from)) = route {
+                peer.endpoint = Some(from); // it is where its frame came from; believed only until keys agree
+            }
+        }
+        if let Err(error) = self.add_peer(now, peer) {
+            self.stats.refused += 1;
+            self.events.push_back(Event::TunnelDown { peer: node, reason: error });
+            return;
+        }
+        let Some(&index) = self.by_node.get(&node) else { return };
+        match pending {
+            Some(PendingLookup { frame: Some(stored), route, .. }) => {
+                if let (Ok(Frame::Pila(pila)), Some((tunnel, mut cx))) =
+                    (frame::decode(&stored), split!(self, index, now))
+                {
+                    let fate = tunnel.on_pila(&pila, route, &mut cx);
+                    self.count_fate(fate);
+                }
+            }
+            Some(PendingLookup { frame: None, route, .. }) => {
+                if let Some((tunnel, mut cx)) = split!(self, index, now) {
+                    tunnel.on_frame_without_keys(route, &mut cx);
+                }
+            }
+            None => {}
+        }
+        self.mark_dirty(index, now);
+    }
+
+    /// Remembers a stranger's frame and asks the caller for its key.
+    pub(super) fn request_lookup(
+        &mut self,
+        now: Instant,
+        node: NodeId,
+        presented_key: [u8; 32],
+        route: Route,
+        frame: Option<Vec<u8>>,
+    ) {
+        if let Some(pending) = self.lookups.get_mut(&node) {
+            if frame.is_some() {
+                pending.frame = frame;
+                pending.route = route;
+            }
+            return;
+        }
+        if self.lookups.len() >= LOOKUPS_MAX || self.closing {
+            self.stats.drop_rate_limited += 1;
+            return;
+        }
+        self.lookups.insert(node, PendingLookup { frame, route, since: now });
+        self.events.push_back(Event::LookupPeer { node, presented_key, from: route.remote() });
+    }
+
+    pub(super) fn expire_lookups(&mut self, now: Instant) {
+        self.lookups.retain(|_, p| now.saturating_duration_since(p.since) < LOOKUP_KEPT);
+    }
+
+    /// What is known of one peer.
+    pub fn peer(&self, node: NodeId) -> Option<TunnelInfo> {
+        self.tunnel(*self.by_node.get(&node)?).map(Tunnel::info)
+    }
+
+    /// What is known of all peers, by node id.
+    pub fn peers(&self) -> Vec<TunnelInfo> {
+        let mut all: Vec<_> = self.by_node.values().filter_map(|i| self.tunnel(*i)).map(Tunnel::info).collect();
+        all.sort_by_key(|t| t.peer);
+        all
+    }
+
+    /// Tells that a datagram of `size` bytes did not leave because it is larger than the interface takes.
+    pub fn on_message_too_big(&mut self, _now: Instant, destination: SocketAddr, size: usize) {
+        for tunnel in self.tunnels.iter_mut().flatten() {
+            if tunnel.path.route.is_some_and(|r| r.remote() == destination) {
+                tunnel.on_too_big(size);
+            }
+        }
+    }
+
+    /// Asks the beacon to make both sides punch, when a peer is to be reached.
+    pub(super) fn ask_to_punch(&mut self, now: Instant, node: NodeId) {
+        self.beacon.punch_request(node, now);
+    }
+
+    /// Sends an echo request inside the tunnel and returns its token; [`Event::Pong`] follows if it is answered.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::UnknownPeer`] if the peer was not introduced.
+    pub fn ping(&mut self, now: Instant, peer: Address) -> Result<u64, ConnectError> {
+        if self.closing {
+            return Err(ConnectError::Closing);
+        }
+        let &index = self.by_node.get(&peer.node).ok_or(ConnectError::UnknownPeer)?;
+        let token = self.next_token;
+        self.next_token += 1;
+        let tunnel = self.tunnel_mut(index).ok_or(ConnectError::UnknownPeer)?;
+        tunnel.queue_ping(token);
+        if !tunnel.can_send() {
+            self.ask_to_punch(now, peer.node);
+        }
+        self.mark_dirty(index, now);
+        Ok(token)
+    }
+}

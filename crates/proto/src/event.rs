@@ -1,0 +1,294 @@
+//! What an endpoint reports: events, errors and statistics.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pilotage_wire::{Address, NodeId, SocketAddress};
+
+/// Names one connection of an endpoint. Never reused for another connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+/// Something that happened. Events of one kind about one connection are merged until polled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// An outgoing connection is established.
+    Connected(ConnectionId),
+    /// A connection waits in the accept queue of this local port: call [`Endpoint::accept`](crate::Endpoint::accept).
+    Incoming {
+        /// The listening port.
+        port: u16,
+    },
+    /// New bytes, the end of the stream, or an error can be read.
+    Readable(ConnectionId),
+    /// The send buffer has room again, or writing failed for good.
+    Writable(ConnectionId),
+    /// Both directions are finished and acknowledged, or the connection failed; nothing more will come.
+    Closed(ConnectionId),
+    /// A datagram waits on this local port: call [`Endpoint::recv_datagram`](crate::Endpoint::recv_datagram).
+    Datagram {
+        /// The bound port.
+        port: u16,
+    },
+    /// A control echo came back.
+    Pong {
+        /// Which peer answered.
+        peer: Address,
+        /// What [`Endpoint::ping`](crate::Endpoint::ping) returned.
+        token: u64,
+        /// Time between request and answer.
+        rtt: Duration,
+    },
+    /// A node that we know nothing of wants a tunnel: answer with
+    /// [`Endpoint::resolve_peer`](crate::Endpoint::resolve_peer). At most 64 wait at a time.
+    LookupPeer {
+        /// The node id it claims.
+        node: NodeId,
+        /// The Ed25519 key that it presented (not yet believed).
+        presented_key: [u8; 32],
+        /// Where its frame came from.
+        from: SocketAddr,
+    },
+    /// Keys with this peer were agreed for the first time or anew.
+    TunnelUp {
+        /// The peer.
+        peer: NodeId,
+        /// Time from our first frame to the keys; zero if the peer began.
+        handshake: Duration,
+    },
+    /// No valid frame came from this peer for so long that its tunnel was given up.
+    TunnelDown {
+        /// The peer.
+        peer: NodeId,
+        /// Why.
+        reason: ConnectError,
+    },
+    /// The path to this peer changed (roaming, relay to direct, …).
+    PathChanged {
+        /// The peer.
+        peer: NodeId,
+        /// The path in use now.
+        path: PathInfo,
+    },
+}
+
+/// How datagrams reach a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathKind {
+    /// Straight to the peer's UDP address.
+    Direct,
+    /// Through the beacon's relay.
+    Relay,
+}
+
+/// The path in use and its measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathInfo {
+    /// Direct or relayed.
+    pub kind: PathKind,
+    /// Where datagrams are sent: the peer, or the beacon.
+    pub remote: SocketAddr,
+    /// Smoothed round-trip time; zero before the first sample.
+    pub rtt: Duration,
+    /// Lowest round-trip time seen.
+    pub min_rtt: Duration,
+    /// Largest UDP payload known to pass, in bytes.
+    pub datagram_size: usize,
+    /// Congestion window, in bytes.
+    pub congestion_window: u64,
+    /// Bytes in flight.
+    pub in_flight: u64,
+}
+
+/// Why a connection could not be made, or a tunnel was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The peer was never introduced with [`Endpoint::add_peer`](crate::Endpoint::add_peer).
+    #[error("peer unknown: resolve its address first")]
+    UnknownPeer,
+    /// There is neither an address nor a relay to reach the peer by.
+    #[error("no way to reach the peer: it has no known address and no beacon is configured")]
+    NoPath,
+    /// No authenticated key exchange in time.
+    #[error("key exchange: no valid answer from the peer in time")]
+    HandshakeTimeout,
+    /// The tunnel is up but the port never answered.
+    #[error("connect: the peer's port did not answer in time")]
+    Timeout,
+    /// Nothing listens on the port.
+    #[error("connect: refused, nothing listens on that port")]
+    Refused,
+    /// The peer's key is not the one that we pinned.
+    #[error("key exchange: the peer presented another key than the pinned one")]
+    PinMismatch,
+    /// A local limit (connections, peers, ports) is reached.
+    #[error("connect: local limit reached")]
+    LimitReached,
+    /// The endpoint is closing.
+    #[error("connect: the node is closing")]
+    Closing,
+}
+
+/// Why bytes cannot be read now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// Nothing to read yet: wait for [`Event::Readable`].
+    #[error("nothing to read yet")]
+    Blocked,
+    /// The peer reset the connection.
+    #[error("connection reset by the peer")]
+    Reset,
+    /// The peer ended the stream before all announced bytes had come (reference peers do).
+    #[error("the peer closed the stream before all bytes had arrived")]
+    Truncated,
+    /// No sign of life from the peer within the bound.
+    #[error("connection timed out: no answer from the peer")]
+    TimedOut,
+    /// The connection could not be made.
+    #[error(transparent)]
+    Connect(ConnectError),
+    /// The handle names no connection (any more).
+    #[error("no such connection")]
+    Unknown,
+}
+
+/// Why bytes cannot be written now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The send buffer is full: wait for [`Event::Writable`].
+    #[error("send buffer full")]
+    Blocked,
+    /// The write half was shut down by us.
+    #[error("write half is shut down")]
+    Finished,
+    /// The peer reset the connection or ended both directions.
+    #[error("connection reset by the peer")]
+    Reset,
+    /// No sign of life from the peer within the bound.
+    #[error("connection timed out: no answer from the peer")]
+    TimedOut,
+    /// The connection could not be made.
+    #[error(transparent)]
+    Connect(ConnectError),
+    /// The handle names no connection (any more).
+    #[error("no such connection")]
+    Unknown,
+}
+
+/// Why a datagram was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendDatagramError {
+    /// The peer is unknown or unreachable.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Larger than the path carries; `max` bytes would fit now.
+    #[error("datagram too large: at most {max} bytes fit this path now")]
+    TooLarge {
+        /// Bytes that fit now.
+        max: usize,
+    },
+    /// The bounded send queue is full: the datagram was dropped and counted.
+    #[error("datagram queue full")]
+    QueueFull,
+    /// Empty datagrams are not delivered by draft peers (draft-01 facts §7).
+    #[error("a datagram needs at least one byte")]
+    Empty,
+}
+
+/// A received datagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatagramIn {
+    /// Who sent it, with its source port.
+    pub from: SocketAddress,
+    /// The payload.
+    pub data: Vec<u8>,
+}
+
+/// Counters of one connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionStats {
+    /// Stream bytes written by the application and acknowledged by the peer.
+    pub bytes_acked: u64,
+    /// Stream bytes delivered in order.
+    pub bytes_received: u64,
+    /// Data segments sent, retransmissions included.
+    pub segments_sent: u64,
+    /// Data segments received, duplicates included.
+    pub segments_received: u64,
+    /// Data segments sent again.
+    pub segments_retransmitted: u64,
+    /// Retransmission timeouts.
+    pub timeouts: u64,
+    /// Tail loss probes sent.
+    pub tail_loss_probes: u64,
+    /// Duplicate segments received.
+    pub duplicates_received: u64,
+}
+
+/// What is known of one tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelInfo {
+    /// The peer's address.
+    pub peer: Address,
+    /// The peer's Ed25519 key, if known.
+    pub key: Option<[u8; 32]>,
+    /// Whether keys are agreed.
+    pub established: bool,
+    /// Whether the key exchange was authenticated.
+    pub authenticated: bool,
+    /// Whether the peer showed that it is Pilotage.
+    pub pilotage: bool,
+    /// Frames sealed under the current keys.
+    pub frames_sealed: u64,
+    /// The path in use, once there is one.
+    pub path: Option<PathInfo>,
+    /// Open connections in it.
+    pub connections: usize,
+}
+
+/// Counters of an endpoint. Every silent drop has one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EndpointStats {
+    /// Datagrams received.
+    pub datagrams_received: u64,
+    /// Datagrams sent.
+    pub datagrams_sent: u64,
+    /// Bytes received in datagrams.
+    pub bytes_received: u64,
+    /// Bytes sent in datagrams.
+    pub bytes_sent: u64,
+    /// Dropped: not a frame or packet at all.
+    pub drop_malformed: u64,
+    /// Dropped: plaintext or anonymous key exchange that nobody allowed (rule C6).
+    pub drop_not_allowed: u64,
+    /// Dropped: sealed frame that did not open.
+    pub drop_unauthentic: u64,
+    /// Dropped: replayed or too old.
+    pub drop_replay: u64,
+    /// Dropped: sealed frame of a peer without keys.
+    pub drop_no_session: u64,
+    /// Dropped: inner source or destination does not belong (rule C4).
+    pub drop_misaddressed: u64,
+    /// Dropped: key exchange over the rate limit (rule C10).
+    pub drop_rate_limited: u64,
+    /// Dropped: key exchange with a bad signature or a wrong key.
+    pub drop_bad_key_exchange: u64,
+    /// Dropped: beacon message from elsewhere than the beacon (rule C15).
+    pub drop_beacon: u64,
+    /// Dropped: received datagram while the port's queue was full.
+    pub drop_datagram_queue: u64,
+    /// Dropped: segment for no connection, or out of window.
+    pub drop_segment: u64,
+    /// Connections refused for a limit.
+    pub refused: u64,
+    /// Keys agreed.
+    pub handshakes: u64,
+}

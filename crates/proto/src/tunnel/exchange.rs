@@ -1,0 +1,407 @@
+//! Key exchange with one peer: PILA out, PILA in, re-keying, healing after a restart (spec/tunnel.md §3, §6).
+//!
+//! 1. The side that wants keys sends PILA with the *request* flag, and repeats it.
+//! 2. The other derives a session, answers with PILA and the *answer* flag.
+//! 3. First contact: both send under the session at once. Otherwise the session is a *candidate* (rule C2)
+//!    until a frame opens under it; the side that asked sends an echo request under it, which makes the
+//!    other's first frame.
+//!
+//! An answer is never answered, so two sides cannot keep each other busy.
+
+use std::time::{Duration, Instant};
+
+use pilotage_wire::frame::{self, PILA_LEN, Pila, PilaTrailer};
+use rand_core::Rng;
+
+use super::{CANDIDATE_KEPT, PREVIOUS_KEPT, Route, Session, Tunnel, TunnelCx};
+use crate::connection::Dialect;
+use crate::crypto::{self, EphemeralKey};
+use crate::event::{ConnectError, Event};
+
+/// Version of our dialect, carried in the trailer of PILA (spec/tunnel.md §3.4).
+const DIALECT_VERSION: u8 = 1;
+/// First wait for an answer; doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// Longest wait between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// From this try on the relay is used beside the direct route.
+const RELAY_FROM: u32 = 1;
+/// From this try on each one carries a fresh key: a reference peer that already has a session with us
+/// answers only when the key changed (draft-01 facts §5, point 3).
+const FRESH_KEY_FROM: u32 = 3;
+/// Answers that one peer gets in a row; then one a second (rules C1, C2).
+const ANSWER_BURST: u32 = 4;
+/// Longest wait between two tries to revive a silent peer (rule C9).
+const REVIVE_MAX: Duration = Duration::from_secs(4);
+
+/// A key exchange frame ready to send.
+#[derive(Debug)]
+pub(crate) struct ExchangeFrame {
+    pub(crate) route: Route,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What is under way with one peer.
+#[derive(Debug, Default)]
+pub(crate) struct KeyExchange {
+    /// Our key pair for this peer: fresh for the peer and the process (rule C5).
+    local: Option<EphemeralKey>,
+    /// A newer pair that the peer has been told of but has not used yet.
+    rekey: Option<EphemeralKey>,
+    /// When we began to want keys, and until when we try.
+    started: Option<Instant>,
+    give_up_at: Option<Instant>,
+    attempt: u32,
+    retry_at: Option<Instant>,
+    answers_left: u32,
+    answers_refilled: Option<Instant>,
+    /// We asked and the session that comes of it has to be confirmed by us.
+    asked: bool,
+    outbox: Vec<ExchangeFrame>,
+}
+
+impl KeyExchange {
+    pub(crate) fn stop(&mut self) {
+        self.started = None;
+        self.give_up_at = None;
+        self.retry_at = None;
+        self.attempt = 0;
+        self.outbox.clear();
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        [self.retry_at, self.give_up_at].into_iter().flatten().min()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.started.is_some()
+    }
+
+    pub(crate) fn has_frame(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    pub(crate) fn next_frame(&mut self) -> Option<ExchangeFrame> {
+        if self.outbox.is_empty() { None } else { Some(self.outbox.remove(0)) }
+    }
+
+    fn may_answer(&mut self, now: Instant) -> bool {
+        match self.answers_refilled {
+            None => self.answers_left = ANSWER_BURST,
+            Some(at) => {
+                let seconds = now.saturating_duration_since(at).as_secs() as u32;
+                if seconds == 0 && self.answers_left == 0 {
+                    return false;
+                }
+                self.answers_left = self.answers_left.saturating_add(seconds).min(ANSWER_BURST);
+                if seconds == 0 {
+                    self.answers_left -= 1;
+                    return true;
+                }
+            }
+        }
+        self.answers_refilled = Some(now);
+        self.answers_left = self.answers_left.saturating_sub(1);
+        true
+    }
+}
+
+/// What became of a key exchange frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExchangeFate {
+    Accepted,
+    BadKey,
+    BadSignature,
+    NotAllowed,
+}
+
+impl Tunnel {
+    /// Something waits and there are no keys: begins the exchange unless it is under way.
+    pub(crate) fn want_keys(&mut self, cx: &mut TunnelCx<'_>) {
+        if self.can_send() || self.exchange.started.is_some() {
+            return;
+        }
+        self.exchange.started = Some(cx.now);
+        self.exchange.give_up_at = Some(cx.now + cx.cfg.connect_timeout);
+        self.exchange.attempt = 0;
+        self.ask(cx);
+    }
+
+    /// Sends the request and plans the next one.
+    fn ask(&mut self, cx: &mut TunnelCx<'_>) {
+        let attempt = self.exchange.attempt;
+        if attempt >= FRESH_KEY_FROM && self.dialect == Dialect::Draft {
+            let fresh = new_key(cx);
+            if self.current.is_some() {
+                self.exchange.rekey = Some(fresh);
+            } else {
+                self.exchange.local = Some(fresh);
+            }
+        }
+        self.exchange.asked = true;
+        let relay = cx.relay.map(Route::Relay);
+        let direct = match self.path.route {
+            Some(Route::Direct(a)) => Some(a),
+            _ => self.introduced,
+        };
+        if let Some(to) = direct {
+            self.queue_pila(Route::Direct(to), PilaTrailer::REQUEST, cx);
+        }
+        if let (Some(route), true) = (relay, direct.is_none() || attempt >= RELAY_FROM) {
+            self.queue_pila(route, PilaTrailer::REQUEST, cx);
+        }
+        self.exchange.attempt += 1;
+        let wait = (RETRY_FIRST * (1 << attempt.min(8))).min(RETRY_MAX);
+        self.exchange.retry_at = Some(cx.now + wait);
+    }
+
+    /// The key pair that new sessions are derived from: the newest that the peer was told of.
+    fn exchange_key(&mut self, cx: &mut TunnelCx<'_>) -> &EphemeralKey {
+        if self.exchange.rekey.is_none() && self.exchange.local.is_none() {
+            self.exchange.local = Some(new_key(cx));
+        }
+        match (&self.exchange.rekey, &self.exchange.local) {
+            (Some(k), _) | (None, Some(k)) => k,
+            (None, None) => unreachable!("a key was just made"),
+        }
+    }
+
+    fn queue_pila(&mut self, route: Route, flags: u64, cx: &mut TunnelCx<'_>) {
+        if self.exchange.outbox.len() >= 4 {
+            return;
+        }
+        let x25519 = self.exchange_key(cx).public();
+        let sender = cx.local.node;
+        let signature = cx.identity.sign(&frame::pila_signed_message(sender, &x25519));
+        let mut trailer = [0u8; 32];
+        let trailer_len =
+            PilaTrailer { capabilities: 0, flags, pilotage: Some(DIALECT_VERSION) }.encode(&mut trailer);
+        let pila = Pila {
+            sender,
+            x25519,
+            ed25519: cx.identity.public_key(),
+            signature,
+            trailer: &trailer[..trailer_len],
+        };
+        let mut bytes = vec![0; PILA_LEN + trailer_len];
+        if let Ok(len) = frame::encode_pila(&pila, &mut bytes) {
+            bytes.truncate(len);
+            self.exchange.outbox.push(ExchangeFrame { route, bytes });
+        }
+    }
+
+    /// A PILA of this peer arrived. The caller has checked rate limits (rule C10).
+    pub(crate) fn on_pila(&mut self, pila: &Pila<'_>, route: Route, cx: &mut TunnelCx<'_>) -> ExchangeFate {
+        match self.key {
+            Some(key) if key != pila.ed25519 => return ExchangeFate::BadKey,
+            Some(_) => {}
+            None => return ExchangeFate::NotAllowed, // the endpoint looks the key up first
+        }
+        let trailer = PilaTrailer::decode(pila.trailer);
+        let wants_answer = trailer.flags & PilaTrailer::ANSWER == 0;
+        let known = self.current.as_ref().is_some_and(|s| s.peer_public == pila.x25519);
+        if known && self.exchange.rekey.is_none() {
+            // Rule C1: nothing changes; the peer may have missed our frame.
+            if wants_answer && self.exchange.may_answer(cx.now) {
+                self.queue_pila(route, PilaTrailer::ANSWER, cx);
+            }
+            return ExchangeFate::Accepted;
+        }
+        let message = frame::pila_signed_message(pila.sender, &pila.x25519);
+        if !crypto::verify(&pila.ed25519, &message, &pila.signature) {
+            return ExchangeFate::BadSignature;
+        }
+        if trailer.pilotage.is_some() {
+            self.dialect = Dialect::Pilotage;
+        }
+        self.authenticated = true;
+        self.adopt_key(pila.x25519, route, wants_answer, cx);
+        ExchangeFate::Accepted
+    }
+
+    /// An anonymous PILK arrived: only by explicit permission, and never once a key is known (rule C6).
+    pub(crate) fn on_pilk(
+        &mut self,
+        x25519: [u8; 32],
+        route: Route,
+        cx: &mut TunnelCx<'_>,
+    ) -> ExchangeFate {
+        if !self.policy.allow_unauthenticated || self.key.is_some() {
+            return ExchangeFate::NotAllowed;
+        }
+        let known = self.current.as_ref().is_some_and(|s| s.peer_public == x25519);
+        if !known {
+            self.adopt_key(x25519, route, true, cx);
+        }
+        ExchangeFate::Accepted
+    }
+
+    fn adopt_key(&mut self, peer_public: [u8; 32], route: Route, answer: bool, cx: &mut TunnelCx<'_>) {
+        let already = self.candidate.as_ref().is_some_and(|(s, _)| s.peer_public == peer_public);
+        let local_public = self.exchange_key(cx).public();
+        let same = already && self.candidate.as_ref().is_some_and(|(s, _)| s.local_public == local_public);
+        if !same {
+            let random = random4(cx);
+            let Some(session) = Session::new(self.exchange_key(cx), peer_public, random, cx.now) else {
+                cx.stats.drop_bad_key_exchange += 1;
+                return;
+            };
+            let confirmed = self.current.as_ref().is_some_and(|s| s.confirmed);
+            if confirmed {
+                self.candidate = Some((session, cx.now + CANDIDATE_KEPT));
+            } else {
+                self.first_contact(session, route, cx);
+            }
+        }
+        if answer && self.exchange.may_answer(cx.now) {
+            self.queue_pila(route, PilaTrailer::ANSWER, cx);
+        }
+        if self.exchange.asked {
+            // We asked: it is on us to show the new keys first.
+            // First contact needs no extra frame where data follows anyway.
+            let wait = if self.candidate.is_some() { Duration::ZERO } else { Duration::from_millis(100) };
+            self.control.confirm_at = Some(cx.now + wait);
+            self.control.confirm_tries = 0;
+        }
+    }
+
+    /// No confirmed session: the new keys serve at once (rule C2, "first contact").
+    fn first_contact(&mut self, session: Session, route: Route, cx: &mut TunnelCx<'_>) {
+        let replaced = self.current.replace(session);
+        if let Some(old) = replaced {
+            self.previous = Some((old, cx.now + PREVIOUS_KEPT));
+        }
+        if self.exchange.rekey.is_some() {
+            self.exchange.local = self.exchange.rekey.take();
+        }
+        if self.path.route.is_none() || (self.path.route != Some(route) && self.path.bytes_sent == 0) {
+            // The answer shows which of the routes works; prefer direct if both do.
+            let relayed = matches!(route, Route::Relay(_));
+            let direct_heard = self.path.direct_heard.is_some();
+            if !(relayed && direct_heard) {
+                self.path = super::Path::new(Some(route), cx.cfg);
+            }
+        }
+        if matches!(route, Route::Direct(_)) {
+            self.path.direct_heard = Some(cx.now);
+        }
+        let handshake =
+            self.exchange.started.map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
+        if self.exchange.attempt == 1 && !handshake.is_zero() {
+            self.path.rtt.update(handshake); // asked once, so the answer is to that (Karn)
+        }
+        self.exchange.stop_asking();
+        cx.stats.handshakes += 1;
+        cx.events.push_back(Event::TunnelUp { peer: self.node, handshake });
+    }
+
+    /// A frame opened under the candidate: the peer holds the new keys.
+    pub(crate) fn promote_candidate(&mut self, cx: &mut TunnelCx<'_>) {
+        let Some((session, _)) = self.candidate.take() else { return };
+        if let Some(rekey) = self.exchange.rekey.take() {
+            if rekey.public() == session.local_public {
+                self.exchange.local = Some(rekey);
+            }
+        }
+        if let Some(old) = self.current.replace(session) {
+            self.previous = Some((old, cx.now + PREVIOUS_KEPT));
+        }
+        self.control.confirm_at = None;
+        self.exchange.stop_asking();
+        self.exchange.asked = false;
+        cx.stats.handshakes += 1;
+        cx.events.push_back(Event::TunnelUp { peer: self.node, handshake: Duration::ZERO });
+    }
+
+    /// Rule C8: new keys before the volume or time limit, and at once if the prefixes collide (rule C5).
+    pub(crate) fn rekey_if_due(&mut self, cx: &mut TunnelCx<'_>) {
+        let Some(current) = &self.current else { return };
+        let old = cx.now.saturating_duration_since(current.created) >= cx.cfg.rekey_after;
+        let due = current.counter >= cx.cfg.rekey_after_frames || old || current.prefix_collides();
+        if !due || !current.confirmed || self.exchange.rekey.is_some() || self.candidate.is_some() {
+            return;
+        }
+        self.exchange.rekey = Some(new_key(cx));
+        self.exchange.attempt = 0;
+        self.ask(cx);
+    }
+
+    /// Whether sealing must stop because re-keying failed for too long (hard limit behind rule C8).
+    pub(crate) fn is_exhausted(&self, limit: u64) -> bool {
+        self.current.as_ref().is_some_and(|s| s.counter >= limit.saturating_mul(4))
+    }
+
+    /// Rule C9: we have data under way and hear nothing valid: the peer may have restarted.
+    pub(crate) fn suspect_silence(&mut self, cx: &mut TunnelCx<'_>) {
+        if self.current.is_none() || self.revive_at.is_some() {
+            return;
+        }
+        let since = self.last_valid.or(self.current.as_ref().map(|s| s.created));
+        let silent = since.is_some_and(|t| {
+            cx.now.saturating_duration_since(t) >= self.path.silence_bound().min(REVIVE_MAX)
+        });
+        if silent {
+            self.revivals = 0;
+            self.revive_at = Some(cx.now);
+            self.revive(cx);
+        }
+    }
+
+    /// Sends our PILA again: 1, 2, 4 s apart, as long as something waits for an answer.
+    pub(crate) fn revive(&mut self, cx: &mut TunnelCx<'_>) {
+        if self.path.in_flight == 0 && !self.has_work() {
+            self.revive_at = None;
+            return;
+        }
+        self.exchange.attempt = self.revivals;
+        self.ask(cx);
+        self.exchange.retry_at = None;
+        let wait = Duration::from_secs(1 << self.revivals.min(2)).min(REVIVE_MAX);
+        self.revivals = self.revivals.saturating_add(1);
+        self.revive_at = Some(cx.now + wait);
+    }
+
+    /// A sealed frame came for which we hold no keys: tell the peer ours (draft-01 facts §5, point 4).
+    pub(crate) fn on_frame_without_keys(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
+        if self.key.is_some() && self.exchange.may_answer(cx.now) {
+            self.exchange.asked = true;
+            self.queue_pila(route, PilaTrailer::REQUEST, cx);
+        }
+    }
+
+    pub(crate) fn on_exchange_timeout(&mut self, cx: &mut TunnelCx<'_>) {
+        if self.exchange.give_up_at.is_some_and(|t| t <= cx.now) {
+            self.fail(ConnectError::HandshakeTimeout, cx);
+            return;
+        }
+        if self.exchange.retry_at.is_some_and(|t| t <= cx.now) {
+            let rekeying = self.exchange.rekey.is_some();
+            if self.can_send() && !rekeying {
+                self.exchange.retry_at = None;
+            } else {
+                self.ask(cx);
+            }
+        }
+    }
+}
+
+impl KeyExchange {
+    fn stop_asking(&mut self) {
+        self.started = None;
+        self.give_up_at = None;
+        self.retry_at = None;
+        self.attempt = 0;
+    }
+}
+
+fn new_key(cx: &mut TunnelCx<'_>) -> EphemeralKey {
+    let mut secret = [0u8; 32];
+    cx.rng.fill_bytes(&mut secret);
+    EphemeralKey::from_bytes(secret)
+}
+
+fn random4(cx: &mut TunnelCx<'_>) -> [u8; 4] {
+    let mut bytes = [0u8; 4];
+    cx.rng.fill_bytes(&mut bytes);
+    bytes
+}

@@ -1,0 +1,280 @@
+//! The secure association with one peer node: key exchange, sealed frames, paths, connections inside.
+//!
+//! Flow in: [`Tunnel::on_key_exchange`] and [`Tunnel::open`] take frames, [`Tunnel::on_packet`] the
+//! authenticated packets. Flow out: [`Tunnel::poll_transmit`] fills one batch. Time:
+//! [`Tunnel::deadline`] and [`Tunnel::on_timeout`].
+//!
+//! Rules C1–C15 are those of spec/tunnel.md §6 (hardened draft mode).
+
+mod control;
+mod exchange;
+mod packets;
+pub(crate) mod path;
+mod session;
+mod slots;
+mod transmit;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use pilotage_wire::frame::{PILS_HEADER_LEN, TAG_LEN};
+use pilotage_wire::packet::HEADER_LEN;
+use pilotage_wire::{Address, NodeId};
+use rand_chacha::ChaCha20Rng;
+
+use crate::config::{Config, PeerConfig, PeerPolicy};
+use crate::connection::{Connection, Cx, Dialect};
+use crate::crypto::Identity;
+use crate::event::{ConnectError, EndpointStats, Event, TunnelInfo};
+
+pub(crate) use control::PendingPing;
+pub(crate) use exchange::{ExchangeFate, KeyExchange};
+pub(crate) use packets::Inner;
+pub(crate) use path::{Path, Route};
+pub(crate) use session::{OpenError, Session};
+pub(crate) use slots::Slots;
+
+/// Bytes around a payload in a sealed datagram: frame header, packet header, tag (70 in all).
+pub(crate) const OVERHEAD: usize = PILS_HEADER_LEN + HEADER_LEN + TAG_LEN;
+/// How long frames under replaced keys are still opened (rule C8).
+const PREVIOUS_KEPT: Duration = Duration::from_secs(30);
+/// How long keys that the peer has not shown wait for confirmation (rule C2).
+const CANDIDATE_KEPT: Duration = Duration::from_secs(10);
+/// Outgoing datagrams that wait, in packets.
+const DATAGRAMS_OUT: usize = 256;
+
+/// What the endpoint lends to a tunnel for one call.
+pub(crate) struct TunnelCx<'a> {
+    pub(crate) now: Instant,
+    pub(crate) cfg: &'a Config,
+    pub(crate) identity: &'a Identity,
+    pub(crate) local: Address,
+    pub(crate) rng: &'a mut ChaCha20Rng,
+    pub(crate) relay: Option<SocketAddr>,
+    pub(crate) stats: &'a mut EndpointStats,
+    pub(crate) events: &'a mut VecDeque<Event>,
+}
+
+/// An unsealed packet to send besides the connections' own.
+#[derive(Debug)]
+pub(crate) struct DatagramOut {
+    pub(crate) to: Address,
+    pub(crate) from_port: u16,
+    pub(crate) to_port: u16,
+    pub(crate) data: Vec<u8>,
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct Tunnel {
+    pub(crate) node: NodeId,
+    pub(crate) address: Address,
+    /// Ed25519 key of the peer, checked in every PILA.
+    pub(crate) key: Option<[u8; 32]>,
+    pub(crate) policy: PeerPolicy,
+    pub(crate) dialect: Dialect,
+    pub(crate) authenticated: bool,
+    pub(crate) path: Path,
+    /// The address that the caller gave, tried first.
+    pub(crate) introduced: Option<SocketAddr>,
+    pub(crate) exchange: KeyExchange,
+    /// Keys for sending and receiving.
+    pub(crate) current: Option<Session>,
+    /// Replaced keys, for receiving only.
+    pub(crate) previous: Option<(Session, Instant)>,
+    /// Keys that the peer has not shown yet (rule C2).
+    pub(crate) candidate: Option<(Session, Instant)>,
+    pub(crate) slots: Slots,
+    pub(crate) pings: VecDeque<PendingPing>,
+    pub(crate) control: control::ControlQueue,
+    pub(crate) datagrams: VecDeque<DatagramOut>,
+    /// When the last frame of the peer opened.
+    pub(crate) last_valid: Option<Instant>,
+    /// Next try to revive a silent peer (rule C9), and how many were made.
+    pub(crate) revive_at: Option<Instant>,
+    pub(crate) revivals: u32,
+    /// Data waits for the path.
+    pub(crate) blocked: bool,
+    /// In the endpoint's round of tunnels that may have something to send.
+    pub(crate) in_ready: bool,
+    /// In the endpoint's list of tunnels to settle.
+    pub(crate) dirty: bool,
+    /// The deadline that the endpoint's timer table holds for this tunnel.
+    pub(crate) registered: Option<Instant>,
+    mtu_probe: Option<control::MtuProbe>,
+    /// Scratch for trying several keys on one frame (opening destroys what does not verify).
+    trial: Vec<u8>,
+}
+
+impl Tunnel {
+    pub(crate) fn new(peer: &PeerConfig, cfg: &Config, relay: Option<SocketAddr>) -> Self {
+        let route = peer.endpoint.map(Route::Direct).or(relay.map(Route::Relay));
+        Self {
+            node: peer.address.node,
+            address: peer.address,
+            key: peer.key,
+            policy: peer.policy,
+            dialect: Dialect::Draft,
+            authenticated: false,
+            path: Path::new(route, cfg),
+            introduced: peer.endpoint,
+            exchange: KeyExchange::default(),
+            current: None,
+            previous: None,
+            candidate: None,
+            slots: Slots::default(),
+            pings: VecDeque::new(),
+            control: control::ControlQueue::default(),
+            datagrams: VecDeque::new(),
+            last_valid: None,
+            revive_at: None,
+            revivals: 0,
+            blocked: false,
+            in_ready: false,
+            dirty: false,
+            registered: None,
+            mtu_probe: None,
+            trial: Vec::new(),
+        }
+    }
+
+    /// New knowledge about the peer. A different key than the pinned one is refused.
+    pub(crate) fn update(
+        &mut self,
+        peer: &PeerConfig,
+        cfg: &Config,
+        relay: Option<SocketAddr>,
+    ) -> Result<(), ConnectError> {
+        match (self.key, peer.key) {
+            (Some(old), Some(new)) if old != new => return Err(ConnectError::PinMismatch),
+            (None, Some(new)) => self.key = Some(new),
+            _ => {}
+        }
+        self.policy = peer.policy;
+        self.address = peer.address;
+        if let Some(endpoint) = peer.endpoint {
+            self.introduced = Some(endpoint);
+        }
+        // A path that carried a valid frame is better than what anybody tells us (rule C3).
+        let heard = self.current.as_ref().is_some_and(|s| s.confirmed);
+        if !heard {
+            let route = self.introduced.map(Route::Direct).or(relay.map(Route::Relay));
+            if route != self.path.route {
+                self.path = Path::new(route, cfg);
+            }
+        } else if self.path.route.is_none() {
+            self.path.route = relay.map(Route::Relay);
+        }
+        Ok(())
+    }
+
+    /// Whether packets can leave now: keys, or the permission to do without.
+    pub(crate) fn can_send(&self) -> bool {
+        self.current.is_some() || self.policy.allow_plaintext
+    }
+
+    /// A key exchange may be begun: none is under way.
+    pub(crate) fn may_begin(&self) -> bool {
+        !self.exchange.is_running()
+    }
+
+    /// Something waits for keys.
+    pub(crate) fn has_work(&self) -> bool {
+        self.slots.any_ready()
+            || !self.datagrams.is_empty()
+            || self.control.has_work()
+            || self.pings.iter().any(|p| p.sent.is_none())
+    }
+
+    /// Tells everything that waits for this tunnel that it failed.
+    pub(crate) fn fail(&mut self, error: ConnectError, cx: &mut TunnelCx<'_>) {
+        self.exchange.stop();
+        self.current = None;
+        self.candidate = None;
+        self.revive_at = None;
+        self.pings.clear();
+        self.datagrams.clear();
+        self.control.clear();
+        let path = &mut self.path;
+        self.slots.for_each(|c| c.on_tunnel_failed(error, path));
+        self.slots.touch_all();
+        cx.events.push_back(Event::TunnelDown { peer: self.node, reason: error });
+    }
+
+    /// The next time at which [`Self::on_timeout`] has something to do, connections excluded.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let candidate = self.candidate.as_ref().map(|(_, until)| *until);
+        let previous = self.previous.as_ref().map(|(_, until)| *until);
+        [
+            candidate,
+            previous,
+            self.exchange.deadline(),
+            self.revive_at,
+            self.control.confirm_at,
+            self.path.paced_until,
+            self.path.mtu.timeout(),
+            self.slots.next_time_wait(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Does what is due. Connections have their own deadlines.
+    pub(crate) fn on_timeout(&mut self, cx: &mut TunnelCx<'_>) {
+        let now = cx.now;
+        if self.candidate.as_ref().is_some_and(|(_, until)| *until <= now) {
+            self.candidate = None;
+            self.control.confirm_at = None;
+        }
+        if self.previous.as_ref().is_some_and(|(_, until)| *until <= now) {
+            self.previous = None;
+        }
+        if self.path.paced_until.is_some_and(|t| t <= now) {
+            self.path.paced_until = None;
+            self.blocked = false;
+        }
+        self.slots.expire_time_wait(now);
+        self.on_exchange_timeout(cx);
+        if self.revive_at.is_some_and(|t| t <= now) {
+            self.revive(cx);
+        }
+        self.on_control_timeout(cx);
+    }
+
+    /// Runs `f` on a connection together with what it may touch.
+    pub(crate) fn with_connection<R>(
+        &mut self,
+        slot: u32,
+        cfg: &Config,
+        now: Instant,
+        f: impl FnOnce(&mut Connection, &mut Cx<'_>) -> R,
+    ) -> Option<R> {
+        let conn = self.slots.get_mut(slot)?;
+        let mut cx = Cx { now, path: &mut self.path, dialect: self.dialect, cfg };
+        Some(f(conn, &mut cx))
+    }
+
+    pub(crate) fn info(&self) -> TunnelInfo {
+        TunnelInfo {
+            peer: self.address,
+            key: self.key,
+            established: self.current.is_some(),
+            authenticated: self.authenticated,
+            pilotage: self.dialect == Dialect::Pilotage,
+            frames_sealed: self.current.as_ref().map_or(0, |s| s.counter),
+            path: self.path.info(),
+            connections: self.slots.len(),
+        }
+    }
+
+    /// Takes an outgoing datagram; `false` if the queue is full.
+    pub(crate) fn queue_datagram(&mut self, datagram: DatagramOut) -> bool {
+        if self.datagrams.len() >= DATAGRAMS_OUT {
+            return false;
+        }
+        self.datagrams.push_back(datagram);
+        true
+    }
+}

@@ -1,0 +1,235 @@
+//! Sealed frames in, packets to connections (spec/tunnel.md §4, §6).
+
+use pilotage_wire::NodeId;
+use pilotage_wire::packet::{Flags, Header, Packet, Protocol};
+
+use super::{OpenError, Route, Session, Tunnel, TunnelCx};
+use crate::connection::Dialect;
+use crate::event::Event;
+
+/// How recently the direct route must have carried a frame to be kept when one comes by the relay.
+const DIRECT_FRESH: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// What a packet wants from the endpoint, which alone knows the listeners and ports.
+#[derive(Debug)]
+pub(crate) enum Inner<'a> {
+    /// Dealt with; the connection in this slot may have something to tell or to send.
+    Connection(u32),
+    /// Dealt with inside the tunnel.
+    Done,
+    /// A connection attempt.
+    Syn(Header),
+    /// A datagram for a local port.
+    Datagram(Header, &'a [u8]),
+}
+
+impl Tunnel {
+    /// Opens a sealed frame of this peer in place, with whichever of the keys fits.
+    ///
+    /// Returns the packet's bytes. Rules C3 (path), C7 (window after tag), C2 (candidate).
+    pub(crate) fn open<'a>(
+        &mut self,
+        sender: NodeId,
+        nonce: &[u8; 12],
+        ciphertext: &'a mut [u8],
+        route: Route,
+        cx: &mut TunnelCx<'_>,
+    ) -> Result<&'a mut [u8], OpenError> {
+        let prefix = [nonce[0], nonce[1], nonce[2], nonce[3]];
+        let which = self.session_for(prefix, sender, nonce, ciphertext);
+        let session = match which {
+            Which::Current => self.current.as_mut(),
+            Which::Candidate => self.candidate.as_mut().map(|(s, _)| s),
+            Which::Previous => self.previous.as_mut().map(|(s, _)| s),
+        };
+        let Some(session) = session else { return Err(OpenError::Unauthentic) };
+        let (plain, highest) = session.open(sender, nonce, ciphertext)?;
+        self.last_valid = Some(cx.now);
+        self.revive_at = None;
+        if which == Which::Candidate {
+            self.promote_candidate(cx);
+        }
+        if highest && which != Which::Previous {
+            self.on_valid_route(route, cx);
+        }
+        Ok(plain)
+    }
+
+    /// Chooses the key. A prefix that was seen names its session; for a new prefix with several keys at
+    /// hand a copy is tried, because opening destroys what does not verify.
+    fn session_for(
+        &mut self,
+        prefix: [u8; 4],
+        sender: NodeId,
+        nonce: &[u8; 12],
+        ciphertext: &[u8],
+    ) -> Which {
+        let known = |s: Option<&Session>| s.is_some_and(|s| s.knows_prefix(prefix));
+        if known(self.current.as_ref()) || (self.candidate.is_none() && self.previous.is_none()) {
+            return Which::Current;
+        }
+        if known(self.candidate.as_ref().map(|(s, _)| s)) {
+            return Which::Candidate;
+        }
+        if known(self.previous.as_ref().map(|(s, _)| s)) {
+            return Which::Previous;
+        }
+        for which in [Which::Candidate, Which::Current] {
+            let session = match which {
+                Which::Candidate => self.candidate.as_ref().map(|(s, _)| s),
+                _ => self.current.as_ref(),
+            };
+            if let Some(session) = session {
+                self.trial.clear();
+                self.trial.extend_from_slice(ciphertext);
+                if session.would_open(sender, nonce, &mut self.trial) {
+                    return which;
+                }
+            }
+        }
+        Which::Previous
+    }
+
+    /// Rule C3: the path follows the newest authentic frame; a relayed one does not replace a direct route that works.
+    fn on_valid_route(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
+        if let Route::Direct(_) = route {
+            self.path.direct_heard = Some(cx.now);
+        }
+        let Some(old) = self.path.route else {
+            self.path.route = Some(route);
+            return;
+        };
+        if old == route {
+            return;
+        }
+        let direct_works = self
+            .path
+            .direct_heard
+            .is_some_and(|t| cx.now.saturating_duration_since(t) < DIRECT_FRESH)
+            && matches!(old, Route::Direct(_));
+        if matches!(route, Route::Relay(_)) && direct_works {
+            return;
+        }
+        self.switch_route(old, route, cx);
+    }
+
+    fn switch_route(&mut self, old: Route, new: Route, cx: &mut TunnelCx<'_>) {
+        let same_host = old.kind() == new.kind() && old.remote().ip() == new.remote().ip();
+        if same_host {
+            self.path.route = Some(new); // a new port of the same host: measurements stay (RFC 9000 §9.4)
+        } else {
+            let in_flight = self.path.in_flight;
+            let direct_heard = self.path.direct_heard;
+            self.path = super::Path::new(Some(new), cx.cfg);
+            self.path.in_flight = in_flight;
+            self.path.direct_heard = direct_heard;
+        }
+        if let Some(path) = self.path.info() {
+            cx.events.push_back(Event::PathChanged { peer: self.node, path });
+        }
+    }
+
+    /// Takes one authenticated packet. Rule C4: it must come from this peer and be meant for us.
+    pub(crate) fn on_packet<'a>(&mut self, bytes: &'a [u8], cx: &mut TunnelCx<'_>) -> Inner<'a> {
+        let packet = match Packet::decode(bytes) {
+            Ok(p) => p,
+            Err(_) => {
+                cx.stats.drop_malformed += 1;
+                return Inner::Done;
+            }
+        };
+        let hdr = packet.header;
+        if hdr.src.node != self.node || hdr.dst.node != cx.local.node {
+            cx.stats.drop_misaddressed += 1;
+            return Inner::Done;
+        }
+        match hdr.protocol {
+            Protocol::Stream => self.on_stream(&hdr, packet.payload, cx),
+            Protocol::Datagram => Inner::Datagram(hdr, packet.payload),
+            Protocol::Control => {
+                self.on_control(&hdr, packet.payload, cx);
+                Inner::Done
+            }
+        }
+    }
+
+    fn on_stream<'a>(&mut self, hdr: &Header, payload: &'a [u8], cx: &mut TunnelCx<'_>) -> Inner<'a> {
+        let ports = (hdr.dst_port, hdr.src_port);
+        let Some(slot) = self.slots.find(ports) else {
+            return self.on_stray_segment(hdr, payload.len(), cx);
+        };
+        let (cfg, now) = (cx.cfg, cx.now);
+        let fate = self.with_connection(slot, cfg, now, |c, ccx| c.on_segment(hdr, payload, ccx));
+        if fate != Some(crate::connection::SegmentFate::Accepted) {
+            cx.stats.drop_segment += 1;
+        }
+        Inner::Connection(slot)
+    }
+
+    /// A segment of no connection: a SYN, a leftover of a closed one, or something to reset.
+    fn on_stray_segment<'a>(
+        &mut self,
+        hdr: &Header,
+        payload_len: usize,
+        cx: &mut TunnelCx<'_>,
+    ) -> Inner<'a> {
+        let ports = (hdr.dst_port, hdr.src_port);
+        if hdr.flags.contains(Flags::RST) {
+            return Inner::Done;
+        }
+        if hdr.flags.contains(Flags::SYN) && !hdr.flags.contains(Flags::ACK) {
+            return Inner::Syn(*hdr);
+        }
+        if self.slots.is_time_wait(ports) {
+            if hdr.flags.contains(Flags::FIN) {
+                if let Some(Some(entry)) = self.slots.answer_time_wait(ports) {
+                    // Rule C12: a bare acknowledgement, a bounded number of times.
+                    let mut answer = reply_header(hdr, Flags::ACK);
+                    answer.seq = entry.seq;
+                    answer.ack = entry.ack;
+                    answer.window = 1;
+                    self.control.push_bare(answer);
+                }
+            }
+            return Inner::Done;
+        }
+        cx.stats.drop_segment += 1;
+        if self.dialect == Dialect::Draft && hdr.flags.contains(Flags::FIN) {
+            return Inner::Done; // a reference peer answers everything about FIN: end it here
+        }
+        self.refuse(hdr, payload_len);
+        Inner::Done
+    }
+
+    /// Answers a segment with RST (RFC 9293 §3.10.7.1).
+    pub(crate) fn refuse(&mut self, hdr: &Header, payload_len: usize) {
+        let mut answer = reply_header(hdr, Flags::RST | Flags::ACK);
+        if hdr.flags.contains(Flags::ACK) {
+            answer.seq = hdr.ack;
+        }
+        let counted = u32::from(hdr.flags.contains(Flags::SYN)) + u32::from(hdr.flags.contains(Flags::FIN));
+        answer.ack = hdr.seq.wrapping_add(payload_len as u32).wrapping_add(counted);
+        self.control.push_bare(answer);
+    }
+}
+
+fn reply_header(hdr: &Header, flags: Flags) -> Header {
+    Header {
+        flags,
+        protocol: Protocol::Stream,
+        src: hdr.dst,
+        dst: hdr.src,
+        src_port: hdr.dst_port,
+        dst_port: hdr.src_port,
+        seq: 0,
+        ack: 0,
+        window: 0,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Current,
+    Candidate,
+    Previous,
+}

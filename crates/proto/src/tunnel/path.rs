@@ -1,0 +1,178 @@
+//! The way to a peer: route, RTT, MTU, congestion and pacing, shared by all connections of the tunnel.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::congestion::pacer::Pacer;
+use crate::congestion::{AnyController, Controller, initial_window};
+use crate::event::{PathInfo, PathKind};
+use crate::mtud::MtuDiscovery;
+use crate::rtt::{RtoClamp, RttEstimator};
+use crate::tunnel::OVERHEAD;
+
+/// Bytes that the relay puts before a frame: type, sender, destination (spec/nat.md, relay).
+pub(crate) const RELAY_PREFIX: usize = 9;
+/// Congestion window bound, far above any path that 32-bit sequence numbers can fill.
+const MAX_WINDOW: u64 = 1 << 30;
+/// Largest datagram tried through a relay: its own path is unknown to us.
+const RELAY_DATAGRAM: usize = 1_200;
+
+/// Where frames for the peer are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Straight to the peer.
+    Direct(SocketAddr),
+    /// Through the relay at this address.
+    Relay(SocketAddr),
+}
+
+impl Route {
+    pub(crate) fn remote(self) -> SocketAddr {
+        match self {
+            Self::Direct(a) | Self::Relay(a) => a,
+        }
+    }
+
+    pub(crate) fn kind(self) -> PathKind {
+        match self {
+            Self::Direct(_) => PathKind::Direct,
+            Self::Relay(_) => PathKind::Relay,
+        }
+    }
+}
+
+/// State of the path in use.
+#[derive(Debug)]
+pub(crate) struct Path {
+    pub(crate) route: Option<Route>,
+    pub(crate) rtt: RttEstimator,
+    pub(crate) controller: AnyController,
+    pub(crate) pacer: Pacer,
+    pub(crate) mtu: MtuDiscovery,
+    /// Bytes of all connections that are neither acknowledged nor known to be lost.
+    pub(crate) in_flight: u64,
+    /// When the pacer allows the next data, if it held some back.
+    pub(crate) paced_until: Option<Instant>,
+    /// When the last valid frame came on the direct route.
+    pub(crate) direct_heard: Option<Instant>,
+    /// Payload bytes sent since the path began; MTU probing starts only where there is traffic.
+    pub(crate) bytes_sent: u64,
+    /// The segment size that controller and pacer know.
+    known_mss: u64,
+}
+
+impl Path {
+    pub(crate) fn new(route: Option<Route>, cfg: &Config) -> Self {
+        let relayed = matches!(route, Some(Route::Relay(_)));
+        let max = if relayed { RELAY_DATAGRAM } else { cfg.max_datagram_size };
+        let base = cfg.initial_datagram_size.min(max);
+        let mtu = MtuDiscovery::new(base, max, cfg.mtu_discovery && !relayed);
+        let mss = (base - OVERHEAD) as u64;
+        Self {
+            route,
+            rtt: RttEstimator::new(RtoClamp::default().initial),
+            controller: AnyController::new(cfg.congestion, mss, initial_window(mss), MAX_WINDOW),
+            pacer: Pacer::new(mss),
+            mtu,
+            in_flight: 0,
+            paced_until: None,
+            direct_heard: None,
+            bytes_sent: 0,
+            known_mss: mss,
+        }
+    }
+
+    /// Largest UDP payload to send now.
+    pub(crate) fn datagram_size(&self) -> usize {
+        self.mtu.current()
+    }
+
+    /// Bytes that stand before the tunnel frame.
+    pub(crate) fn prefix(&self) -> usize {
+        if matches!(self.route, Some(Route::Relay(_))) { RELAY_PREFIX } else { 0 }
+    }
+
+    /// Largest payload of one packet now.
+    pub(crate) fn mss(&self) -> usize {
+        self.datagram_size() - OVERHEAD - self.prefix()
+    }
+
+    /// Whether `len` bytes of new data may leave now by congestion window and pacer.
+    pub(crate) fn may_send(&mut self, now: Instant, len: u64) -> bool {
+        if self.in_flight > 0 && self.controller.send_allowance(self.in_flight) < len {
+            return false;
+        }
+        match self.pacer.allow(now, len, self.controller.pacing_rate(&self.rtt)) {
+            Ok(()) => true,
+            Err(at) => {
+                self.paced_until = Some(at);
+                false
+            }
+        }
+    }
+
+    /// `bytes` left; they are part of `in_flight` already.
+    pub(crate) fn on_sent(&mut self, now: Instant, bytes: u64) {
+        self.bytes_sent += bytes;
+        self.controller.on_sent(now, bytes, self.in_flight);
+        self.pacer.on_sent(now, bytes);
+    }
+
+    /// `bytes` were acknowledged: at least one full-sized segment was among them if there are so many.
+    pub(crate) fn on_delivered(&mut self, bytes: u64) {
+        let size = self.size_of(bytes);
+        self.mtu.on_acked(size);
+    }
+
+    /// `bytes` in segments sent up to `sent` were lost.
+    pub(crate) fn on_lost(&mut self, now: Instant, sent: Instant, bytes: u64) {
+        self.controller.on_loss(now, sent, bytes, self.in_flight);
+        let size = self.size_of(bytes);
+        self.mtu.on_lost(now, size);
+        self.update_mss();
+    }
+
+    /// A connection's retransmission timer fired with `in_flight` bytes of the path outstanding.
+    pub(crate) fn on_rto(&mut self, now: Instant, in_flight: u64, full_sized: bool) {
+        self.controller.on_rto(now, in_flight);
+        if full_sized {
+            self.mtu.on_rto();
+            self.update_mss();
+        }
+    }
+
+    /// Size of the largest datagram that carried so many payload bytes.
+    fn size_of(&self, bytes: u64) -> usize {
+        let payload = usize::try_from(bytes).unwrap_or(usize::MAX).min(self.mss());
+        payload + OVERHEAD + self.prefix()
+    }
+
+    /// After the MTU may have changed.
+    pub(crate) fn update_mss(&mut self) {
+        let mss = self.mss() as u64;
+        if mss != self.known_mss {
+            self.known_mss = mss;
+            self.controller.set_mss(mss);
+            self.pacer.set_mss(mss);
+        }
+    }
+
+    /// Time to wait for a valid frame before the peer is asked for new keys (rule C9): twice the RTO.
+    pub(crate) fn silence_bound(&self) -> Duration {
+        self.rtt.rto(&RtoClamp::default()) * 2
+    }
+
+    pub(crate) fn info(&self) -> Option<PathInfo> {
+        let route = self.route?;
+        Some(PathInfo {
+            kind: route.kind(),
+            remote: route.remote(),
+            rtt: if self.rtt.has_sample() { self.rtt.smoothed() } else { Duration::ZERO },
+            min_rtt: if self.rtt.has_sample() { self.rtt.min() } else { Duration::ZERO },
+            datagram_size: self.datagram_size(),
+            congestion_window: self.controller.window(),
+            in_flight: self.in_flight,
+        })
+    }
+}

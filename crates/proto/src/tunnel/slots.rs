@@ -1,0 +1,208 @@
+//! The connections of one tunnel: found by port pair, polled in turn, remembered for a while after their end.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use crate::connection::Connection;
+
+/// Closed connections of one tunnel that are still answered (TIME_WAIT). The oldest goes first.
+const TIME_WAIT_MAX: usize = 4_096;
+/// Answers to FIN in TIME_WAIT: a reference peer that repeats FIN|ACK for ever is told so often, then ignored (rule C12).
+const TIME_WAIT_ANSWERS: u8 = 4;
+
+/// Local and remote port. The network part of the address is left out: reference peers answer from
+/// network 0 whatever network was dialled (draft-01 facts §2).
+pub(crate) type PortPair = (u16, u16);
+
+/// What is remembered of a closed connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TimeWait {
+    /// Our next sequence number.
+    pub(crate) seq: u32,
+    /// What we acknowledged last.
+    pub(crate) ack: u32,
+    answers_left: u8,
+    expires: Instant,
+}
+
+/// Connections by slot index.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    slots: Vec<Option<Box<Connection>>>,
+    free: Vec<u32>,
+    by_ports: HashMap<PortPair, u32>,
+    last: Option<(PortPair, u32)>,
+    ready: VecDeque<u32>,
+    touched: Vec<u32>,
+    time_wait: HashMap<PortPair, TimeWait>,
+    time_wait_order: VecDeque<(Instant, PortPair)>,
+}
+
+impl Slots {
+    pub(crate) fn len(&self) -> usize {
+        self.by_ports.len()
+    }
+
+    /// Adds a connection; `None` if the port pair is taken.
+    pub(crate) fn insert(&mut self, conn: Box<Connection>) -> Option<u32> {
+        let ports = (conn.local.port, conn.remote.port);
+        if self.by_ports.contains_key(&ports) {
+            return None;
+        }
+        self.time_wait.remove(&ports);
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.slots.push(None);
+                self.slots.len() as u32 - 1
+            }
+        };
+        self.slots[slot as usize] = Some(conn);
+        self.by_ports.insert(ports, slot);
+        Some(slot)
+    }
+
+    pub(crate) fn get(&self, slot: u32) -> Option<&Connection> {
+        self.slots.get(slot as usize)?.as_deref()
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Connection> {
+        self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// The connection of a port pair; the last answer is kept, since packets come in runs.
+    pub(crate) fn find(&mut self, ports: PortPair) -> Option<u32> {
+        if let Some((p, slot)) = self.last {
+            if p == ports {
+                return Some(slot);
+            }
+        }
+        let slot = *self.by_ports.get(&ports)?;
+        self.last = Some((ports, slot));
+        Some(slot)
+    }
+
+    pub(crate) fn contains(&self, ports: PortPair) -> bool {
+        self.by_ports.contains_key(&ports) || self.time_wait.contains_key(&ports)
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<Box<Connection>> {
+        let conn = self.slots.get_mut(slot as usize)?.take()?;
+        self.by_ports.remove(&(conn.local.port, conn.remote.port));
+        self.last = None;
+        self.free.push(slot);
+        Some(conn)
+    }
+
+    pub(crate) fn for_each(&mut self, mut f: impl FnMut(&mut Connection)) {
+        for conn in self.slots.iter_mut().flatten() {
+            f(conn);
+        }
+    }
+
+    /// Notes that a connection's deadline or notifications may have changed.
+    pub(crate) fn touch(&mut self, slot: u32) {
+        if let Some(conn) = self.get_mut(slot) {
+            if !conn.touched {
+                conn.touched = true;
+                self.touched.push(slot);
+            }
+        }
+    }
+
+    /// The next connection that was touched since the last call.
+    pub(crate) fn take_touched(&mut self) -> Option<u32> {
+        let slot = self.touched.pop()?;
+        if let Some(conn) = self.get_mut(slot) {
+            conn.touched = false;
+        }
+        Some(slot)
+    }
+
+    /// Touches all connections, after something that concerned them all.
+    pub(crate) fn touch_all(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            self.touch(slot);
+        }
+    }
+
+    // ---- the round of connections that want to send
+
+    pub(crate) fn any_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Puts a connection at the end of the round if it wants to send and is not in it.
+    pub(crate) fn mark_ready(&mut self, slot: u32) {
+        if let Some(conn) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) {
+            if !conn.in_ready && conn.wants_to_send() {
+                conn.in_ready = true;
+                self.ready.push_back(slot);
+            }
+        }
+    }
+
+    pub(crate) fn front_ready(&self) -> Option<u32> {
+        self.ready.front().copied()
+    }
+
+    pub(crate) fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// The front one has had its share.
+    pub(crate) fn rotate(&mut self) {
+        if self.ready.len() > 1 {
+            self.ready.rotate_left(1);
+        }
+    }
+
+    /// The front one has nothing more to send.
+    pub(crate) fn drop_front(&mut self) {
+        if let Some(slot) = self.ready.pop_front() {
+            if let Some(conn) = self.get_mut(slot) {
+                conn.in_ready = false;
+            }
+        }
+    }
+
+    // ---- TIME_WAIT
+
+    pub(crate) fn remember(&mut self, ports: PortPair, (seq, ack): (u32, u32), expires: Instant) {
+        if self.time_wait_order.len() >= TIME_WAIT_MAX {
+            if let Some((_, oldest)) = self.time_wait_order.pop_front() {
+                self.time_wait.remove(&oldest);
+            }
+        }
+        self.time_wait.insert(ports, TimeWait { seq, ack, answers_left: TIME_WAIT_ANSWERS, expires });
+        self.time_wait_order.push_back((expires, ports));
+    }
+
+    /// The numbers to answer a FIN of a closed connection with; `None` in the inner option once it was answered enough.
+    pub(crate) fn answer_time_wait(&mut self, ports: PortPair) -> Option<Option<TimeWait>> {
+        let entry = self.time_wait.get_mut(&ports)?;
+        if entry.answers_left == 0 {
+            return Some(None);
+        }
+        entry.answers_left -= 1;
+        Some(Some(*entry))
+    }
+
+    pub(crate) fn is_time_wait(&self, ports: PortPair) -> bool {
+        self.time_wait.contains_key(&ports)
+    }
+
+    pub(crate) fn next_time_wait(&self) -> Option<Instant> {
+        self.time_wait_order.front().map(|(t, _)| *t)
+    }
+
+    pub(crate) fn expire_time_wait(&mut self, now: Instant) {
+        while self.time_wait_order.front().is_some_and(|(t, _)| *t <= now) {
+            if let Some((_, ports)) = self.time_wait_order.pop_front() {
+                if self.time_wait.get(&ports).is_some_and(|e| e.expires <= now) {
+                    self.time_wait.remove(&ports);
+                }
+            }
+        }
+    }
+}

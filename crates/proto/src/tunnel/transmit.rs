@@ -1,0 +1,268 @@
+//! Filling one batch: which packets, in which order, sealed in place (design: one buffer, no copy after the seal).
+//!
+//! A batch is a run of equally long datagrams of which the last may be shorter, so that one
+//! segmentation-offload send takes it. The first datagram decides the size; a packet that would be
+//! longer waits for the next batch.
+
+use std::time::Instant;
+
+use pilotage_wire::beacon;
+use pilotage_wire::frame::{self, PILS_HEADER_LEN, TAG_LEN};
+use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
+
+use super::control::ControlOut;
+use super::{OVERHEAD, Route, Tunnel, TunnelCx};
+use crate::connection::SegmentOut;
+use crate::transmit::{Transmit, TransmitBuf};
+
+/// Datagram boundaries of the batch being filled.
+struct Batch {
+    used: usize,
+    /// Size of every datagram but the last; 0 before the first.
+    segment: usize,
+    count: usize,
+    max_count: usize,
+    /// Largest datagram of this path.
+    full: usize,
+}
+
+impl Batch {
+    /// Largest datagram that may follow, or `None` if the batch is complete.
+    fn limit(&self) -> Option<usize> {
+        let size = if self.count == 0 { self.full } else { self.segment };
+        let fits = self.count < self.max_count && self.used + size <= TransmitBuf::CAPACITY;
+        fits.then_some(size)
+    }
+
+    /// Counts a datagram; `false` if it ends the batch.
+    fn push(&mut self, len: usize) -> bool {
+        if self.count == 0 {
+            self.segment = len;
+        }
+        self.used += len;
+        self.count += 1;
+        len == self.segment
+    }
+}
+
+/// What the next packet of the tunnel is.
+enum Next {
+    /// Length of the unsealed packet; `candidate`: to be sealed under the keys awaiting confirmation.
+    Packet {
+        len: usize,
+        candidate: bool,
+    },
+    TooLong,
+    Nothing,
+}
+
+impl Tunnel {
+    /// Fills `buf` with the next batch.
+    pub(crate) fn poll_transmit(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        if let Some(frame) = self.exchange.next_frame() {
+            return self.emit_frame(frame.route, &frame.bytes, buf, cx);
+        }
+        if !self.can_send() {
+            if self.has_work() {
+                self.want_keys(cx);
+                if let Some(frame) = self.exchange.next_frame() {
+                    return self.emit_frame(frame.route, &frame.bytes, buf, cx);
+                }
+            }
+            return None;
+        }
+        let route = self.path.route.or(cx.relay.map(Route::Relay))?;
+        self.path.route = Some(route);
+        self.rekey_if_due(cx);
+        // Only what brings the new keys into use may still leave then.
+        if self.is_exhausted(cx.cfg.rekey_after_frames) && !self.control.confirm_due() {
+            return None;
+        }
+        self.maybe_probe_mtu(cx);
+        if let Some(transmit) = self.emit_probe(route, buf, cx) {
+            return Some(transmit);
+        }
+        self.fill_batch(route, buf, cx)
+    }
+
+    fn fill_batch(&mut self, route: Route, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        let mut batch = Batch {
+            used: 0,
+            segment: 0,
+            count: 0,
+            max_count: buf.max_segments(),
+            full: self.path.datagram_size(),
+        };
+        let prefix = self.path.prefix();
+        while let Some(size) = batch.limit() {
+            if size <= OVERHEAD + prefix {
+                break;
+            }
+            let space = &mut buf.data_mut()[batch.used..];
+            let body = prefix + PILS_HEADER_LEN;
+            let limit = size - OVERHEAD - prefix;
+            let (len, candidate) = match self.next_packet(limit, space.get_mut(body..)?, cx) {
+                Next::Packet { len, candidate } => (len, candidate),
+                Next::TooLong | Next::Nothing => break,
+            };
+            let Some(total) = self.seal(route, len, candidate, space, cx) else { break };
+            if !batch.push(total) || candidate {
+                break;
+            }
+        }
+        // The connection in front has had its share of this batch.
+        self.slots.rotate();
+        (batch.count > 0).then(|| Transmit {
+            destination: route.remote(),
+            size: batch.used,
+            segment_size: (batch.count > 1).then_some(batch.segment),
+        })
+    }
+
+    /// The next packet in order of urgency: control, datagrams, connections in turn.
+    fn next_packet(&mut self, limit: usize, space: &mut [u8], cx: &mut TunnelCx<'_>) -> Next {
+        match self.poll_control(limit, space, cx) {
+            ControlOut::Packet { len, candidate } => return Next::Packet { len, candidate },
+            ControlOut::TooLong => return Next::TooLong,
+            ControlOut::Nothing => {}
+        }
+        if let Some(next) = self.poll_datagram(limit, space, cx) {
+            return next;
+        }
+        if self.blocked {
+            return Next::Nothing;
+        }
+        let mut blocked = 0;
+        while let Some(slot) = self.slots.front_ready() {
+            let (cfg, now) = (cx.cfg, cx.now);
+            let out = self
+                .with_connection(slot, cfg, now, |c, ccx| {
+                    let out = c.poll_segment(ccx, limit, space);
+                    if out == SegmentOut::Idle {
+                        c.arm_persist(ccx);
+                    }
+                    out
+                })
+                .unwrap_or(SegmentOut::Idle);
+            self.slots.touch(slot);
+            match out {
+                SegmentOut::Packet(len) => return Next::Packet { len, candidate: false },
+                SegmentOut::TooLong => return Next::TooLong,
+                SegmentOut::Idle => self.slots.drop_front(),
+                SegmentOut::PathBlocked => {
+                    blocked += 1;
+                    if blocked >= self.slots.ready_len() {
+                        self.blocked = true;
+                        return Next::Nothing;
+                    }
+                    self.slots.rotate();
+                }
+            }
+        }
+        Next::Nothing
+    }
+
+    fn poll_datagram(&mut self, limit: usize, space: &mut [u8], cx: &TunnelCx<'_>) -> Option<Next> {
+        let len = self.datagrams.front()?.data.len();
+        if len > limit {
+            if len > self.path.mss() {
+                self.datagrams.pop_front(); // the path shrank since it was queued
+                return None;
+            }
+            return Some(Next::TooLong);
+        }
+        let datagram = self.datagrams.pop_front()?;
+        space.get_mut(HEADER_LEN..HEADER_LEN + len)?.copy_from_slice(&datagram.data);
+        let hdr = Header {
+            flags: Flags::EMPTY,
+            protocol: Protocol::Datagram,
+            src: cx.local,
+            dst: datagram.to,
+            src_port: datagram.from_port,
+            dst_port: datagram.to_port,
+            seq: 0,
+            ack: 0,
+            window: 0,
+        };
+        match hdr.encode(space, len) {
+            Ok(len) => Some(Next::Packet { len, candidate: false }),
+            Err(_) => None,
+        }
+    }
+
+    // ------------------------------------------------------------------ frames around packets
+
+    /// Turns the packet at `space[prefix + 20..]` into a frame. Returns the datagram's length.
+    fn seal(
+        &mut self,
+        route: Route,
+        len: usize,
+        candidate: bool,
+        space: &mut [u8],
+        cx: &TunnelCx<'_>,
+    ) -> Option<usize> {
+        let prefix = self.write_prefix(route, space, cx)?;
+        let session = if candidate {
+            self.candidate.as_mut().map(|(s, _)| s)
+        } else {
+            self.current.as_mut()
+        };
+        let frame = space.get_mut(prefix..)?;
+        let sealed = match session {
+            Some(session) => session.seal(cx.local.node, frame, len)?,
+            None => seal_plaintext(frame, len)?,
+        };
+        Some(prefix + sealed)
+    }
+
+    fn write_prefix(&self, route: Route, space: &mut [u8], cx: &TunnelCx<'_>) -> Option<usize> {
+        match route {
+            Route::Direct(_) => Some(0),
+            Route::Relay(_) => {
+                beacon::Message::Relay { src: cx.local.node, dst: self.node, frame: &[] }.encode(space).ok()
+            }
+        }
+    }
+
+    fn emit_frame(
+        &mut self,
+        route: Route,
+        bytes: &[u8],
+        buf: &mut TransmitBuf,
+        cx: &TunnelCx<'_>,
+    ) -> Option<Transmit> {
+        let space = buf.data_mut();
+        let prefix = self.write_prefix(route, space, cx)?;
+        space.get_mut(prefix..prefix + bytes.len())?.copy_from_slice(bytes);
+        Some(Transmit { destination: route.remote(), size: prefix + bytes.len(), segment_size: None })
+    }
+
+    fn emit_probe(&mut self, route: Route, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        let prefix = self.path.prefix();
+        let len = self.poll_probe(buf.data_mut().get_mut(prefix + PILS_HEADER_LEN..)?, cx)?;
+        let size = self.seal(route, len, false, buf.data_mut(), cx)?;
+        Some(Transmit { destination: route.remote(), size, segment_size: None })
+    }
+
+    /// Whether the endpoint should poll this tunnel.
+    pub(crate) fn wants_poll(&self, now: Instant) -> bool {
+        let paced = self.path.paced_until.is_some_and(|t| t > now);
+        if self.exchange.has_frame() {
+            return true;
+        }
+        self.can_send()
+            && (self.control.has_work()
+                || self.control.confirm_due()
+                || !self.datagrams.is_empty()
+                || self.pings.iter().any(|p| p.sent.is_none())
+                || (self.slots.any_ready() && !self.blocked && !paced))
+    }
+}
+
+/// Without keys, where the operator allowed it for this peer (rule C6): `PILT` and the packet.
+fn seal_plaintext(frame: &mut [u8], len: usize) -> Option<usize> {
+    frame.copy_within(PILS_HEADER_LEN..PILS_HEADER_LEN + len, frame::MAGIC_LEN);
+    frame::encode_pilt_header(frame).ok()?;
+    debug_assert!(frame::MAGIC_LEN + len < PILS_HEADER_LEN + len + TAG_LEN);
+    Some(frame::MAGIC_LEN + len)
+}

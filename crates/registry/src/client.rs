@@ -1,0 +1,628 @@
+//! Blocking TCP client of a registry, ours or the reference's.
+//!
+//! Every call sends one request (two with a proof) and waits at most the timeout for the reply. A connection that broke
+//! while idle is replaced without a word; if the registry cannot be reached, calls fail at once until a doubling pause
+//! (0.5 s to 8 s) is over, so that a caller in a loop does no harm.
+//!
+//! Which dialect is spoken is found out by the first operation that needs a signature over more than its name: a
+//! registry that does not know `challenge` gets the reference's plain messages (spec/registry.md §4.4).
+
+use pilotage_wire::registry::{
+    self as wire, Base64, FrameError, LENGTH_PREFIX, MAX_MESSAGE, MessageError, Reply, Request,
+};
+use pilotage_wire::{Address, NodeId};
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(8);
+
+/// Signs with the node's identity key (Ed25519).
+pub type Sign<'a> = &'a dyn Fn(&[u8]) -> [u8; 64];
+
+/// What a node wants to be known as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Ed25519 public key.
+    pub public_key: [u8; 32],
+    /// "host:port" of the UDP socket. Only the port matters: as a beacon saw it, if there is a NAT.
+    pub listen_addr: String,
+    /// "ip:port" of the UDP socket on local networks.
+    pub lan_addrs: Vec<String>,
+    /// Name to claim.
+    pub hostname: Option<String>,
+    /// Let every registered node resolve this one.
+    pub public: bool,
+}
+
+/// What the registry made of a [`Registration`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// The node's address in network 0. Assigned by the registry if it is a foreign one.
+    pub address: Address,
+    /// "ip:port" that peers will be given.
+    pub observed_addr: String,
+    /// The node's name.
+    pub hostname: Option<String>,
+    /// Why the wanted name was refused.
+    pub hostname_error: Option<String>,
+    /// True if the registry checked a fresh proof of possession.
+    pub proved: bool,
+}
+
+/// Where a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// UDP address.
+    pub real_addr: SocketAddr,
+    /// UDP addresses on its local networks; unusable ones are left out.
+    pub lan_addrs: Vec<SocketAddr>,
+}
+
+/// Who a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lookup {
+    /// Address in network 0.
+    pub address: Address,
+    /// Ed25519 public key, if the registry knows it.
+    pub public_key: Option<[u8; 32]>,
+    /// Visibility.
+    pub public: bool,
+    /// Name.
+    pub hostname: Option<String>,
+    /// UDP address; only public nodes on line have one here.
+    pub real_addr: Option<SocketAddr>,
+}
+
+/// Which node has a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostnameReply {
+    /// Its id.
+    pub node: NodeId,
+    /// Its address in network 0.
+    pub address: Address,
+    /// Visibility.
+    pub public: bool,
+}
+
+/// Why a call failed. The text names the stage and the next step.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The name of the registry's host cannot be resolved.
+    #[error("registry {addr}: cannot find the host: {source}; check the hub address (host:port)")]
+    Resolve {
+        /// As given.
+        addr: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// No TCP connection.
+    #[error("registry {addr}: cannot connect: {source}; is the hub running and reachable?")]
+    Connect {
+        /// As given.
+        addr: String,
+        /// What the operating system said about the last address tried.
+        source: io::Error,
+    },
+    /// Connecting failed a moment ago and is not tried again yet.
+    #[error("registry {addr}: not reachable; next attempt in {} ms", retry.as_millis())]
+    Unreachable {
+        /// As given.
+        addr: String,
+        /// Until the next attempt.
+        retry: Duration,
+    },
+    /// No reply in time.
+    #[error("registry {addr}: no reply to {request} within {} ms; the hub is overloaded or something in between drops the connection", timeout.as_millis())]
+    Timeout {
+        /// As given.
+        addr: String,
+        /// What was asked.
+        request: &'static str,
+        /// The limit.
+        timeout: Duration,
+    },
+    /// The connection broke twice during a request.
+    #[error("registry {addr}: connection lost during {request}: {source}")]
+    Lost {
+        /// As given.
+        addr: String,
+        /// What was asked.
+        request: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The other end does not speak the registry protocol.
+    #[error(
+        "registry {addr}: reply to {request} makes no sense ({detail}); is this address a Pilot registry?"
+    )]
+    Protocol {
+        /// As given.
+        addr: String,
+        /// What was asked.
+        request: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The registry said no.
+    #[error("registry refused {request}: {reason}")]
+    Refused {
+        /// What was asked.
+        request: &'static str,
+        /// The registry's words.
+        reason: String,
+    },
+    /// Our own request does not fit into a message.
+    #[error("{request} is too long for the registry protocol: {source}")]
+    TooLong {
+        /// What was asked.
+        request: &'static str,
+        /// How long.
+        source: FrameError,
+    },
+}
+
+impl ClientError {
+    /// True if trying again later can help: the registry was not reached or did not answer.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        !matches!(self, Self::Refused { .. } | Self::TooLong { .. } | Self::Protocol { .. })
+    }
+}
+
+/// What the registry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Unknown,
+    Pilotage,
+    Reference,
+}
+
+/// A connection to one registry, re-established as needed. Not shared between threads.
+#[derive(Debug)]
+pub struct Client {
+    addr: String,
+    timeout: Duration,
+    stream: Option<TcpStream>,
+    dialect: Dialect,
+    /// No attempt to connect before this.
+    not_before: Option<Instant>,
+    pause: Duration,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the client is the IO edge")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+impl Client {
+    /// Connects to `addr` ("host:port"). `timeout` bounds this call and each later one; only the system's name
+    /// resolver is outside that bound.
+    ///
+    /// # Errors
+    /// [`ClientError::Resolve`] or [`ClientError::Connect`].
+    pub fn connect(addr: &str, timeout: Duration) -> Result<Self, ClientError> {
+        let mut client = Self {
+            addr: addr.to_owned(),
+            timeout,
+            stream: None,
+            dialect: Dialect::Unknown,
+            not_before: None,
+            pause: FIRST_PAUSE,
+        };
+        client.open(clock() + timeout)?;
+        Ok(client)
+    }
+
+    /// The address as given to [`Client::connect`].
+    #[must_use]
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// Our side of the connection: the IP that the registry sees, unless there is a NAT.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.stream.as_ref().and_then(|stream| stream.local_addr().ok())
+    }
+
+    /// Registers or renews an address and claims the wanted name. With a registry of the reference, visibility is a
+    /// second request.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a refused name is no error but [`Registered::hostname_error`].
+    pub fn register(
+        &mut self,
+        registration: &Registration,
+        sign: Sign<'_>,
+    ) -> Result<Registered, ClientError> {
+        let mut request = wire::Register {
+            listen_addr: registration.listen_addr.clone(),
+            public_key: Base64(registration.public_key),
+            hostname: registration.hostname.clone(),
+            lan_addrs: registration.lan_addrs.clone(),
+            public: Some(registration.public),
+            signature: None,
+            proof: None,
+        };
+        let reply = self.proved("register", |nonce| {
+            match nonce {
+                Some(nonce) => {
+                    request.proof = Some(Base64(sign(&wire::register_proof(nonce, &request))));
+                }
+                None => {
+                    let text = wire::register_string(&request.listen_addr, &request.public_key);
+                    request.signature = Some(Base64(sign(text.as_bytes())));
+                    request.proof = None;
+                }
+            }
+            Request::Register(request.clone())
+        })?;
+        let Reply::Registered(done) = reply else {
+            return Err(self.unexpected("register"));
+        };
+        let proved = self.dialect == Dialect::Pilotage;
+        if !proved && registration.public {
+            self.set_visibility(done.node_id, true, sign)?;
+        }
+        // A foreign registry assigns the id as it likes; the address text is its rendering of it.
+        Ok(Registered {
+            address: Address::new(0, done.node_id.0),
+            observed_addr: done.observed_addr,
+            hostname: done.hostname,
+            hostname_error: done.hostname_error,
+            proved,
+        })
+    }
+
+    /// Says that `node` is alive; gives the registry's clock in Unix seconds.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; `Refused` means that the node has to register again.
+    pub fn heartbeat(&mut self, node: NodeId, sign: Sign<'_>) -> Result<u64, ClientError> {
+        let signature = Base64(sign(wire::heartbeat_string(node).as_bytes()));
+        let request = wire::Heartbeat { node_id: node, listen_addr: None, signature: Some(signature) };
+        match self.call(&Request::Heartbeat(request))? {
+            Reply::Heartbeat { time } => Ok(time),
+            _ => Err(self.unexpected("heartbeat")),
+        }
+    }
+
+    /// Where `node` is. `sign` signs for `requester`, which must be registered.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resolve(
+        &mut self,
+        node: NodeId,
+        requester: NodeId,
+        sign: Sign<'_>,
+    ) -> Result<Resolved, ClientError> {
+        let signature = Base64(sign(wire::resolve_string(requester, node).as_bytes()));
+        let request = wire::Resolve { node_id: node, requester_id: requester, signature: Some(signature) };
+        let reply = self.call(&Request::Resolve(request))?;
+        let Reply::Resolved(found) = reply else {
+            return Err(self.unexpected("resolve"));
+        };
+        let real_addr = found
+            .real_addr
+            .parse()
+            .map_err(|_| self.protocol("resolve", format!("real_addr {:?}", found.real_addr)))?;
+        Ok(Resolved {
+            real_addr,
+            lan_addrs: found.lan_addrs.iter().filter_map(|addr| addr.parse().ok()).collect(),
+        })
+    }
+
+    /// Who `node` is.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn lookup(&mut self, node: NodeId) -> Result<Lookup, ClientError> {
+        let reply = self.call(&Request::Lookup(wire::Lookup { node_id: node }))?;
+        let Reply::Lookup(info) = reply else {
+            return Err(self.unexpected("lookup"));
+        };
+        if info.node_id != node {
+            return Err(self.protocol("lookup", format!("describes node {}", info.node_id)));
+        }
+        Ok(Lookup {
+            address: Address::new(0, node.0),
+            public_key: info.public_key.map(|key| key.0),
+            public: info.public,
+            hostname: info.hostname,
+            real_addr: info.real_addr.and_then(|addr| addr.parse().ok()),
+        })
+    }
+
+    /// Which node is called `name`. Private names are told only to their own node.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn resolve_hostname(
+        &mut self,
+        name: &str,
+        requester: Option<NodeId>,
+    ) -> Result<HostnameReply, ClientError> {
+        let request = wire::ResolveHostname { hostname: name.to_owned(), requester_id: requester };
+        match self.call(&Request::ResolveHostname(request))? {
+            Reply::Hostname(info) => Ok(HostnameReply {
+                node: info.node_id,
+                address: Address::new(0, info.node_id.0),
+                public: info.public,
+            }),
+            _ => Err(self.unexpected("resolve_hostname")),
+        }
+    }
+
+    /// Changes the name of `node`; an empty name gives it up.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn set_hostname(&mut self, node: NodeId, hostname: &str, sign: Sign<'_>) -> Result<(), ClientError> {
+        let reply = self.proved("set_hostname", |nonce| {
+            let (signature, proof) = match nonce {
+                Some(nonce) => (None, Some(sign(&wire::set_hostname_proof(nonce, node, hostname)))),
+                None => (Some(sign(wire::set_hostname_string(node).as_bytes())), None),
+            };
+            Request::SetHostname(wire::SetHostname {
+                node_id: node,
+                hostname: hostname.to_owned(),
+                signature: signature.map(Base64),
+                proof: proof.map(Base64),
+            })
+        })?;
+        match reply {
+            Reply::SetHostname { .. } => Ok(()),
+            _ => Err(self.unexpected("set_hostname")),
+        }
+    }
+
+    /// Makes `node` public or private.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn set_visibility(&mut self, node: NodeId, public: bool, sign: Sign<'_>) -> Result<(), ClientError> {
+        let reply = self.proved("set_visibility", |nonce| {
+            let (signature, proof) = match nonce {
+                Some(nonce) => (None, Some(sign(&wire::set_visibility_proof(nonce, node, public)))),
+                None => (Some(sign(wire::set_visibility_string(node).as_bytes())), None),
+            };
+            Request::SetVisibility(wire::SetVisibility {
+                node_id: node,
+                public,
+                signature: signature.map(Base64),
+                proof: proof.map(Base64),
+            })
+        })?;
+        match reply {
+            Reply::SetVisibility { .. } => Ok(()),
+            _ => Err(self.unexpected("set_visibility")),
+        }
+    }
+
+    /// Leaves: name and endpoint go, the address stays with the key (with our registry).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn deregister(&mut self, node: NodeId, sign: Sign<'_>) -> Result<(), ClientError> {
+        let reply = self.proved("deregister", |nonce| {
+            let (signature, proof) = match nonce {
+                Some(nonce) => (None, Some(sign(&wire::deregister_proof(nonce, node)))),
+                None => (Some(sign(wire::deregister_string(node).as_bytes())), None),
+            };
+            Request::Deregister(wire::Deregister {
+                node_id: node,
+                signature: signature.map(Base64),
+                proof: proof.map(Base64),
+            })
+        })?;
+        match reply {
+            Reply::Deregistered => Ok(()),
+            _ => Err(self.unexpected("deregister")),
+        }
+    }
+
+    /// Sends a request that needs a challenge first, or its reference form.
+    ///
+    /// The challenge is bound to the connection, so if that breaks in between, both are repeated once.
+    fn proved(
+        &mut self,
+        request: &'static str,
+        mut build: impl FnMut(Option<&[u8; 32]>) -> Request,
+    ) -> Result<Reply, ClientError> {
+        let deadline = clock() + self.timeout;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let fresh = self.open(deadline)?;
+            match self.proved_once(request, &mut build, deadline) {
+                Err(ClientError::Lost { .. }) if attempt == 1 && !fresh => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn proved_once(
+        &mut self,
+        request: &'static str,
+        build: &mut impl FnMut(Option<&[u8; 32]>) -> Request,
+        deadline: Instant,
+    ) -> Result<Reply, ClientError> {
+        let mut nonce = None;
+        if self.dialect != Dialect::Reference {
+            match self.exchange(&Request::Challenge, deadline)? {
+                Reply::Challenge { nonce: given } => {
+                    self.dialect = Dialect::Pilotage;
+                    nonce = Some(given.0);
+                }
+                // The reference's text for an unknown type is free, so any error without our code means that. Never falls
+                // back once challenges have worked: that would be a downgrade on an attacker's word.
+                Reply::Error { code: None, .. } if self.dialect == Dialect::Unknown => {
+                    self.dialect = Dialect::Reference;
+                }
+                reply => return Err(self.refusal_or_nonsense(request, reply)),
+            }
+        }
+        match self.exchange(&build(nonce.as_ref()), deadline)? {
+            Reply::Error { error, .. } => Err(ClientError::Refused { request, reason: error }),
+            reply => Ok(reply),
+        }
+    }
+
+    /// One request that stands alone; repeated once if an idle connection turns out to be dead.
+    fn call(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        let deadline = clock() + self.timeout;
+        let mut fresh = self.open(deadline)?;
+        loop {
+            match self.exchange(request, deadline) {
+                Err(ClientError::Lost { .. }) if !fresh => {
+                    fresh = {
+                        self.open(deadline)?;
+                        true
+                    }
+                }
+                Ok(Reply::Error { error, .. }) => {
+                    return Err(ClientError::Refused { request: request.kind(), reason: error });
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Makes sure that there is a connection. True if it is a new one.
+    fn open(&mut self, deadline: Instant) -> Result<bool, ClientError> {
+        if self.stream.is_some() {
+            return Ok(false);
+        }
+        let now = clock();
+        if let Some(retry) = self.not_before.and_then(|at| at.checked_duration_since(now))
+            && !retry.is_zero()
+        {
+            return Err(ClientError::Unreachable { addr: self.addr.clone(), retry });
+        }
+        match connect_any(&self.addr, deadline) {
+            Ok(stream) => {
+                self.stream = Some(stream);
+                // Another program may answer now; one that knew challenges is still expected to.
+                if self.dialect == Dialect::Reference {
+                    self.dialect = Dialect::Unknown;
+                }
+                self.not_before = None;
+                self.pause = FIRST_PAUSE;
+                Ok(true)
+            }
+            Err(error) => {
+                self.not_before = Some(clock() + self.pause);
+                self.pause = (self.pause * 2).min(MAX_PAUSE);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes a request and reads its reply on the present connection, which is dropped on any failure: a late reply
+    /// must not be taken for the answer to the next request.
+    fn exchange(&mut self, request: &Request, deadline: Instant) -> Result<Reply, ClientError> {
+        let kind = request.kind();
+        let mut frame = Vec::new();
+        request.encode(&mut frame).map_err(|source| ClientError::TooLong { request: kind, source })?;
+        let result = match &mut self.stream {
+            Some(stream) => transact(stream, &frame, deadline),
+            None => Err(Failure::Io(io::ErrorKind::NotConnected.into())),
+        };
+        result.map_err(|failure| {
+            self.stream = None;
+            let addr = self.addr.clone();
+            match failure {
+                Failure::Timeout => ClientError::Timeout { addr, request: kind, timeout: self.timeout },
+                Failure::Io(source) => ClientError::Lost { addr, request: kind, source },
+                Failure::Frame(error) => self.protocol(kind, error.to_string()),
+                Failure::Message(error) => self.protocol(kind, error.to_string()),
+            }
+        })
+    }
+
+    fn refusal_or_nonsense(&self, request: &'static str, reply: Reply) -> ClientError {
+        match reply {
+            Reply::Error { error, .. } => ClientError::Refused { request, reason: error },
+            _ => self.unexpected(request),
+        }
+    }
+
+    fn unexpected(&self, request: &'static str) -> ClientError {
+        self.protocol(request, "it answers another question".to_owned())
+    }
+
+    fn protocol(&self, request: &'static str, detail: String) -> ClientError {
+        ClientError::Protocol { addr: self.addr.clone(), request, detail }
+    }
+}
+
+enum Failure {
+    Timeout,
+    Io(io::Error),
+    Frame(FrameError),
+    Message(MessageError),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // A socket timeout is one or the other, depending on the system.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Timeout,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+fn connect_any(addr: &str, deadline: Instant) -> Result<TcpStream, ClientError> {
+    let resolve = |source| ClientError::Resolve { addr: addr.to_owned(), source };
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for target in addr.to_socket_addrs().map_err(resolve)? {
+        let Some(left) = remaining(deadline) else {
+            last = io::ErrorKind::TimedOut.into();
+            break;
+        };
+        match TcpStream::connect_timeout(&target, left) {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(ClientError::Connect { addr: addr.to_owned(), source: last })
+}
+
+fn transact(stream: &mut TcpStream, frame: &[u8], deadline: Instant) -> Result<Reply, Failure> {
+    stream.set_write_timeout(Some(remaining(deadline).ok_or(Failure::Timeout)?))?;
+    stream.write_all(frame)?;
+    let mut prefix = [0; LENGTH_PREFIX];
+    read_exact(stream, &mut prefix, deadline)?;
+    let len = u32::from_be_bytes(prefix) as usize;
+    if len > MAX_MESSAGE {
+        return Err(Failure::Frame(FrameError::TooLong { len }));
+    }
+    let mut json = vec![0; len];
+    read_exact(stream, &mut json, deadline)?;
+    Reply::parse(&json).map_err(Failure::Message)
+}
+
+/// Like the method of `Read`, with a deadline for the whole.
+fn read_exact(stream: &mut TcpStream, mut out: &mut [u8], deadline: Instant) -> Result<(), Failure> {
+    while !out.is_empty() {
+        stream.set_read_timeout(Some(remaining(deadline).ok_or(Failure::Timeout)?))?;
+        match stream.read(out) {
+            Ok(0) => return Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(n) => out = &mut out[n..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn remaining(deadline: Instant) -> Option<Duration> {
+    deadline.checked_duration_since(clock()).filter(|left| !left.is_zero())
+}

@@ -1,0 +1,16 @@
+//! Pilot registry: who has which address and name, and where a node is.
+//!
+//! * [`engine`]: the decisions, sans-IO. Proof of possession, names, visibility, presence, limits.
+//! * [`store`] (feature `server`): one redb file; a batch is durable before its replies are sent.
+//! * [`server`] (feature `server`): a single-threaded mio TCP server.
+//! * [`client`] (feature `client`): a blocking TCP client that speaks our dialect and the reference's.
+//!
+//! Messages and signed strings live in [`pilotage_wire::registry`]. Normative text: `spec/registry.md`.
+
+#[cfg(feature = "client")]
+pub mod client;
+pub mod engine;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod store;

@@ -1,0 +1,507 @@
+//! TCP server of the registry: one thread, mio, no blocking call except the store's commit.
+//!
+//! One turn of the loop: accept → read and decide requests of all ready connections (a *batch*, bounded) → commit what
+//! the batch staged → only then write the replies. Durable before acknowledged, and one sync for many requests.
+//!
+//! Bounds: connections in all and per source; input buffer of one message; requests per connection and turn; unread
+//! output, after which a connection is not read any more; a slow reader and an idle connection are cut.
+
+mod conn;
+#[cfg(test)]
+mod tests;
+
+use crate::engine::{self, Context, Engine};
+use crate::store::{Loaded, Store, StoreError};
+use conn::{Conn, Item};
+use mio::net::TcpListener;
+use mio::{Events, Interest, Poll, Token, Waker};
+use pilotage_wire::registry::{Reply, Request};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const LISTENER: Token = Token(usize::MAX - 1);
+const WAKER: Token = Token(usize::MAX - 2);
+/// Requests decided per turn: bounds the batch, its undo journal and the time between two polls.
+const MAX_BATCH: usize = 1_024;
+/// Connections accepted per turn.
+const MAX_ACCEPT: usize = 256;
+/// Granularity of the idle, slow-reader and store timers.
+const TICK: Duration = Duration::from_secs(1);
+/// Longest pause between two attempts to recover the store.
+const MAX_STORE_RETRY: Duration = Duration::from_secs(10);
+
+/// What a server needs to know.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// TCP address; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// redb file; created if missing.
+    pub store: PathBuf,
+    /// Policies and limits of the registry itself.
+    pub engine: engine::Config,
+    /// Most connections at once. Default: 16,384 (each needs a file descriptor).
+    pub max_connections: usize,
+    /// Most connections of one IP address. Default: 4,096.
+    pub max_connections_per_source: usize,
+    /// A connection without a complete request for so long is closed. Default: 5 minutes (the reference's).
+    pub idle: Duration,
+    /// A connection that leaves replies unread for so long is closed. Default: 30 s.
+    pub slow_reader: Duration,
+}
+
+impl ServerConfig {
+    /// Defaults for a listening address and a store file.
+    pub fn new(listen: SocketAddr, store: impl Into<PathBuf>) -> Self {
+        Self {
+            listen,
+            store: store.into(),
+            engine: engine::Config::default(),
+            max_connections: 16_384,
+            max_connections_per_source: 4_096,
+            idle: Duration::from_secs(300),
+            slow_reader: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why a server cannot start. The text names the cause and the next step.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Another program listens there.
+    #[error(
+        "registry cannot listen on TCP {0}: the port is in use; stop the other program or choose another port"
+    )]
+    PortInUse(SocketAddr),
+    /// Ports below 1024, usually.
+    #[error("registry cannot listen on TCP {0}: permission denied; choose a port from 1024 up")]
+    Permission(SocketAddr),
+    /// The host has no such address.
+    #[error(
+        "registry cannot listen on TCP {0}: this machine has no such address; use 0.0.0.0 or one of its own"
+    )]
+    NoSuchAddress(SocketAddr),
+    /// Anything else about the socket.
+    #[error("registry cannot listen on TCP {addr}: {source}")]
+    Socket {
+        /// Address wanted.
+        addr: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Counters and gauges of a running server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServerStats {
+    /// Open connections.
+    pub connections: usize,
+    /// Connections accepted since the start.
+    pub accepted: u64,
+    /// Connections turned away because of a limit.
+    pub turned_away: u64,
+    /// Connections closed by us: idle, slow reader, or oversized message.
+    pub cut: u64,
+    /// Requests answered.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Transactions committed.
+    pub commits: u64,
+    /// Commits or recoveries of the store that failed.
+    pub store_failures: u64,
+    /// True while the store cannot be written.
+    pub read_only: bool,
+    /// Claimed addresses.
+    pub nodes: usize,
+    /// Claimed names.
+    pub names: usize,
+}
+
+/// Stops a running server and reads its statistics, from any thread.
+#[derive(Debug, Clone)]
+pub struct ServerHandle(Arc<Shared>);
+
+impl ServerHandle {
+    /// Makes [`Server::run`] return soon. May be called more than once.
+    pub fn stop(&self) {
+        self.0.stop.store(true, Ordering::Release);
+        // A failure means that the loop is gone already.
+        let _ = self.0.waker.wake();
+    }
+
+    /// State after the last turn of the loop.
+    #[must_use]
+    pub fn stats(&self) -> ServerStats {
+        *self.0.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    waker: Waker,
+    stats: Mutex<ServerStats>,
+}
+
+/// A bound registry server; [`Server::run`] serves.
+#[derive(Debug)]
+pub struct Server {
+    config: ServerConfig,
+    local_addr: SocketAddr,
+    poll: Poll,
+    listener: TcpListener,
+    /// The listener may have more connections.
+    acceptable: bool,
+    /// After a failure, when to accept again.
+    accept_after: Instant,
+    shared: Arc<Shared>,
+    engine: Engine,
+    store: Store,
+    /// When to try the store again, and the pause after that.
+    store_retry: (Instant, Duration),
+    conns: Vec<Option<Conn>>,
+    free: Vec<usize>,
+    per_source: HashMap<IpAddr, usize>,
+    /// Connections with something to read or decide, each at most once.
+    ready: VecDeque<usize>,
+    batch: Vec<Item>,
+    stats: ServerStats,
+}
+
+#[allow(clippy::disallowed_methods, reason = "the server is the IO edge: it reads the clock for the engine")]
+fn clock() -> Instant {
+    Instant::now()
+}
+
+#[allow(clippy::disallowed_methods, reason = "the server is the IO edge: it reads the clock for the engine")]
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+fn random() -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+impl Server {
+    /// Listens and opens the store.
+    ///
+    /// # Errors
+    /// See [`BindError`].
+    pub fn bind(config: ServerConfig) -> Result<Self, BindError> {
+        // The port first: a second hub with the same configuration is then told about the port, not about a lock.
+        let listener = listen(config.listen)?;
+        let (store, records) = Store::open(&config.store)?;
+        Self::assemble(config, listener, store, records)
+    }
+
+    #[cfg(test)]
+    fn with_store(config: ServerConfig, store: Store, records: Loaded) -> Result<Self, BindError> {
+        let listener = listen(config.listen)?;
+        Self::assemble(config, listener, store, records)
+    }
+
+    fn assemble(
+        config: ServerConfig,
+        mut listener: TcpListener,
+        store: Store,
+        records: Loaded,
+    ) -> Result<Self, BindError> {
+        let now = clock();
+        let engine =
+            Engine::new(config.engine.clone(), records, now).map_err(|error| store.bad_record(&error))?;
+        let socket_error = |source| BindError::Socket { addr: config.listen, source };
+        let poll = Poll::new().map_err(socket_error)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(socket_error)?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE).map_err(socket_error)?;
+        let local_addr = listener.local_addr().map_err(socket_error)?;
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), waker, stats: Mutex::default() });
+        tracing::info!(%local_addr, store = %config.store.display(), nodes = engine.nodes(), names = engine.names(), "registry listens");
+        let mut server = Self {
+            config,
+            local_addr,
+            poll,
+            listener,
+            acceptable: true,
+            accept_after: now,
+            shared,
+            engine,
+            store,
+            store_retry: (now, TICK),
+            conns: Vec::new(),
+            free: Vec::new(),
+            per_source: HashMap::new(),
+            ready: VecDeque::new(),
+            batch: Vec::new(),
+            stats: ServerStats::default(),
+        };
+        server.publish_stats();
+        Ok(server)
+    }
+
+    /// The address that is really listened on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// For stopping and watching from elsewhere.
+    #[must_use]
+    pub fn handle(&self) -> ServerHandle {
+        ServerHandle(self.shared.clone())
+    }
+
+    /// Serves until [`ServerHandle::stop`]. Everything acknowledged is on disk at any moment, so there is nothing to
+    /// save at the end.
+    ///
+    /// # Errors
+    /// Only if the operating system's event queue fails.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(1_024);
+        let mut next_tick = clock() + TICK;
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let timeout = self.timeout(next_tick);
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.acceptable = true,
+                    WAKER => {}
+                    Token(at) => self.wake_conn(at, event.is_readable() || event.is_error()),
+                }
+            }
+            let now = clock();
+            if self.acceptable && now >= self.accept_after {
+                self.accept(now);
+            }
+            self.turn(now);
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.tick(now);
+            }
+            self.publish_stats();
+        }
+        tracing::info!(local_addr = %self.local_addr, "registry stops");
+        Ok(())
+    }
+
+    /// Nobody connected and a healthy store: sleep until something happens.
+    fn timeout(&self, next_tick: Instant) -> Option<Duration> {
+        if !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let timers = self.stats.connections > 0 || self.store.is_down() || self.acceptable;
+        timers.then(|| next_tick.saturating_duration_since(clock()))
+    }
+
+    fn wake_conn(&mut self, at: usize, readable: bool) {
+        if let Some(Some(conn)) = self.conns.get_mut(at) {
+            conn.readable |= readable;
+            if !std::mem::replace(&mut conn.queued, true) {
+                self.ready.push_back(at);
+            }
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        for _ in 0..MAX_ACCEPT {
+            match self.listener.accept() {
+                Ok((stream, peer)) => self.admit(stream, peer.ip().to_canonical(), now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.acceptable = false;
+                    return;
+                }
+                // Gone before we looked.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    // Most likely out of file descriptors: `acceptable` stays, a later turn tries again.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    self.accept_after = now + TICK;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: mio::net::TcpStream, source: IpAddr, now: Instant) {
+        let of_source = self.per_source.get(&source).copied().unwrap_or(0);
+        let reason = if self.stats.connections >= self.config.max_connections {
+            "registry has too many connections; retry later"
+        } else if of_source >= self.config.max_connections_per_source {
+            "registry has too many connections from your network address"
+        } else {
+            let at = self.free.pop().unwrap_or_else(|| {
+                self.conns.push(None);
+                self.conns.len() - 1
+            });
+            let _ = stream.set_nodelay(true);
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().register(&mut stream, Token(at), interest) {
+                tracing::warn!(%error, "cannot watch a connection");
+                self.free.push(at);
+                return;
+            }
+            self.conns[at] = Some(Conn::new(stream, source, now));
+            *self.per_source.entry(source).or_insert(0) += 1;
+            self.stats.connections += 1;
+            self.stats.accepted += 1;
+            return;
+        };
+        self.stats.turned_away += 1;
+        let mut frame = Vec::new();
+        if Reply::error(reason).encode(&mut frame).is_ok() {
+            // One short write into an empty socket buffer; if it does not fit, the close says enough.
+            let _ = io::Write::write(&mut stream, &frame);
+        }
+    }
+
+    /// Reads, decides, commits, replies.
+    fn turn(&mut self, now: Instant) {
+        let mut touched = Vec::new();
+        // Each connection gets its share once per turn; what is left waits for the next one.
+        for _ in 0..self.ready.len() {
+            if self.batch.len() >= MAX_BATCH {
+                break;
+            }
+            let Some(at) = self.ready.pop_front() else { break };
+            let Some(Some(conn)) = self.conns.get_mut(at) else { continue };
+            conn.queued = false;
+            touched.push(at);
+            if conn.is_congested() {
+                continue;
+            }
+            conn.read();
+            let engine = &mut self.engine;
+            let context = Context { now, unix: unix_time(), source: conn.source, random: &random };
+            conn.decide(at, now, &mut self.batch, |state, request| engine.apply(&context, state, request));
+        }
+        self.commit_batch(now);
+        for item in self.batch.drain(..) {
+            self.stats.requests += 1;
+            self.stats.errors += u64::from(matches!(item.reply, Reply::Error { .. }));
+            if let Some(Some(conn)) = self.conns.get_mut(item.conn) {
+                conn.push_reply(&item.reply);
+            }
+        }
+        for at in touched {
+            let Some(Some(conn)) = self.conns.get_mut(at) else { continue };
+            conn.flush(now);
+            if conn.is_finished() {
+                self.close(at);
+            } else if conn.has_work() && !std::mem::replace(&mut conn.queued, true) {
+                self.ready.push_back(at);
+            }
+        }
+    }
+
+    /// Makes the batch durable, or makes its replies say that it is not (spec/registry.md §8.1, §8.3).
+    fn commit_batch(&mut self, now: Instant) {
+        let Some(first) = self.batch.iter().position(|item| item.wrote) else {
+            return;
+        };
+        match self.store.commit(self.engine.staged()) {
+            Ok(()) => {
+                self.engine.commit();
+                self.stats.commits += 1;
+            }
+            Err(error) => {
+                self.engine.rollback();
+                self.suspend_writes(now, &error);
+                let context =
+                    Context { now, unix: unix_time(), source: self.local_addr.ip(), random: &random };
+                for item in &mut self.batch[first..] {
+                    item.decide_again(&mut self.engine, context);
+                }
+            }
+        }
+    }
+
+    fn suspend_writes(&mut self, now: Instant, error: &StoreError) {
+        tracing::error!(%error, "store failed: registrations are refused until it works again");
+        self.stats.store_failures += 1;
+        self.engine.set_read_only(Some(error.to_string()));
+        self.store_retry = (now + TICK, TICK);
+    }
+
+    fn tick(&mut self, now: Instant) {
+        if self.store.is_down() && now >= self.store_retry.0 {
+            let engine = &self.engine;
+            match self.store.recover(|id| engine.record(id)) {
+                Ok(()) => {
+                    tracing::info!("store works again");
+                    self.engine.set_read_only(None);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "store still fails");
+                    self.stats.store_failures += 1;
+                    self.engine.set_read_only(Some(error.to_string()));
+                    let pause = (self.store_retry.1 * 2).min(MAX_STORE_RETRY);
+                    self.store_retry = (now + pause, pause);
+                }
+            }
+        }
+        for at in 0..self.conns.len() {
+            let Some(conn) = &self.conns[at] else { continue };
+            if let Some(why) = conn.overdue(now, self.config.idle, self.config.slow_reader) {
+                tracing::debug!(source = %conn.source, why, "connection cut");
+                self.stats.cut += 1;
+                self.close(at);
+            }
+        }
+    }
+
+    fn close(&mut self, at: usize) {
+        let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else { return };
+        if conn.was_cut() {
+            self.stats.cut += 1;
+        }
+        let _ = self.poll.registry().deregister(conn.stream_mut());
+        if let Some(count) = self.per_source.get_mut(&conn.source) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_source.remove(&conn.source);
+            }
+        }
+        self.stats.connections -= 1;
+        self.free.push(at);
+    }
+
+    fn publish_stats(&mut self) {
+        self.stats.nodes = self.engine.nodes();
+        self.stats.names = self.engine.names();
+        self.stats.read_only = self.store.is_down();
+        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.stats;
+    }
+}
+
+fn listen(addr: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(addr).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::PortInUse(addr),
+        io::ErrorKind::PermissionDenied => BindError::Permission(addr),
+        io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(addr),
+        _ => BindError::Socket { addr, source },
+    })
+}
+
+impl Item {
+    /// The reply after the batch was undone. A challenge stays valid: it is not part of the store.
+    fn decide_again(&mut self, engine: &mut Engine, context: Context<'_>) {
+        let Some(request) = self.request.as_ref().filter(|r| !matches!(r, Request::Challenge)) else {
+            return;
+        };
+        let context = Context { source: self.source, ..context };
+        let mut state = self.state_before;
+        self.reply = engine.reapply(&context, &mut state, request).reply;
+    }
+}

@@ -1,0 +1,349 @@
+//! The registry's file: one redb database, one write transaction per batch, synced before it returns.
+//!
+//! # Contract
+//! * [`Store::commit`] returns `Ok` only when every record of the batch is on disk; the replies of the batch may then be
+//!   sent (spec/registry.md §8.1).
+//! * After any error the store is *down*: the database handle is closed, nothing more is written, and
+//!   [`Store::recover`] must succeed before the next commit. A failed commit may or may not have reached the disk
+//!   (a lost sync), so `recover` writes the caller's present state of exactly those records.
+//! * Errors say what happened to the data, which file or folder is concerned, and what the operator can do.
+//!
+//! The file is locked while open. Its pages carry checksums, which are all verified when it is opened.
+
+#[cfg(test)]
+pub(crate) mod fault;
+#[cfg(test)]
+mod tests;
+
+use crate::engine::{Record, RecordError};
+use pilotage_wire::NodeId;
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Everything is loaded at start, so a page cache is needed only for the upper levels of the tree. Bytes.
+const CACHE_SIZE: usize = 32 << 20;
+/// Node id → [`Record::encode`].
+const NODES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("nodes");
+/// Small facts about the file.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Meta key: layout of the tables.
+const SCHEMA: &str = "schema";
+/// Meta key: how often the file was opened for writing. Counting proves that it can be written.
+const OPENED: &str = "opened";
+const SCHEMA_VERSION: u64 = 1;
+
+/// Opens the database; a test puts a faulty disk here.
+pub(crate) type Opener = Box<dyn FnMut() -> Result<Database, redb::DatabaseError> + Send>;
+
+/// A durable map from node id to record.
+pub struct Store {
+    /// For messages.
+    path: PathBuf,
+    open: Opener,
+    /// `None` while down.
+    db: Option<Database>,
+    /// Records of the commit that failed.
+    suspect: BTreeSet<NodeId>,
+    /// Encoding buffer.
+    scratch: Vec<u8>,
+}
+
+/// Why the store cannot be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk or quota is exhausted.
+    #[error("hub's disk is full: nothing was stored; free space in {}", dir.display())]
+    Full {
+        /// Folder of the store.
+        dir: PathBuf,
+    },
+    /// Another process has the file open.
+    #[error("hub's store {} is in use by another process; stop that hub or choose another file", path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The content is damaged or not ours.
+    #[error("hub's store {} is damaged or not a registry file ({detail}); restore a backup, or move the file away \
+             and start empty: nodes get their addresses again when they register", path.display())]
+    Corrupted {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// Written by a newer version.
+    #[error("hub's store {} was written by a newer version ({detail}); run that version", path.display())]
+    TooNew {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// Not readable or not writable: permissions, missing folder, a folder instead of a file, I/O error.
+    #[error("hub cannot use its store {} ({source}): nothing was stored; check the path, its owner and the disk", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A commit was tried while down.
+    #[error("hub's store {} is closed after an earlier error", path.display())]
+    Down {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// What [`Store::open`] found.
+pub type Loaded = Vec<(NodeId, Record)>;
+
+impl Store {
+    /// Opens or creates the file at `path` (mode 0600, missing folders included) and reads all records.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; also when the disk is full, since the open is recorded in the file.
+    pub fn open(path: &Path) -> Result<(Self, Loaded), StoreError> {
+        let file_path = path.to_owned();
+        let open: Opener = Box::new(move || {
+            if let Some(dir) = file_path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+                std::fs::create_dir_all(dir)?;
+            }
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            // Endpoints of private nodes are inside.
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            let file = options.open(&file_path)?;
+            Builder::new().set_cache_size(CACHE_SIZE).create_file(file)
+        });
+        Self::open_with(path, open)
+    }
+
+    pub(crate) fn open_with(path: &Path, mut open: Opener) -> Result<(Self, Loaded), StoreError> {
+        let (db, intact) = open_checked(path, &mut open)?;
+        if !intact {
+            tracing::warn!(path = %path.display(), "store was damaged and has been repaired; the newest changes may be missing");
+        }
+        let mut store =
+            Self { path: path.to_owned(), open, db: Some(db), suspect: BTreeSet::new(), scratch: Vec::new() };
+        let records = store.load()?;
+        store.mark_open()?;
+        Ok((store, records))
+    }
+
+    /// Writes all `records` in one transaction and syncs it. An empty batch costs nothing.
+    ///
+    /// # Errors
+    /// See [`StoreError`]. None of the batch may be acknowledged, and the store is down.
+    pub fn commit<'a>(
+        &mut self,
+        records: impl IntoIterator<Item = (NodeId, &'a Record)>,
+    ) -> Result<(), StoreError> {
+        let mut records = records.into_iter().peekable();
+        if records.peek().is_none() {
+            return Ok(());
+        }
+        let mut written = Vec::new();
+        let changes = records.map(|(id, record)| {
+            written.push(id);
+            (id, Some(record))
+        });
+        let result = match &self.db {
+            Some(db) => write(db, changes, &mut self.scratch),
+            None => return Err(StoreError::Down { path: self.path.clone() }),
+        };
+        result.map_err(|error| {
+            self.db = None;
+            self.suspect.extend(written);
+            explain(&self.path, error)
+        })
+    }
+
+    /// True after an error, until [`Store::recover`] succeeds.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.db.is_none()
+    }
+
+    /// Tries to work again: opens the file and makes the records of the failed commit what `current` says they are
+    /// (`None`: no such node).
+    ///
+    /// # Errors
+    /// See [`StoreError`]; the store stays down.
+    pub fn recover<'a>(&mut self, current: impl Fn(NodeId) -> Option<&'a Record>) -> Result<(), StoreError> {
+        if self.db.is_some() {
+            return Ok(());
+        }
+        let (db, _) = open_checked(&self.path, &mut self.open)?;
+        let changes = self.suspect.iter().map(|&id| (id, current(id)));
+        write(&db, changes, &mut self.scratch).map_err(|error| explain(&self.path, error))?;
+        self.db = Some(db);
+        self.mark_open()?;
+        self.suspect.clear();
+        Ok(())
+    }
+
+    fn load(&self) -> Result<Loaded, StoreError> {
+        let Some(db) = &self.db else {
+            return Err(StoreError::Down { path: self.path.clone() });
+        };
+        let rows = read(db).map_err(|error| explain(&self.path, error))?;
+        let Some((schema, rows)) = rows else {
+            return Ok(Vec::new());
+        };
+        if schema > SCHEMA_VERSION {
+            return Err(StoreError::TooNew { path: self.path.clone(), detail: format!("layout {schema}") });
+        }
+        let mut records = Vec::with_capacity(rows.len());
+        for (id, record) in rows {
+            let record = record.map_err(|error| self.bad_record(&error))?;
+            records.push((id, record));
+        }
+        Ok(records)
+    }
+
+    /// How a record that contradicts the format or the other records is reported.
+    pub(crate) fn bad_record(&self, error: &RecordError) -> StoreError {
+        let (path, detail) = (self.path.clone(), error.to_string());
+        match error {
+            RecordError::Version(_) => StoreError::TooNew { path, detail },
+            _ => StoreError::Corrupted { path, detail },
+        }
+    }
+
+    fn mark_open(&mut self) -> Result<(), StoreError> {
+        let Some(db) = &self.db else {
+            return Err(StoreError::Down { path: self.path.clone() });
+        };
+        mark(db).map_err(|error| {
+            self.db = None;
+            explain(&self.path, error)
+        })
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("path", &self.path)
+            .field("down", &self.is_down())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Opens the database and verifies all checksums: opening alone looks at the roots only. The flag is false if damage
+/// was found and repaired.
+fn open_checked(path: &Path, open: &mut Opener) -> Result<(Database, bool), StoreError> {
+    let attempt = || {
+        let mut db = open()?;
+        let intact = db.check_integrity()?;
+        Ok((db, intact))
+    };
+    // redb asserts some properties of the file header instead of reporting them. Nothing of ours is touched inside, and
+    // what redb holds is dropped with it.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)) {
+        Ok(result) => result.map_err(|error: redb::DatabaseError| explain(path, error)),
+        Err(_) => Err(StoreError::Corrupted {
+            path: path.to_owned(),
+            detail: "its header contradicts itself".into(),
+        }),
+    }
+}
+
+fn write<'a>(
+    db: &Database,
+    changes: impl IntoIterator<Item = (NodeId, Option<&'a Record>)>,
+    scratch: &mut Vec<u8>,
+) -> Result<(), redb::Error> {
+    let transaction = db.begin_write()?;
+    {
+        let mut table = transaction.open_table(NODES)?;
+        for (id, record) in changes {
+            match record {
+                Some(record) => {
+                    scratch.clear();
+                    record.encode(scratch);
+                    table.insert(id.0, scratch.as_slice())?;
+                }
+                None => {
+                    table.remove(id.0)?;
+                }
+            }
+        }
+    }
+    // Durability::Immediate is the default: returns after fsync.
+    transaction.commit()?;
+    Ok(())
+}
+
+fn mark(db: &Database) -> Result<(), redb::Error> {
+    let transaction = db.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        let opened = meta.get(OPENED)?.map_or(0, |count| count.value());
+        meta.insert(OPENED, opened.wrapping_add(1))?;
+        meta.insert(SCHEMA, SCHEMA_VERSION)?;
+        transaction.open_table(NODES)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Layout number and all rows; `None` for a file without our tables that holds nothing else.
+type Rows = Option<(u64, Vec<(NodeId, Result<Record, RecordError>)>)>;
+
+fn read(db: &Database) -> Result<Rows, redb::Error> {
+    let transaction = db.begin_read()?;
+    let meta = match transaction.open_table(META) {
+        Err(redb::TableError::TableDoesNotExist(_)) => {
+            // A new file has no tables. A file with others was written by some other program.
+            return match transaction.list_tables()?.next() {
+                None => Ok(None),
+                Some(_) => Err(redb::Error::Corrupted("tables of another program".into())),
+            };
+        }
+        other => other?,
+    };
+    let schema = meta.get(SCHEMA)?.map_or(0, |version| version.value());
+    let mut rows = Vec::new();
+    for row in transaction.open_table(NODES)?.iter()? {
+        let (id, bytes) = row?;
+        let id = NodeId(id.value());
+        rows.push((id, Record::decode(id, bytes.value())));
+    }
+    Ok(Some((schema, rows)))
+}
+
+/// Maps redb's errors to what an operator can act on.
+fn explain(path: &Path, error: impl Into<redb::Error>) -> StoreError {
+    let path = path.to_owned();
+    match error.into() {
+        redb::Error::DatabaseAlreadyOpen => StoreError::InUse { path },
+        redb::Error::UpgradeRequired(version) => {
+            StoreError::Corrupted { path, detail: format!("file format {version}") }
+        }
+        redb::Error::Io(source) => match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                StoreError::Full { dir: folder(&path) }
+            }
+            // redb reports a file that is no database this way.
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                StoreError::Corrupted { path, detail: source.to_string() }
+            }
+            _ => StoreError::Io { path, source },
+        },
+        other => StoreError::Corrupted { path, detail: other.to_string() },
+    }
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}

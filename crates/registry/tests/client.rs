@@ -1,0 +1,217 @@
+//! Client and server over real sockets, and the client against a registry of the reference's kind.
+
+#![allow(clippy::disallowed_methods, reason = "tests on real sockets read the clock")]
+
+use ed25519_dalek::{Signer as _, SigningKey};
+use pilotage_registry::client::{Client, ClientError, Registration};
+use pilotage_registry::engine::RateLimits;
+use pilotage_registry::server::{Server, ServerConfig, ServerHandle};
+use pilotage_wire::NodeId;
+use pilotage_wire::addressing::node_ids;
+use pilotage_wire::registry::next_frame;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+struct Hub(SocketAddr, ServerHandle, Option<JoinHandle<std::io::Result<()>>>);
+
+impl Hub {
+    fn start(listen: SocketAddr, store: &Path) -> Self {
+        let mut config = ServerConfig::new(listen, store);
+        config.engine.rates = RateLimits::UNLIMITED;
+        let server = Server::bind(config).unwrap();
+        let (addr, handle) = (server.local_addr(), server.handle());
+        Self(addr, handle, Some(std::thread::spawn(move || server.run())))
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.1.stop();
+        self.2.take().unwrap().join().expect("no panic").expect("clean end");
+    }
+}
+
+fn any_port() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+fn registration(key: &SigningKey, name: &str, public: bool) -> Registration {
+    Registration {
+        public_key: key.verifying_key().to_bytes(),
+        listen_addr: "0.0.0.0:4100".into(),
+        lan_addrs: vec!["192.168.1.5:4100".into()],
+        hostname: Some(name.into()),
+        public,
+    }
+}
+
+#[test]
+fn two_nodes_meet_through_the_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start(any_port(), &dir.path().join("hub.redb"));
+    let (a, b) = (SigningKey::from_bytes(&[1; 32]), SigningKey::from_bytes(&[2; 32]));
+    let sign_a = |message: &[u8]| a.sign(message).to_bytes();
+    let sign_b = |message: &[u8]| b.sign(message).to_bytes();
+    let mut client_a = Client::connect(&hub.0.to_string(), TIMEOUT).unwrap();
+    let mut client_b = Client::connect(&hub.0.to_string(), TIMEOUT).unwrap();
+    let alice = client_a.register(&registration(&a, "alice", false), &sign_a).unwrap();
+    let bob = client_b.register(&registration(&b, "bob", true), &sign_b).unwrap();
+    assert!(alice.proved && bob.proved);
+    assert_eq!(alice.address.node, node_ids(a.verifying_key().as_bytes()).next().unwrap().1);
+    assert_eq!((bob.observed_addr.as_str(), bob.hostname.as_deref()), ("127.0.0.1:4100", Some("bob")));
+
+    // A finds B by name; B is public, A is not.
+    let found = client_a.resolve_hostname("bob", Some(alice.address.node)).unwrap();
+    assert_eq!((found.address, found.public), (bob.address, true));
+    let whereabouts = client_a.resolve(found.node, alice.address.node, &sign_a).unwrap();
+    assert_eq!(whereabouts.real_addr, "127.0.0.1:4100".parse().unwrap());
+    assert_eq!(whereabouts.lan_addrs, ["192.168.1.5:4100".parse().unwrap()]);
+    let who = client_a.lookup(found.node).unwrap();
+    assert_eq!(who.public_key, Some(b.verifying_key().to_bytes()));
+    let refused = client_b.resolve(alice.address.node, bob.address.node, &sign_b).unwrap_err();
+    assert!(matches!(&refused, ClientError::Refused { request: "resolve", .. }), "{refused}");
+    client_a.set_visibility(alice.address.node, true, &sign_a).unwrap();
+    assert!(client_b.resolve(alice.address.node, bob.address.node, &sign_b).is_ok());
+
+    // Names: taken, changed, given up.
+    let again = client_a.register(&registration(&a, "bob", true), &sign_a).unwrap();
+    assert!(again.hostname_error.is_some());
+    client_a.set_hostname(alice.address.node, "alicia", &sign_a).unwrap();
+    assert_eq!(client_b.lookup(alice.address.node).unwrap().hostname.as_deref(), Some("alicia"));
+    assert!(client_a.set_hostname(alice.address.node, "mallory", &sign_b).is_err());
+    assert!(client_a.heartbeat(alice.address.node, &sign_a).unwrap() > 1_700_000_000);
+    client_a.deregister(alice.address.node, &sign_a).unwrap();
+    let gone = client_a.heartbeat(alice.address.node, &sign_a).unwrap_err();
+    assert!(!gone.is_transient(), "{gone}");
+}
+
+#[test]
+fn a_restarted_hub_is_found_again_with_everything_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("hub.redb");
+    let key = SigningKey::from_bytes(&[3; 32]);
+    let sign = |message: &[u8]| key.sign(message).to_bytes();
+    let hub = Hub::start(any_port(), &store);
+    let addr = hub.0;
+    let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    let before = client.register(&registration(&key, "carol", true), &sign).unwrap();
+    drop(hub);
+    // While it is away: a clear error at once, then a pause during which nothing is tried.
+    let error = client.heartbeat(before.address.node, &sign).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains(&addr.to_string()), "{error}");
+    let started = Instant::now();
+    let error = client.heartbeat(before.address.node, &sign).unwrap_err();
+    // On a machine so busy that the pause is over already, it is tried again.
+    let at_once = started.elapsed() < Duration::from_millis(300);
+    assert!(matches!(error, ClientError::Unreachable { .. }) || !at_once, "{error}");
+    let hub = Hub::start(addr, &store);
+    let mut attempts = 0;
+    while let Err(error) = client.heartbeat(before.address.node, &sign) {
+        attempts += 1;
+        assert!(error.is_transient() && attempts < 200, "{error}");
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    // No new registration was needed to be found.
+    let found = client.resolve(before.address.node, before.address.node, &sign).unwrap();
+    assert_eq!(found.real_addr.port(), 4100);
+    // A connection that was cut while idle is replaced without a word, also between challenge and proof.
+    drop(hub);
+    let hub = Hub::start(addr, &store);
+    client.set_hostname(before.address.node, "caroline", &sign).unwrap();
+    drop(hub);
+    let _hub = Hub::start(addr, &store);
+    assert_eq!(client.lookup(before.address.node).unwrap().hostname.as_deref(), Some("caroline"));
+}
+
+/// A registry that knows only plain messages: answers from spec/vectors/registry.json.
+fn reference_registry(replies: Vec<&'static str>) -> (SocketAddr, JoinHandle<Vec<serde_json::Value>>) {
+    let listener = TcpListener::bind(any_port()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut requests = Vec::new();
+        let mut input = Vec::new();
+        for reply in replies {
+            let json = loop {
+                if let Some(json) = next_frame(&input).unwrap() {
+                    break json.to_vec();
+                }
+                let mut chunk = [0; 4096];
+                let n = stream.read(&mut chunk).unwrap();
+                assert!(n > 0, "client left early");
+                input.extend_from_slice(&chunk[..n]);
+            };
+            input.drain(..4 + json.len());
+            requests.push(serde_json::from_slice(&json).unwrap());
+            stream.write_all(&u32::try_from(reply.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(reply.as_bytes()).unwrap();
+        }
+        requests
+    });
+    (addr, thread)
+}
+
+#[test]
+fn a_reference_registry_gets_plain_messages_and_its_id_is_accepted() {
+    let (addr, thread) = reference_registry(vec![
+        r#"{"error":"request failed","type":"error"}"#,
+        r#"{"address":"0:0000.0000.0002","hostname":"two","network_id":0,"node_id":2,"observed_addr":"127.0.0.1:4100","protocol_version":1,"public_key":"jNVV0ewD5ZpGXz4U0dL3+C+aph9zRFiFIT9N0MaOnFE=","type":"register_ok"}"#,
+        r#"{"node_id":2,"type":"set_visibility_ok","visibility":"public"}"#,
+        r#"{"hostname":"deux","node_id":2,"type":"set_hostname_ok"}"#,
+        r#"{"type":"deregister_ok"}"#,
+    ]);
+    let key = SigningKey::from_bytes(&[2; 32]);
+    let sign = |message: &[u8]| key.sign(message).to_bytes();
+    let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    let done = client.register(&registration(&key, "two", true), &sign).unwrap();
+    assert_eq!((done.address.node, done.proved), (NodeId(2), false));
+    client.set_hostname(NodeId(2), "deux", &sign).unwrap();
+    client.deregister(NodeId(2), &sign).unwrap();
+    let requests = thread.join().unwrap();
+    let kinds: Vec<_> = requests.iter().map(|request| request["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["challenge", "register", "set_visibility", "set_hostname", "deregister"]);
+    assert!(requests.iter().all(|request| request.get("proof").is_none()));
+    assert!(requests[1..].iter().all(|request| request["signature"].is_string()));
+}
+
+#[test]
+fn what_is_no_registry_is_reported_as_such() {
+    // Nobody listens.
+    let free = TcpListener::bind(any_port()).unwrap();
+    let addr = free.local_addr().unwrap();
+    drop(free);
+    let error = Client::connect(&addr.to_string(), TIMEOUT).unwrap_err();
+    assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    let error = Client::connect("no port here", TIMEOUT).unwrap_err();
+    assert!(matches!(error, ClientError::Resolve { .. }), "{error}");
+    // Somebody who never answers.
+    let mute = TcpListener::bind(any_port()).unwrap();
+    let short = Duration::from_millis(200);
+    let mut client = Client::connect(&mute.local_addr().unwrap().to_string(), short).unwrap();
+    let started = Instant::now();
+    let error = client.lookup(NodeId(1)).unwrap_err();
+    assert!(matches!(error, ClientError::Timeout { request: "lookup", .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    // A web server.
+    let web = TcpListener::bind(any_port()).unwrap();
+    let addr = web.local_addr().unwrap();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = web.accept().unwrap();
+        let _ = stream.read(&mut [0; 512]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    let error = client.lookup(NodeId(1)).unwrap_err();
+    assert!(matches!(error, ClientError::Protocol { .. }), "{error}");
+    thread.join().unwrap();
+    // An answer to another question, and about another node.
+    let (addr, thread) = reference_registry(vec![r#"{"type":"deregister_ok"}"#]);
+    let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    assert!(matches!(client.lookup(NodeId(1)), Err(ClientError::Protocol { .. })));
+    thread.join().unwrap();
+}

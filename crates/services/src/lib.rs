@@ -1,0 +1,21 @@
+//! Services that run on Pilotage ports: echo (7), file transfer (1010) and benchmark (1011).
+//!
+//! The protocols are specified in `spec/services.md`. Each one is written against [`Duplex`], a
+//! byte stream with half-close, so that the same code runs over a `pilotage::Stream` and, in tests
+//! and comparisons, over a `TcpStream`. [`server`] serves all of them on a `pilotage::Node`.
+//!
+//! | module | port | what it does |
+//! |---|---|---|
+//! | [`echo`] | 7 | sends back what it reads |
+//! | [`file`] | 1010 | one file per stream, verified with BLAKE3 at both ends |
+//! | [`bench`] | 1011 | sink, source, request/reply; counts datagrams |
+//!
+//! Memory is bounded everywhere: the constants that bound it are public and documented.
+
+pub mod bench;
+pub mod duplex;
+pub mod echo;
+pub mod file;
+pub mod server;
+
+pub use duplex::Duplex;

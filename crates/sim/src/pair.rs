@@ -1,0 +1,285 @@
+//! Two endpoints, one link, one virtual clock.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use pilotage_proto::crypto::Identity;
+use pilotage_proto::{Config, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf};
+use pilotage_wire::Address;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+
+use crate::link::{Bottleneck, Link};
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// The first, usually the one that connects.
+    A,
+    /// The second.
+    B,
+}
+
+impl Side {
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+/// One endpoint and what the harness knows of it.
+pub struct Host {
+    /// The endpoint under test.
+    pub endpoint: Endpoint,
+    /// Events polled and not yet looked at.
+    pub events: VecDeque<Event>,
+    /// Its present UDP address; assign another one to make it roam.
+    pub addr: SocketAddr,
+    /// Its overlay address.
+    pub address: Address,
+    /// Its Ed25519 key.
+    pub key: [u8; 32],
+    identity_seed: [u8; 32],
+    buf: TransmitBuf,
+}
+
+/// A datagram on its way.
+struct Flight {
+    to: SocketAddr,
+    from: SocketAddr,
+    bytes: Vec<u8>,
+}
+
+/// Two hosts that know each other's keys and addresses.
+pub struct Pair {
+    /// The virtual time.
+    pub now: Instant,
+    /// From A to B, and back.
+    pub links: [Link; 2],
+    /// Every datagram that was put on the wire, if [`Pair::record`] is set: (from A?, bytes).
+    pub recorded: Vec<(Side, Vec<u8>)>,
+    /// Keep copies of all datagrams.
+    pub record: bool,
+    /// Datagrams put on the wire so far, by side.
+    pub sent: [u64; 2],
+    start: Instant,
+    /// Steps since time last moved.
+    still: u32,
+    hosts: [Host; 2],
+    bottlenecks: [Bottleneck; 2],
+    flights: BTreeMap<(Instant, u64), Flight>,
+    flight_number: u64,
+    rng: ChaCha8Rng,
+    hasher: blake3::Hasher,
+    cfg: Config,
+}
+
+impl Pair {
+    /// Two hosts with default settings over `link` in both directions.
+    pub fn new(seed: u64, link: Link) -> Self {
+        Self::with_config(seed, link, Config::default())
+    }
+
+    /// Two hosts with the same settings.
+    pub fn with_config(seed: u64, link: Link, cfg: Config) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let now = base_instant();
+        let mut hosts = [host(0, &cfg, now, &mut rng), host(1, &cfg, now, &mut rng)];
+        for (me, other) in [(0, 1), (1, 0)] {
+            let peer = introduction(&hosts[other]);
+            hosts[me].endpoint.add_peer(now, peer).expect("a fresh endpoint takes a peer");
+        }
+        Self {
+            now,
+            links: [link.clone(), link],
+            recorded: Vec::new(),
+            record: false,
+            sent: [0, 0],
+            start: now,
+            still: 0,
+            hosts,
+            bottlenecks: Default::default(),
+            flights: BTreeMap::new(),
+            flight_number: 0,
+            rng,
+            hasher: blake3::Hasher::new(),
+            cfg,
+        }
+    }
+
+    /// One of the hosts.
+    pub fn host(&mut self, side: Side) -> &mut Host {
+        &mut self.hosts[side.index()]
+    }
+
+    /// One of the endpoints.
+    pub fn endpoint(&mut self, side: Side) -> &mut Endpoint {
+        &mut self.hosts[side.index()].endpoint
+    }
+
+    /// Virtual time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.now.duration_since(self.start)
+    }
+
+    /// Hash over everything that was delivered, with its time: equal for equal seeds.
+    pub fn digest(&self) -> blake3::Hash {
+        self.hasher.finalize()
+    }
+
+    /// Replaces a host by a fresh process with the same identity: all its state is gone.
+    pub fn restart(&mut self, side: Side) {
+        let i = side.index();
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let identity = Identity::from_seed(self.hosts[i].identity_seed);
+        let mut endpoint =
+            Endpoint::new(self.cfg.clone(), identity, self.hosts[i].address, seed, self.now);
+        let peer = introduction(&self.hosts[1 - i]);
+        endpoint.add_peer(self.now, peer).expect("a fresh endpoint takes a peer");
+        self.hosts[i].endpoint = endpoint;
+        self.hosts[i].events.clear();
+    }
+
+    /// Puts bytes on the wire towards `to` as if `from` had sent them, past all impairments.
+    pub fn inject(&mut self, from: SocketAddr, to: Side, bytes: &[u8]) {
+        let key = (self.now + Duration::from_micros(1), self.flight_number);
+        self.flight_number += 1;
+        let to = self.hosts[to.index()].addr;
+        self.flights.insert(key, Flight { to, from, bytes: bytes.to_vec() });
+    }
+
+    /// Sends what is due, then goes to the next thing that happens, at most `until`. `false` once that is reached.
+    pub fn step(&mut self, until: Instant) -> bool {
+        self.flush();
+        let next_flight = self.flights.keys().next().map(|(at, _)| *at);
+        let next_timer = self.hosts.iter_mut().filter_map(|h| h.endpoint.poll_timeout()).min();
+        let next = [next_flight, next_timer].into_iter().flatten().min();
+        let Some(next) = next.filter(|t| *t <= until) else {
+            self.now = self.now.max(until);
+            return false;
+        };
+        // No busy loop: an endpoint that wants to be called again and again at one instant is broken.
+        self.still = if next > self.now { 0 } else { self.still + 1 };
+        assert!(self.still < 100_000, "busy loop at {:?}: timers {next_timer:?}", self.elapsed());
+        self.now = self.now.max(next);
+        for host in &mut self.hosts {
+            if host.endpoint.poll_timeout().is_some_and(|t| t <= self.now) {
+                host.endpoint.handle_timeout(self.now);
+            }
+        }
+        while let Some(entry) = self.flights.first_entry() {
+            if entry.key().0 > self.now {
+                break;
+            }
+            let flight = entry.remove();
+            self.deliver(flight);
+        }
+        self.flush();
+        true
+    }
+
+    /// Runs for a while.
+    pub fn run_for(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.step(until) {}
+    }
+
+    /// Runs until `done`, at most for `limit`. Whether it was done in time.
+    pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let until = self.now + limit;
+        loop {
+            if done(self) {
+                return true;
+            }
+            if !self.step(until) {
+                return done(self);
+            }
+        }
+    }
+
+    fn deliver(&mut self, mut flight: Flight) {
+        let Some(i) = self.hosts.iter().position(|h| h.addr == flight.to) else { return };
+        self.hasher.update(&self.now.duration_since(self.start).as_nanos().to_le_bytes());
+        self.hasher.update(&[i as u8]);
+        self.hasher.update(&flight.bytes);
+        let meta = RecvMeta { remote: flight.from, local_ip: None };
+        self.hosts[i].endpoint.handle_datagram(self.now, &meta, &mut flight.bytes);
+    }
+
+    /// Takes everything that the endpoints want to send and report.
+    pub fn flush(&mut self) {
+        for i in 0..2 {
+            while let Some(transmit) = {
+                let host = &mut self.hosts[i];
+                host.endpoint.poll_transmit(self.now, &mut host.buf)
+            } {
+                let batch = self.hosts[i].buf.bytes(transmit.size).to_vec();
+                let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
+                for datagram in batch.chunks(segment) {
+                    self.put_on_wire(i, transmit.destination, datagram);
+                }
+            }
+            while let Some(event) = self.hosts[i].endpoint.poll_event() {
+                self.hosts[i].events.push_back(event);
+            }
+        }
+    }
+
+    fn put_on_wire(&mut self, from: usize, to: SocketAddr, datagram: &[u8]) {
+        self.sent[from] += 1;
+        if self.record {
+            self.recorded.push((if from == 0 { Side::A } else { Side::B }, datagram.to_vec()));
+        }
+        let source = self.hosts[from].addr;
+        let arrivals =
+            self.links[from].carry(self.now, datagram, &mut self.bottlenecks[from], &mut self.rng);
+        for arrival in arrivals {
+            let key = (arrival.at, self.flight_number);
+            self.flight_number += 1;
+            self.flights.insert(key, Flight { to, from: source, bytes: arrival.bytes });
+        }
+    }
+}
+
+fn host(index: u8, cfg: &Config, now: Instant, rng: &mut ChaCha8Rng) -> Host {
+    let mut identity_seed = [0; 32];
+    rng.fill_bytes(&mut identity_seed);
+    let mut seed = [0; 32];
+    rng.fill_bytes(&mut seed);
+    let identity = Identity::from_seed(identity_seed);
+    let key = identity.public_key();
+    let address = Address::new(0, 0x1000 + u32::from(index));
+    Host {
+        endpoint: Endpoint::new(cfg.clone(), identity, address, seed, now),
+        events: VecDeque::new(),
+        addr: SocketAddr::from(([192, 0, 2, index + 1], 4000)),
+        address,
+        key,
+        identity_seed,
+        buf: TransmitBuf::new(16),
+    }
+}
+
+fn introduction(host: &Host) -> PeerConfig {
+    PeerConfig {
+        address: host.address,
+        key: Some(host.key),
+        endpoint: Some(host.addr),
+        policy: PeerPolicy::default(),
+    }
+}
+
+/// Virtual time has to begin somewhere; only differences matter.
+#[allow(clippy::disallowed_methods)]
+fn base_instant() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,119 @@
+//! What must hold for every parser on every input. One function per parser, shared by the mutation test here and by
+//! the targets in `fuzz/`, which include this file. None may panic; what decodes must survive encoding.
+
+use pilotage_wire::beacon::Message;
+use pilotage_wire::frame::{self, Frame, PilaTrailer};
+use pilotage_wire::packet::{self, HEADER_LEN, Packet};
+use pilotage_wire::{Address, DatagramKind, SocketAddress, addressing, sack};
+
+/// Text and binary addresses, socket addresses, fingerprints.
+pub fn address(input: &[u8]) {
+    if let Some(bytes) = input.first_chunk::<6>() {
+        let address = Address::from_bytes(*bytes);
+        assert_eq!(address.to_bytes(), *bytes);
+        assert_eq!(address.to_string().parse(), Ok(address));
+    }
+    let Ok(text) = core::str::from_utf8(input) else { return };
+    match text.parse::<Address>() {
+        Ok(address) => assert_eq!(address.to_string().parse(), Ok(address)),
+        Err(error) => {
+            assert!(error.to_string().contains("N:NNNN") || error.to_string().contains("HHHH.LLLL"))
+        }
+    }
+    if let Ok(socket) = text.parse::<SocketAddress>() {
+        assert_eq!(socket.to_string().parse(), Ok(socket));
+        let (address, port) = text.rsplit_once(':').expect("a socket address has a colon");
+        assert_eq!((address.parse(), port.parse()), (Ok(socket.address), Ok(socket.port)));
+    }
+    if let Ok(fingerprint) = addressing::parse_fingerprint(text) {
+        assert_eq!(addressing::parse_fingerprint(&fingerprint.to_string()), Ok(fingerprint));
+    }
+}
+
+/// Packets, once as they are and once with the checksum put right, so that the checks behind it are reached too.
+pub fn packet(input: &[u8]) {
+    packet_as_is(input);
+    let mut fixed = input.to_vec();
+    if let Some((head, rest)) = fixed.split_first_chunk_mut::<HEADER_LEN>()
+        && let Some(payload) = rest.get(..usize::from(u16::from_be_bytes([head[2], head[3]])))
+    {
+        let checksum = packet::checksum(head, payload).to_be_bytes();
+        head[30..].copy_from_slice(&checksum);
+        packet_as_is(&fixed);
+        assert_eq!(Packet::decode(&fixed), Packet::decode_trusted(input));
+    }
+}
+
+fn packet_as_is(input: &[u8]) {
+    let Ok(packet) = Packet::decode(input) else { return };
+    assert_eq!(Packet::decode_trusted(input), Ok(packet));
+    let mut buf = vec![0; HEADER_LEN];
+    buf.extend_from_slice(packet.payload);
+    let len = packet.header.encode(&mut buf, packet.payload.len()).expect("the buffer is long enough");
+    assert_eq!(buf[..len], input[..len]);
+}
+
+/// Tunnel frames and the packet in a plaintext frame.
+pub fn frame(input: &[u8]) {
+    let decoded = frame::decode(input);
+    assert!(decoded.is_err() || DatagramKind::of(input) == DatagramKind::Frame);
+    let mut copy = input.to_vec();
+    let split = frame::split_pils_mut(&mut copy);
+    assert_eq!(split.is_some(), matches!(decoded, Ok(Frame::Pils { .. })));
+    let mut buf = vec![0; input.len()];
+    let len = match decoded {
+        Ok(Frame::Pila(pila)) => frame::encode_pila(&pila, &mut buf),
+        Ok(Frame::Pilk { sender, x25519 }) => frame::encode_pilk(sender, &x25519, &mut buf),
+        Ok(Frame::Pils { sender, nonce, ciphertext }) => {
+            assert_eq!(split, Some((sender, nonce, &mut ciphertext.to_vec()[..])));
+            frame::encode_pils_header(sender, &nonce, &mut buf)
+        }
+        Ok(Frame::Pilt { packet }) => {
+            packet_as_is(packet);
+            frame::encode_pilt_header(&mut buf)
+        }
+        Ok(Frame::Pilp) => frame::encode_pilp(&mut buf),
+        Err(_) => return,
+    };
+    let len = len.expect("no longer than the input");
+    assert_eq!(buf[..len], input[..len]);
+}
+
+/// The tail of a PILA frame: never refused, and stable once normalised.
+pub fn pila_trailer(input: &[u8]) {
+    let trailer = PilaTrailer::decode(input);
+    let mut buf = [0; frame::MAX_PILA_TRAILER];
+    let len = trailer.encode(&mut buf);
+    assert!((2..=frame::MAX_PILA_TRAILER).contains(&len));
+    assert_eq!(PilaTrailer::decode(&buf[..len]), trailer);
+}
+
+/// SACK payloads, and merging of arbitrary segments.
+pub fn sack(input: &[u8]) {
+    if let Some(blocks) = sack::decode(input) {
+        assert!(sack::looks_like_sack(input));
+        let mut buf = [0; sack::MAX_LEN];
+        let len = sack::encode(&blocks, &mut buf);
+        assert_eq!(buf[..len], *input);
+    }
+    let word = |bytes: &[u8]| bytes.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte));
+    let mut segments: Vec<_> =
+        input.chunks_exact(8).map(|pair| (word(&pair[..4]), word(&pair[4..]))).collect();
+    let blocks = sack::merge(input.len() as u32, &mut segments);
+    assert_eq!(blocks.is_empty(), segments.iter().all(|&(_, len)| len == 0));
+}
+
+/// Beacon messages. Not byte-exact: bytes after a fixed message are dropped, mapped IPv4 addresses shortened.
+pub fn beacon(input: &[u8]) {
+    let Ok(message) = Message::decode(input) else { return };
+    assert_eq!(DatagramKind::of(input), DatagramKind::Beacon);
+    let mut buf = vec![0; message.encoded_len()];
+    assert!(buf.len() <= input.len());
+    assert_eq!(message.encode(&mut buf), Ok(buf.len()));
+    assert_eq!(Message::decode(&buf), Ok(message));
+}
+
+/// Framing and JSON of the registry protocol.
+pub fn registry_frame(input: &[u8]) {
+    pilotage_wire::registry::fuzz_input(input);
+}

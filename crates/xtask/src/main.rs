@@ -1,0 +1,62 @@
+//! `cargo xtask …`: the tasks of this repository. CI runs nothing that is not here.
+//!
+//! * `test`: installs what tests need where it can, runs every test, ends with one countable line
+//! * `check`: everything mechanical: format, lints, documentation, sans-IO, licences, tidiness, traceability
+//! * `fuzz`: a short run of every fuzz target
+//! * `bench`: the transport comparison, or the micro benches
+//!
+//! A task that cannot run says so loudly (`SKIPPED: …`) and never counts as passed.
+
+mod bench;
+mod checks;
+mod fuzz;
+mod process;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Why a task ended early; the text names the stage and the next step.
+type Failure = Box<dyn std::error::Error>;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Tasks of this repository", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what tests need where possible, run all tests, end with `N passed, N failed, N skipped`
+    Test(test::Options),
+    /// Format, lints, documentation, sans-IO rules, licences, file and function length, README, traceability
+    Check(checks::Options),
+    /// Run every fuzz target for a short time (needs a nightly toolchain and cargo-fuzz)
+    Fuzz(fuzz::Options),
+    /// Compare with TLS over TCP, QUIC and TCP, or run the micro benches
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Test(options) => test::run(&options),
+        Task::Check(options) => checks::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Bench(options) => bench::run(&options),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Names of all tasks, for the check of README commands.
+fn task_names() -> Vec<String> {
+    Arguments::command().get_subcommands().map(|c| c.get_name().to_owned()).collect()
+}

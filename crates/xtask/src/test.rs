@@ -1,0 +1,187 @@
+//! `cargo xtask test`: what tests need, all tests, one closing line.
+
+use clap::Args;
+
+use crate::Failure;
+use crate::process::{Listen, cargo, is_installed, is_root, output, program, skipped, succeeds, watch};
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only this package (may be given several times); all of the workspace without it
+    #[arg(short, long)]
+    package: Vec<String>,
+    /// Do not install anything, even as root
+    #[arg(long)]
+    no_install: bool,
+    /// Only tests whose name contains this text
+    filter: Option<String>,
+}
+
+/// A program that some tests call.
+struct Need {
+    program: &'static str,
+    package: &'static str,
+    purpose: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need { program: "cc", package: "build-essential", purpose: "building aws-lc-rs" },
+    Need { program: "ip", package: "iproute2", purpose: "tests in network namespaces" },
+    Need { program: "ss", package: "iproute2", purpose: "tests that watch sockets" },
+];
+
+/// How many tests ended how.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
+    install_needs(options)?;
+    let mut count = Count::default();
+    let mut good = run_unit_and_integration(options, &mut count)?;
+    good &= run_doctests(options, &mut count)?;
+    if !good && count.failed == 0 {
+        eprintln!("xtask: the tests did not build, or a runner stopped; see above");
+    }
+    println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
+    Ok(good && count.failed == 0 && count.passed > 0)
+}
+
+fn install_needs(options: &Options) -> Result<(), Failure> {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !is_installed(need.program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    if !options.no_install && is_installed("apt-get") && is_root() {
+        let mut install = program("apt-get");
+        install.env("DEBIAN_FRONTEND", "noninteractive");
+        install.args(["install", "-y", "--no-install-recommends"]).args(&packages);
+        // A fresh image has no package lists yet: fetch them once, then try again.
+        if succeeds(&mut install)?
+            || (succeeds(program("apt-get").args(["update", "-q"]))? && succeeds(&mut install)?)
+        {
+            return Ok(());
+        }
+    }
+    for need in missing.iter().filter(|need| !is_installed(need.program)) {
+        skipped(&format!(
+            "{}: `{}` is missing; as root: apt-get install -y {}",
+            need.purpose, need.program, need.package
+        ));
+    }
+    Ok(())
+}
+
+fn scope(options: &Options) -> Vec<String> {
+    if options.package.is_empty() {
+        return vec!["--workspace".to_owned()];
+    }
+    options.package.iter().flat_map(|name| ["--package".to_owned(), name.clone()]).collect()
+}
+
+fn run_unit_and_integration(options: &Options, count: &mut Count) -> Result<bool, Failure> {
+    let mut command = cargo();
+    if output(cargo().args(["nextest", "--version"])).is_ok() {
+        command.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]).args(scope(options));
+        command.args(&options.filter);
+        return watch(&mut command, Listen::Err, |line| {
+            if let Some(summary) = read_nextest(line) {
+                count.add(summary);
+            }
+        });
+    }
+    command
+        .args(["test", "--no-fail-fast", "--tests", "--examples"])
+        .args(scope(options))
+        .args(&options.filter);
+    watch(&mut command, Listen::Out, |line| count.add(read_libtest(line).unwrap_or_default()))
+}
+
+fn run_doctests(options: &Options, count: &mut Count) -> Result<bool, Failure> {
+    let mut command = cargo();
+    command.args(["test", "--no-fail-fast", "--doc"]);
+    if options.package.is_empty() {
+        command.arg("--workspace");
+    } else {
+        // cargo refuses this for packages that are programs only.
+        let libraries = crate::checks::libraries(&options.package)?;
+        if libraries.is_empty() {
+            return Ok(true);
+        }
+        command.args(libraries.iter().flat_map(|name| ["--package", name.as_str()]));
+    }
+    command.args(&options.filter);
+    watch(&mut command, Listen::Out, |line| count.add(read_libtest(line).unwrap_or_default()))
+}
+
+/// Reads `     Summary [   0.5s] 12 tests run: 11 passed (1 slow), 1 failed, 2 skipped`.
+fn read_nextest(line: &str) -> Option<Count> {
+    let text = line.trim_start().strip_prefix("Summary [")?.split_once("run:")?.1;
+    let mut count = Count::default();
+    for part in text.split(',') {
+        let mut words = part.split_whitespace();
+        let (Some(number), Some(kind)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
+        else {
+            continue;
+        };
+        match kind {
+            "passed" => count.passed += number,
+            "skipped" => count.skipped += number,
+            // failed, timed out, exec failed: all of them are failures.
+            _ => count.failed += number,
+        }
+    }
+    Some(count)
+}
+
+/// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; …`.
+fn read_libtest(line: &str) -> Option<Count> {
+    let text = line.trim_start().strip_prefix("test result: ")?.split_once(". ")?.1;
+    let mut count = Count::default();
+    for part in text.split(';') {
+        let mut words = part.split_whitespace();
+        let (Some(number), Some(kind)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
+        else {
+            continue;
+        };
+        match kind {
+            "passed" => count.passed = number,
+            "failed" => count.failed = number,
+            "ignored" => count.skipped = number,
+            _ => {}
+        }
+    }
+    Some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_of_both_runners_are_read() {
+        let nextest =
+            "     Summary [   1.234s] 14 tests run: 11 passed (1 slow), 2 failed, 1 timed out, 3 skipped";
+        assert_eq!(read_nextest(nextest), Some(Count { passed: 11, failed: 3, skipped: 3 }));
+        let one = "     Summary [   0.004s] 1 test run: 1 passed, 0 skipped";
+        assert_eq!(read_nextest(one), Some(Count { passed: 1, failed: 0, skipped: 0 }));
+        let libtest = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s";
+        assert_eq!(read_libtest(libtest), Some(Count { passed: 3, failed: 2, skipped: 1 }));
+        assert_eq!(read_nextest("        PASS [   0.004s] a::b"), None);
+        assert_eq!(read_libtest("test a::b ... ok"), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! Child processes that end with us, bounded waits, free ports.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Failure;
+
+/// A folder that is removed in the end, unless it is to be kept.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Scratch {
+    pub(crate) fn new(keep: bool) -> Result<Self, Failure> {
+        let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+        let path = std::env::temp_dir().join(format!("pilotage-interop-{}-{stamp}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        if keep {
+            eprintln!("interop: state and logs are kept in {}", path.display());
+        }
+        Ok(Self { path, keep })
+    }
+
+    /// A new folder inside.
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
+        let path = self.path.join(name);
+        std::fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.keep {
+            // A leftover in the temporary directory harms nothing.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// A long-running process; stopped on drop. Its output goes to a log file.
+#[derive(Debug)]
+pub(crate) struct Background {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Background {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self, Failure> {
+        let file = File::create(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .map_err(|e| format!("cannot start {}: {e}", command.get_program().to_string_lossy()))?;
+        Ok(Self { child, log: log.to_path_buf() })
+    }
+
+    /// Waits until `ready` says so; an error shows the end of the log.
+    pub(crate) fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) -> Result<(), Failure> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if ready() {
+                return Ok(());
+            }
+            let ended = self.child.try_wait()?;
+            if ended.is_some() || Instant::now() >= deadline {
+                let why = ended.map_or("did not get ready in 20 s".to_owned(), |status| status.to_string());
+                return Err(format!("{what}: {why}; log ends: {}", self.log_tail()).into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn log_tail(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().rev().take(3).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // It may have ended by itself: then there is nothing to stop.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a program to its end within a time limit, with these bytes as its input, and returns its output.
+pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Vec<u8>, Failure> {
+    let name =
+        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("cannot start {name}: {e}"))?;
+    let mut stdin = child.stdin.take().ok_or("no standard input")?;
+    let stdout = child.stdout.take().ok_or("no standard output")?;
+    let stderr = child.stderr.take().ok_or("no standard error")?;
+    let input = input.to_vec();
+    // A program that ends early closes its input: the write error says nothing that its status does not.
+    std::thread::spawn(move || stdin.write_all(&input).is_ok());
+    let out = std::thread::spawn(move || read_all(stdout));
+    let err = std::thread::spawn(move || read_all(stderr));
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(format!("{name}: no end within {} s", limit.as_secs()).into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let out = out.join().map_err(|_| "reading standard output failed")?;
+    let err = err.join().map_err(|_| "reading standard error failed")?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(if err.is_empty() { &out } else { &err }).trim().to_owned();
+        return Err(format!("{name}: {status}: {}", text.lines().last().unwrap_or_default()).into());
+    }
+    Ok(out)
+}
+
+fn read_all(mut from: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // What came before an error is what there is to show.
+    let _ = from.read_to_end(&mut bytes);
+    bytes
+}
+
+/// A loopback port that is free for TCP and UDP just now.
+pub(crate) fn free_address() -> Result<SocketAddr, Failure> {
+    for _ in 0..64 {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let addr = listener.local_addr()?;
+        if UdpSocket::bind(addr).is_ok() {
+            return Ok(addr);
+        }
+    }
+    Err("no port is free for both TCP and UDP".into())
+}
+
+/// Whether something accepts TCP connections there.
+pub(crate) fn accepts(addr: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&addr, Duration::from_millis(200)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_gets_its_input_and_is_stopped_at_the_limit() {
+        let mut cat = Command::new("cat");
+        let input = vec![7_u8; 300_000];
+        assert_eq!(run(&mut cat, &input, Duration::from_secs(10)).expect("cat"), input);
+        let error = run(Command::new("sleep").arg("30"), &[], Duration::from_millis(100)).expect_err("limit");
+        assert!(error.to_string().contains("no end within"), "{error}");
+        let error =
+            run(Command::new("sh").args(["-c", "echo why >&2; exit 3"]), &[], Duration::from_secs(10))
+                .expect_err("status");
+        assert!(error.to_string().contains("why"), "{error}");
+    }
+
+    #[test]
+    fn a_process_that_ends_before_it_is_ready_is_an_error_with_its_log() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo port in use; exit 1"]);
+        let mut background = Background::start(&mut command, &folder.path().join("log")).expect("start");
+        let error = background.wait_until("hub", || false).expect_err("not ready");
+        assert!(error.to_string().contains("port in use"), "{error}");
+    }
+}

@@ -1,0 +1,233 @@
+//! The implementations under test, each driven by its own command line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Failure;
+use crate::process::{Background, accepts, free_address, run};
+
+/// Which implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// This repository.
+    Pilotage,
+    /// The Go programs published with the draft.
+    Reference,
+}
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pilotage: PathBuf,
+    reference: Option<PathBuf>,
+    /// The reference signs no registration: our hub has to be told to take that.
+    hub_switch: bool,
+}
+
+/// The hub's option that lets nodes register without proof of possession.
+const HUB_SWITCH: &str = "--allow-unsigned";
+
+/// A running registry and beacon.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) registry: SocketAddr,
+    pub(crate) beacon: SocketAddr,
+    _process: Background,
+}
+
+/// One node: its state folder, its name, and its process where the implementation has one.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) kind: Kind,
+    pub(crate) folder: PathBuf,
+    pub(crate) name: &'static str,
+    _process: Option<Background>,
+}
+
+impl Programs {
+    /// Finds or builds the programs.
+    pub(crate) fn find(pilotage: Option<&Path>, reference: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(folder) = reference {
+            for name in ["rendezvous", "daemon", "pilotctl"] {
+                if !folder.join(name).is_file() {
+                    return Err(format!("PILOT_REF_BIN: {} has no program `{name}`", folder.display()).into());
+                }
+            }
+        }
+        let pilotage = match pilotage {
+            Some(path) if path.is_file() => path.to_path_buf(),
+            Some(path) => return Err(format!("PILOTAGE_BIN: {} is no file", path.display()).into()),
+            None => build_pilotage()?,
+        };
+        let help = run(Command::new(&pilotage).args(["hub", "--help"]), &[], Duration::from_secs(10))?;
+        let hub_switch = String::from_utf8_lossy(&help).contains(HUB_SWITCH);
+        Ok(Self { pilotage, reference: reference.map(Path::to_path_buf), hub_switch })
+    }
+
+    /// Why a case with these parts cannot run here, if so.
+    pub(crate) fn obstacle(&self, hub: Kind, nodes: [Kind; 2]) -> Option<&'static str> {
+        let reference_node = nodes.contains(&Kind::Reference);
+        if (reference_node || hub == Kind::Reference) && self.reference.is_none() {
+            return Some("set PILOT_REF_BIN to the folder of the reference's programs");
+        }
+        (hub == Kind::Pilotage && reference_node && !self.hub_switch)
+            .then_some("this pilotage hub has no option to take the reference's unsigned registrations")
+    }
+
+    /// Starts a hub and waits until its registry accepts connections.
+    pub(crate) fn start_hub(&self, kind: Kind, folder: &Path) -> Result<Hub, Failure> {
+        let (registry, beacon) = (free_address()?, free_address()?);
+        let mut command = match kind {
+            Kind::Pilotage => {
+                let mut command = Command::new(&self.pilotage);
+                command.args(["hub", "--listen", "127.0.0.1", "--state"]).arg(folder);
+                command.args(["--registry-port", &registry.port().to_string()]);
+                command.args(["--beacon-port", &beacon.port().to_string()]);
+                command.args(self.hub_switch.then_some(HUB_SWITCH));
+                command
+            }
+            Kind::Reference => {
+                let mut command = self.reference_program("rendezvous", folder)?;
+                command.args(["-registry-addr", &registry.to_string(), "-beacon-addr", &beacon.to_string()]);
+                command.args(["-admin-token", "interop", "-store"]).arg(folder.join("store.json"));
+                command
+            }
+        };
+        let mut process = Background::start(&mut command, &folder.join("log"))?;
+        process.wait_until("hub", || accepts(registry))?;
+        Ok(Hub { registry, beacon, _process: process })
+    }
+
+    /// Starts a node that answers, and waits until it is registered.
+    pub(crate) fn start_responder(
+        &self,
+        kind: Kind,
+        folder: PathBuf,
+        name: &'static str,
+        hub: &Hub,
+    ) -> Result<Node, Failure> {
+        let process = match kind {
+            Kind::Pilotage => {
+                let mut command = self.pilotage("up", &folder, hub);
+                command.args(["--bind", "127.0.0.1:0", "--name", name]);
+                let mut process = Background::start(&mut command, &folder.join("log"))?;
+                let mut status = Command::new(&self.pilotage);
+                status.args(["status", "--json", "--state"]).arg(&folder);
+                process.wait_until("responder", || is_registered(&mut status))?;
+                process
+            }
+            Kind::Reference => self.start_daemon(&folder, name, hub)?,
+        };
+        Ok(Node { kind, folder, name, _process: Some(process) })
+    }
+
+    /// Prepares a node that begins. Pilotage commands are nodes of their own; the reference needs its daemon.
+    pub(crate) fn start_initiator(
+        &self,
+        kind: Kind,
+        folder: PathBuf,
+        name: &'static str,
+        hub: &Hub,
+    ) -> Result<Node, Failure> {
+        let process = match kind {
+            Kind::Pilotage => None,
+            Kind::Reference => Some(self.start_daemon(&folder, name, hub)?),
+        };
+        Ok(Node { kind, folder, name, _process: process })
+    }
+
+    /// A pilotage command on this state folder and hub.
+    pub(crate) fn pilotage(&self, command: &str, folder: &Path, hub: &Hub) -> Command {
+        let mut process = Command::new(&self.pilotage);
+        process.arg(command).arg("--state").arg(folder);
+        process.args(["--registry", &hub.registry.to_string(), "--beacon", &hub.beacon.to_string()]);
+        process
+    }
+
+    /// A pilotctl command on the daemon of this folder.
+    pub(crate) fn pilotctl(&self, folder: &Path, hub: &Hub) -> Result<Command, Failure> {
+        let mut command = self.reference_program("pilotctl", folder)?;
+        command
+            .env("PILOT_SOCKET", folder.join("pilot.sock"))
+            .env("PILOT_REGISTRY", hub.registry.to_string());
+        command.arg("--json");
+        Ok(command)
+    }
+
+    fn start_daemon(&self, folder: &Path, name: &str, hub: &Hub) -> Result<Background, Failure> {
+        let mut command = self.reference_program("daemon", folder)?;
+        command.args(["-registry", &hub.registry.to_string(), "-beacon", &hub.beacon.to_string()]);
+        command.args(["-listen", &free_address()?.to_string(), "-public", "-hostname", name]);
+        command.args(["-email", &format!("{name}@example.test")]);
+        command.arg("-socket").arg(folder.join("pilot.sock"));
+        command.arg("-identity").arg(folder.join("identity.json"));
+        let mut process = Background::start(&mut command, &folder.join("log"))?;
+        let mut info = self.pilotctl(folder, hub)?;
+        info.arg("info");
+        process.wait_until("reference daemon", || run(&mut info, &[], Duration::from_secs(5)).is_ok())?;
+        Ok(process)
+    }
+
+    fn reference_program(&self, name: &str, folder: &Path) -> Result<Command, Failure> {
+        let programs = self.reference.as_ref().ok_or("PILOT_REF_BIN is not set")?;
+        let mut command = Command::new(programs.join(name));
+        command.env("HOME", folder);
+        Ok(command)
+    }
+}
+
+/// Whether `status --json` says that the node is registered with its hub.
+fn is_registered(status: &mut Command) -> bool {
+    let Ok(text) = run(status, &[], Duration::from_secs(5)) else { return false };
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&text) else { return false };
+    find_key(&value, "registered").and_then(serde_json::Value::as_bool).unwrap_or(false)
+}
+
+/// The first value of this key, at any depth.
+fn find_key<'a>(value: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.get(key).or_else(|| map.values().find_map(|inner| find_key(inner, key)))
+        }
+        serde_json::Value::Array(list) => list.iter().find_map(|inner| find_key(inner, key)),
+        _ => None,
+    }
+}
+
+fn build_pilotage() -> Result<PathBuf, Failure> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--package", "pilotage-cli", "--message-format", "json"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let messages = run(&mut build, &[], Duration::from_secs(1200))?;
+    String::from_utf8_lossy(&messages)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "pilotage")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .ok_or_else(|| "building pilotage: cargo named no program".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registration_is_found_at_any_depth() {
+        let value = serde_json::json!({"node": {"hubs": [{"registered": true}]}});
+        assert_eq!(find_key(&value, "registered").and_then(serde_json::Value::as_bool), Some(true));
+        assert!(find_key(&value, "beacon").is_none());
+    }
+
+    #[test]
+    fn a_reference_folder_without_its_programs_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let error = Programs::find(None, Some(folder.path())).expect_err("empty folder");
+        assert!(error.to_string().contains("rendezvous"), "{error}");
+    }
+}
