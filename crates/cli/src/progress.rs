@@ -9,6 +9,11 @@ use crate::output::Output;
 /// How often a bar is redrawn at most, and a progress event is due.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
 
+const BYTES: &str =
+    "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}";
+const BYTES_WITHOUT_END: &str = "{prefix} {spinner} {binary_bytes} {binary_bytes_per_sec}";
+const STEPS: &str = "{prefix} [{bar:30}] {pos}/{len}";
+
 /// A bar that exists only where it is wanted.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -22,10 +27,8 @@ impl Progress {
         let bar = output.wants_progress().then(|| {
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
             let template = match total {
-                Some(_) => {
-                    "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}"
-                }
-                None => "{prefix} {spinner} {binary_bytes} {binary_bytes_per_sec}",
+                Some(_) => BYTES,
+                None => BYTES_WITHOUT_END,
             };
             bar.set_style(style(template));
             bar.set_prefix(label.to_owned());
@@ -38,7 +41,7 @@ impl Progress {
     pub(crate) fn steps(output: &Output, label: &str, total: u64) -> Self {
         let bar = output.wants_progress().then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-            bar.set_style(style("{prefix} [{bar:30}] {pos}/{len}"));
+            bar.set_style(style(STEPS));
             bar.set_prefix(label.to_owned());
             bar
         });
@@ -84,12 +87,12 @@ fn style(template: &str) -> ProgressStyle {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn templates_are_valid() {
-        for template in
-            ["{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}"]
-        {
-            indicatif::ProgressStyle::with_template(template).unwrap();
+        for template in [BYTES, BYTES_WITHOUT_END, STEPS] {
+            ProgressStyle::with_template(template).unwrap();
         }
     }
 }

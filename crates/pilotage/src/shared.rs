@@ -172,8 +172,12 @@ impl Core {
 
     /// The last handle of a connection is gone.
     pub(crate) fn abandon(&mut self, now: Instant, id: ConnectionId) {
-        self.connections.remove(&id);
+        let slot = self.connections.remove(&id);
         self.flush_waits.retain(|(waiting, _)| *waiting != id);
+        if slot.is_some_and(|slot| !slot.is_connected()) {
+            // An attempt that was given up: nobody has written anything to deliver.
+            self.endpoint.reset(now, id);
+        }
         self.endpoint.close(now, id);
         if !self.endpoint.is_flushed(id) {
             self.draining.insert(id);

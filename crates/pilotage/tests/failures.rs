@@ -220,3 +220,42 @@ fn noise_on_the_socket_changes_nothing() {
         assert!(listener.accept_timeout(5 * SECOND).expect("accept").is_some());
     });
 }
+
+#[test]
+fn a_flood_of_noise_stops_neither_data_nor_timers() {
+    use std::io::{Read, Write};
+    within(60 * SECOND, || {
+        let common::Pair { server, mut near, mut far, .. } = common::pair();
+        let target = server.local_addr();
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flood = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let noise = UdpSocket::bind("127.0.0.1:0").expect("bind");
+                let mut sent = 0_u64;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut data = common::pattern(64 + (sent % 1000) as usize, sent);
+                    data[..4].copy_from_slice(if sent.is_multiple_of(2) { b"PILS" } else { b"PILA" });
+                    let _ = noise.send_to(&data, target);
+                    sent += 1;
+                }
+                sent
+            }
+        });
+        let echo = std::thread::spawn(move || std::io::copy(&mut far.try_clone().expect("clone"), &mut far));
+        let start = Instant::now();
+        let mut rounds = 0;
+        while start.elapsed() < 2 * SECOND {
+            near.write_all(&[7; 5000]).expect("write");
+            near.read_exact(&mut [0; 5000]).expect("read");
+            rounds += 1;
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let sent = flood.join().expect("flood");
+        near.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        echo.join().expect("echo").expect("copied");
+        assert!(sent > 1000 && rounds > 20, "{sent} datagrams of noise, {rounds} round trips");
+        let stats = server.stats().endpoint;
+        assert!(stats.drop_no_session + stats.drop_malformed + stats.drop_rate_limited > 0, "{stats:?}");
+    });
+}

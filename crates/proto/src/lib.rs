@@ -34,7 +34,6 @@ mod connection;
 mod endpoint;
 mod tunnel;
 
-
 pub use config::{Config, PeerConfig, PeerPolicy};
 pub use congestion::ControllerKind;
 pub use endpoint::Endpoint;

@@ -141,8 +141,7 @@ impl Pair {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let identity = Identity::from_seed(self.hosts[i].identity_seed);
-        let mut endpoint =
-            Endpoint::new(self.cfg.clone(), identity, self.hosts[i].address, seed, self.now);
+        let mut endpoint = Endpoint::new(self.cfg.clone(), identity, self.hosts[i].address, seed, self.now);
         let peer = introduction(&self.hosts[1 - i]);
         endpoint.add_peer(self.now, peer).expect("a fresh endpoint takes a peer");
         self.hosts[i].endpoint = endpoint;
@@ -240,8 +239,7 @@ impl Pair {
             self.recorded.push((if from == 0 { Side::A } else { Side::B }, datagram.to_vec()));
         }
         let source = self.hosts[from].addr;
-        let arrivals =
-            self.links[from].carry(self.now, datagram, &mut self.bottlenecks[from], &mut self.rng);
+        let arrivals = self.links[from].carry(self.now, datagram, &mut self.bottlenecks[from], &mut self.rng);
         for arrival in arrivals {
             let key = (arrival.at, self.flight_number);
             self.flight_number += 1;

@@ -54,7 +54,10 @@ impl Pair {
         let _ = self.endpoint(Side::B).listen(port);
         let now = self.now;
         let to = SocketAddress { address: self.host(Side::B).address, port };
-        let a = self.endpoint(Side::A).connect(now, to).map_err(|e| TransferError::Write(WriteError::Connect(e)))?;
+        let a = self
+            .endpoint(Side::A)
+            .connect(now, to)
+            .map_err(|e| TransferError::Write(WriteError::Connect(e)))?;
         let mut b = None;
         let mut connected = false;
         let done = self.run_until(Duration::from_secs(120), |p| {

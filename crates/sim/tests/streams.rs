@@ -81,7 +81,12 @@ fn write_then_close_never_truncates() {
 }
 
 /// Reads what is there at one side.
-fn drain(pair: &mut Pair, side: Side, id: pilotage_proto::ConnectionId, got: &mut Vec<u8>) -> Result<bool, ReadError> {
+fn drain(
+    pair: &mut Pair,
+    side: Side,
+    id: pilotage_proto::ConnectionId,
+    got: &mut Vec<u8>,
+) -> Result<bool, ReadError> {
     let mut buf = vec![0; 65536];
     loop {
         let now = pair.now;
@@ -305,7 +310,12 @@ fn time_wait_lasts_ten_seconds_and_answers_late_segments() {
     assert_eq!(held, [0, 0], "no connection state is kept");
     // The last FIN again, sealed anew by its sender, would be answered; replayed as it is, the window drops it.
     let replay = pair.endpoint(Side::B).stats().drop_replay;
-    let last = pair.recorded.iter().rev().find(|(s, b)| *s == Side::A && b.starts_with(b"PILS")).map(|(_, b)| b.clone());
+    let last = pair
+        .recorded
+        .iter()
+        .rev()
+        .find(|(s, b)| *s == Side::A && b.starts_with(b"PILS"))
+        .map(|(_, b)| b.clone());
     let from = pair.host(Side::A).addr;
     pair.inject(from, Side::B, &last.expect("A sent something"));
     pair.run_for(Duration::from_secs(1));

@@ -13,7 +13,11 @@ fn seconds(n: u64) -> Duration {
 }
 
 /// Writes at A, and what B reads within `time`.
-fn say(pair: &mut Pair, ids: (pilotage_proto::ConnectionId, pilotage_proto::ConnectionId), text: &[u8]) -> Vec<u8> {
+fn say(
+    pair: &mut Pair,
+    ids: (pilotage_proto::ConnectionId, pilotage_proto::ConnectionId),
+    text: &[u8],
+) -> Vec<u8> {
     let now = pair.now;
     let _ = pair.endpoint(Side::A).write(now, ids.0, text);
     let mut got = Vec::new();
@@ -41,7 +45,8 @@ fn the_first_frame_to_a_peer_is_an_authenticated_key_exchange() {
     pair.record = true;
     pair.connect(7).expect("connects");
     for side in [Side::A, Side::B] {
-        let first = pair.recorded.iter().find(|(s, _)| *s == side).map(|(_, b)| b.clone()).expect("sent something");
+        let first =
+            pair.recorded.iter().find(|(s, _)| *s == side).map(|(_, b)| b.clone()).expect("sent something");
         assert!(matches!(frame::decode(&first), Ok(Frame::Pila(_))), "{side:?} began with {:?}", &first[..4]);
     }
     let magics: HashSet<_> = pair.recorded.iter().map(|(_, b)| b[..4].to_vec()).collect();
@@ -54,8 +59,12 @@ fn a_repeated_key_exchange_keeps_counter_and_window() {
     pair.record = true;
     let ids = pair.connect(7).expect("connects");
     assert_eq!(say(&mut pair, ids, b"before"), b"before");
-    let pilas: Vec<_> =
-        pair.recorded.iter().filter(|(s, b)| *s == Side::A && b.starts_with(b"PILA")).map(|(_, b)| b.clone()).collect();
+    let pilas: Vec<_> = pair
+        .recorded
+        .iter()
+        .filter(|(s, b)| *s == Side::A && b.starts_with(b"PILA"))
+        .map(|(_, b)| b.clone())
+        .collect();
     let old_data = pils_of(&pair.recorded, Side::A);
     let sealed_before = pair.endpoint(Side::A).peers()[0].frames_sealed;
     let attacker = "203.0.113.9:6666".parse().expect("address");
@@ -321,5 +330,9 @@ fn datagrams_arrive_once_and_a_full_queue_counts() {
     }
     let dropped = pair.endpoint(Side::B).stats().drop_datagram_queue;
     assert_eq!(got.len() as u64 + dropped, accepted);
-    assert!(dropped > 0 && got.len() == 1_024, "the bound was reached: {} kept, {dropped} dropped", got.len());
+    assert!(
+        dropped > 0 && got.len() == 1_024,
+        "the bound was reached: {} kept, {dropped} dropped",
+        got.len()
+    );
 }

@@ -94,6 +94,8 @@ fn join(context: &Context, node: &Node, stream: Stream) -> Result<(), CliError> 
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
                     other => other.map_err(|error| CliError::stream("receive", &error))?,
                 }
+                // Standard output stays open until the process ends, as with nc: say it this way.
+                context.output.event(&json!({ "event": "peer_finished" }));
                 // A person at a terminal does not expect to have to end the input by hand.
                 if io::stdin().is_terminal() {
                     break;

@@ -153,6 +153,8 @@ impl<'a> Children<'a> {
                 Err(_) => return Err(self.too_slow(role, events, timeout)),
             };
             match &said.line {
+                // A is done, with all its lines kept, while we still wait for B's.
+                None if said.role == Role::NodeA && role != Role::NodeA && self.succeeded(Role::NodeA) => {}
                 None => return Err(self.ended(said.role)),
                 Some(line) if line["event"] == "error" => return Err(self.reported(said.role, line)),
                 Some(line) if wanted(&said) => return Ok(line.clone()),
@@ -174,6 +176,12 @@ impl<'a> Children<'a> {
             format!("no {} within {} s{}", events.join(" or "), timeout.as_secs(), self.log_tail(role)),
             "run the demo again with -v --keep and look at the logs",
         )
+    }
+
+    /// Waits for a child whose output has ended.
+    fn succeeded(&mut self, role: Role) -> bool {
+        let child = self.running.iter_mut().find(|(other, _)| *other == role);
+        child.is_some_and(|(_, child)| child.wait().is_ok_and(|status| status.success()))
     }
 
     fn ended(&mut self, role: Role) -> CliError {

@@ -58,43 +58,7 @@ fn run_in(context: &Context, args: &DemoArgs, dir: &Path) -> Result<Report, CliE
     fs::write(dir.join("empty.toml"), "").map_err(|error| work_dir_error(&error))?;
     let total = fs::metadata(&file).map_err(|error| file_error(&file, &error))?.len();
     let mut children = Children::new(context, dir);
-
-    children.start(Role::Hub, &["hub", "--listen", "127.0.0.1", "--registry-port", "0"])?;
-    let hub = children.expect(Role::Hub, &["ready"], READY_TIMEOUT)?;
-    let (registry, beacon) = (word(&hub, "registry"), word(&hub, "beacon"));
-    output.note(format!("hub ready: registry {registry}, beacon {beacon}"));
-    let at_hub = ["--registry", registry, "--beacon", beacon, "--bind", "127.0.0.1:0"];
-
-    let inbox = dir.join("inbox");
-    let inbox = inbox.to_str().ok_or_else(|| utf8_error(dir))?;
-    children.start(Role::NodeB, &[&["up", "--name", "bob", "--inbox", inbox], &at_hub[..]].concat())?;
-    let ready_b = children.expect(Role::NodeB, &["ready"], READY_TIMEOUT)?;
-    output.note(format!(
-        "node B ready: bob, {}, {}",
-        word(&ready_b, "address"),
-        word(&ready_b, "fingerprint")
-    ));
-
-    let path = file.to_str().ok_or_else(|| utf8_error(&file))?;
-    let (round_trips, datagrams) = (args.round_trips.to_string(), args.datagrams.to_string());
-    let own = [
-        "demo-sender",
-        "bob",
-        path,
-        "--name",
-        "alice",
-        "--round-trips",
-        &round_trips,
-        "--datagrams",
-        &datagrams,
-    ];
-    children.start(Role::NodeA, &[&own[..], &at_hub[..]].concat())?;
-    let ready_a = children.expect(Role::NodeA, &["ready"], READY_TIMEOUT)?;
-    output.note(format!(
-        "node A ready: alice, {}, {}",
-        word(&ready_a, "address"),
-        word(&ready_a, "fingerprint")
-    ));
+    let (ready_a, ready_b) = start_all(context, args, dir, &file, &mut children)?;
     let connected = children.expect(Role::NodeA, &["connected"], READY_TIMEOUT)?;
 
     let progress = Progress::bytes(output, "A to B", Some(total));
@@ -128,6 +92,54 @@ fn run_in(context: &Context, args: &DemoArgs, dir: &Path) -> Result<Report, CliE
         rtt_us,
         datagrams,
     })
+}
+
+/// Starts hub, B and A, each after the one before is ready; returns the ready lines of A and B.
+fn start_all(
+    context: &Context,
+    args: &DemoArgs,
+    dir: &Path,
+    file: &Path,
+    children: &mut Children<'_>,
+) -> Result<(Value, Value), CliError> {
+    let output = &context.output;
+    children.start(Role::Hub, &["hub", "--listen", "127.0.0.1", "--registry-port", "0"])?;
+    let hub = children.expect(Role::Hub, &["ready"], READY_TIMEOUT)?;
+    let (registry, beacon) = (word(&hub, "registry"), word(&hub, "beacon"));
+    output.note(format!("hub ready: registry {registry}, beacon {beacon}"));
+    let at_hub = ["--registry", registry, "--beacon", beacon, "--bind", "127.0.0.1:0"];
+
+    let inbox = dir.join("inbox");
+    let inbox = inbox.to_str().ok_or_else(|| utf8_error(dir))?;
+    children.start(Role::NodeB, &[&["up", "--name", "bob", "--inbox", inbox], &at_hub[..]].concat())?;
+    let ready_b = children.expect(Role::NodeB, &["ready"], READY_TIMEOUT)?;
+    output.note(format!(
+        "node B ready: bob, {}, {}",
+        word(&ready_b, "address"),
+        word(&ready_b, "fingerprint")
+    ));
+
+    let path = file.to_str().ok_or_else(|| utf8_error(file))?;
+    let (round_trips, datagrams) = (args.round_trips.to_string(), args.datagrams.to_string());
+    let own = [
+        "demo-sender",
+        "bob",
+        path,
+        "--name",
+        "alice",
+        "--round-trips",
+        &round_trips,
+        "--datagrams",
+        &datagrams,
+    ];
+    children.start(Role::NodeA, &[&own[..], &at_hub[..]].concat())?;
+    let ready_a = children.expect(Role::NodeA, &["ready"], READY_TIMEOUT)?;
+    output.note(format!(
+        "node A ready: alice, {}, {}",
+        word(&ready_a, "address"),
+        word(&ready_a, "fingerprint")
+    ));
+    Ok((ready_a, ready_b))
 }
 
 /// The user's file, or one that is made; with its hash in the latter case.

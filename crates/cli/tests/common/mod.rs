@@ -228,8 +228,15 @@ impl Lab {
     pub(crate) fn restart_hub(&mut self) {
         self.hub.kill();
         let port = |addr: &str| addr.rsplit(':').next().unwrap().to_owned();
-        self.hub = start_hub(self.dir.path(), &port(&self.registry), &port(&self.beacon));
-        self.hub.expect("ready", STEP);
+        // In the meantime another program may hold a port: these come from the ephemeral range.
+        for _ in 0..50 {
+            self.hub = start_hub(self.dir.path(), &port(&self.registry), &port(&self.beacon));
+            if self.hub.said.recv_timeout(STEP).is_ok_and(|line| line["event"] == "ready") {
+                return;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        panic!("the hub does not come back");
     }
 }
 

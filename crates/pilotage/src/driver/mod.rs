@@ -3,9 +3,8 @@
 //! One turn:
 //! 1. sleep in the poller until the socket is readable (or writable, after it was full), a deadline
 //!    is due, or an application thread asks for attention;
-//! 2. up to [`RECV_BATCHES`] times: one batched receive, every datagram opened in place, then send
-//!    what that released and wake the readers concerned, each once;
-//! 3. run the deadlines that are due, and send.
+//! 2. up to [`RECV_BATCHES`] times: one batched receive, every datagram opened in place, the deadlines
+//!    that are due, then send what all that released and wake the readers concerned, each once.
 //!
 //! Every step is bounded, so a flood of datagrams cannot starve the timers; what is left over is
 //! continued in the next turn, which then does not sleep. The thread never waits for an application:
@@ -35,7 +34,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::driver::recv::RecvSlab;
 use crate::driver::socket::Socket;
-use crate::shared::{Core, Phase, Pumped, Shared, Sleep, Wakes};
+use crate::shared::{Phase, Pumped, Shared, Sleep, Wakes};
 use crate::slot::Direction;
 use crate::state::StateDir;
 
@@ -129,8 +128,10 @@ impl Driver {
                     }
                 }
             }
-            self.receive();
-            self.run_deadlines();
+            // Every received batch also runs the deadlines and sends; without one that is still to do.
+            if !self.receive() {
+                self.advance(false);
+            }
         }
         self.farewell();
     }
@@ -173,11 +174,12 @@ impl Driver {
         }))
     }
 
-    fn receive(&mut self) {
-        let shared = self.shared.clone();
+    /// True if at least one batch came.
+    fn receive(&mut self) -> bool {
+        let mut received = false;
         for _ in 0..RECV_BATCHES {
             if !self.readable {
-                return;
+                break;
             }
             match self.slab.fill(&self.socket, &self.io) {
                 Ok(more) => self.readable = more,
@@ -191,29 +193,27 @@ impl Driver {
                     continue;
                 }
             }
-            let mut core = shared.lock();
-            let now = Instant::now();
-            core.sleep = Sleep::Awake;
-            for (meta, datagram) in self.slab.datagrams() {
-                core.endpoint.handle_datagram(now, &meta, datagram);
-            }
-            self.send_and_wake(core);
+            received = true;
+            self.advance(true);
         }
+        received
     }
 
-    fn run_deadlines(&mut self) {
+    /// One step of the core: what the slab holds, if it is new, the deadlines that are due, then whatever
+    /// there is to send and to tell.
+    fn advance(&mut self, received: bool) {
         let shared = self.shared.clone();
         let mut core = shared.lock();
         core.sleep = Sleep::Awake;
         let now = Instant::now();
+        if received {
+            for (meta, datagram) in self.slab.datagrams() {
+                core.endpoint.handle_datagram(now, &meta, datagram);
+            }
+        }
         if core.endpoint.poll_timeout().is_some_and(|due| due <= now) {
             core.endpoint.handle_timeout(now);
         }
-        self.send_and_wake(core);
-    }
-
-    fn send_and_wake(&mut self, core: std::sync::MutexGuard<'_, Core>) {
-        let shared = self.shared.clone();
         let (mut core, pumped) = shared.pump(core, SEND_BATCHES, !self.awaits_room, &mut self.wakes);
         let observed = core.endpoint.observed_address();
         let moved = observed != core.observed;

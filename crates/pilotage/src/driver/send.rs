@@ -121,3 +121,56 @@ impl SendSlab {
         SendOutcome::Blocked
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    fn slab(max_segments: usize) -> (SendSlab, UdpSocket, SocketAddr) {
+        let socket = Socket::bind("127.0.0.1:0".parse().expect("address"), 1 << 20, 1 << 20).expect("bind");
+        let mut slab = SendSlab::new(Arc::new(socket));
+        slab.buf.set_max_segments(max_segments.min(slab.buf.max_segments()));
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        peer.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+        let address = peer.local_addr().expect("address");
+        (slab, peer, address)
+    }
+
+    #[test]
+    fn a_batch_arrives_as_the_same_datagrams_with_and_without_offload() {
+        for (max_segments, calls) in [(64, 1), (1, 10)] {
+            let (mut slab, peer, destination) = slab(max_segments);
+            let offload = slab.buf.max_segments() > 1;
+            let count = SendCounters::default();
+            let batch = Transmit { destination, size: 950, segment_size: Some(100) };
+            assert_eq!(slab.send(batch.into(), &count), SendOutcome::Done);
+            let mut buffer = [0; 2000];
+            let sizes: Vec<usize> = (0..10).map(|_| peer.recv(&mut buffer).expect("a datagram")).collect();
+            assert_eq!(sizes, [100, 100, 100, 100, 100, 100, 100, 100, 100, 50]);
+            assert!(!offload || count.calls.load(Ordering::Relaxed) == calls);
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_batch_is_sent_later() {
+        let (mut slab, peer, destination) = slab(1);
+        let transmit = Transmit { destination, size: 250, segment_size: Some(100) };
+        let rest = Pending { transmit, done: 100 };
+        assert_eq!(slab.send(rest, &SendCounters::default()), SendOutcome::Done);
+        let mut buffer = [0; 2000];
+        assert_eq!(peer.recv(&mut buffer).expect("second"), 100);
+        assert_eq!(peer.recv(&mut buffer).expect("third"), 50);
+    }
+
+    #[test]
+    fn an_unreachable_destination_is_a_loss_not_an_error() {
+        let (mut slab, _, _) = slab(64);
+        let count = SendCounters::default();
+        // A socket bound to the loopback address has no way to the outside.
+        let destination = "192.0.2.1:9".parse().expect("address");
+        let transmit = Transmit { destination, size: 250, segment_size: None };
+        assert_eq!(slab.send(transmit.into(), &count), SendOutcome::Done);
+    }
+}

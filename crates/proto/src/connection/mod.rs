@@ -193,7 +193,8 @@ impl Connection {
         cfg: &Config,
     ) -> Self {
         let mut c = Self::new(id, local, remote, isn, now, cfg);
-        c.timers.handshake = Some(now + cfg.connect_timeout);
+        // A little later than the key exchange gives up, which knows better why.
+        c.timers.handshake = Some(now + cfg.connect_timeout + timers::HANDSHAKE_MARGIN);
         c
     }
 

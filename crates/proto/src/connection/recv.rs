@@ -23,6 +23,14 @@ impl Connection {
     /// Takes one segment that the tunnel has authenticated.
     pub(crate) fn on_segment(&mut self, hdr: &Header, payload: &[u8], cx: &mut Cx<'_>) -> SegmentFate {
         self.last_received = cx.now;
+        tracing::trace!(
+            port = self.local.port,
+            flags = hdr.flags.bits(),
+            seq = hdr.seq.wrapping_sub(self.peer_isn),
+            ack = hdr.ack.wrapping_sub(self.isn),
+            len = payload.len(),
+            "segment in"
+        );
         match self.state {
             State::Failed(_) => return SegmentFate::Dropped,
             State::Done => return self.on_late_segment(hdr),
@@ -38,7 +46,8 @@ impl Connection {
             return SegmentFate::Dropped; // Nothing means anything before the peer's ISN is known.
         }
         // Draft "Data transfer": every data segment carries ACK; a reference FIN carries none.
-        let accepted = if hdr.flags.contains(Flags::ACK) { self.on_ack(hdr, payload, cx) } else { Acked::Plain };
+        let accepted =
+            if hdr.flags.contains(Flags::ACK) { self.on_ack(hdr, payload, cx) } else { Acked::Plain };
         match accepted {
             Acked::Invalid => return SegmentFate::Dropped,
             Acked::Sack => return SegmentFate::Accepted,
@@ -105,7 +114,8 @@ impl Connection {
     fn on_rst(&mut self, hdr: &Header, cx: &mut Cx<'_>) -> SegmentFate {
         if self.state == State::SynSent {
             let ours = hdr.ack == self.isn.wrapping_add(1);
-            if !ours && !(hdr.ack == 0 && cx.dialect == Dialect::Draft) {
+            let zero = hdr.ack == 0 && cx.dialect == Dialect::Draft;
+            if !ours && !zero {
                 return SegmentFate::Dropped;
             }
             self.fail(Failure::Connect(ConnectError::Refused), cx.path);
@@ -241,10 +251,10 @@ impl Connection {
         if outcome.spurious_bytes > 0 {
             cx.path.controller.on_spurious_bytes(outcome.spurious_bytes);
         }
-        if outcome.lost_bytes > 0 {
-            if let Some(sent) = outcome.newest_lost_sent {
-                cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
-            }
+        if outcome.lost_bytes > 0
+            && let Some(sent) = outcome.newest_lost_sent
+        {
+            cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
         }
         if outcome.advanced {
             let data_acked = ack.min(self.send.end());

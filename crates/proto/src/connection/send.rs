@@ -327,7 +327,12 @@ impl Connection {
 
     /// Whether [`Self::poll_segment`] may have something now.
     pub(crate) fn wants_to_send(&self) -> bool {
-        if self.rst_pending || self.ack_pending || !self.sacks_kept.is_empty() || self.bare_duplicates > 0 || self.keepalive_pending {
+        if self.rst_pending
+            || self.ack_pending
+            || !self.sacks_kept.is_empty()
+            || self.bare_duplicates > 0
+            || self.keepalive_pending
+        {
             return true;
         }
         match self.state {
@@ -361,6 +366,14 @@ enum Chosen {
 
 /// Completes a packet whose payload already lies behind the header's place.
 fn emit(hdr: &Header, payload_len: usize, space: &mut [u8]) -> SegmentOut {
+    tracing::trace!(
+        port = hdr.src_port,
+        flags = hdr.flags.bits(),
+        seq = hdr.seq,
+        ack = hdr.ack,
+        len = payload_len,
+        "segment out"
+    );
     match hdr.encode(space, payload_len) {
         Ok(len) => SegmentOut::Packet(len),
         Err(_) => SegmentOut::TooLong,

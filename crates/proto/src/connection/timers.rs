@@ -18,6 +18,8 @@ const TLP_MIN: Duration = Duration::from_millis(5);
 const RTO_SEGMENTS: u8 = 2;
 /// Longest time that Nagle's algorithm holds a small segment back (draft "Nagle").
 pub(super) const NAGLE_MAX: Duration = Duration::from_millis(40);
+/// Added to the time for connecting, so that a failed key exchange is reported as such.
+pub(super) const HANDSHAKE_MARGIN: Duration = Duration::from_millis(100);
 /// Longest wait between two SYN.
 const SYN_MAX: Duration = Duration::from_secs(2);
 /// Bound of the back-off exponent: the clamp is reached long before.
@@ -69,10 +71,15 @@ impl Connection {
         if matches!(self.state, State::Done | State::Failed(_)) {
             return None;
         }
-        [self.timers.earliest(), self.retransmit_deadline(rtt, cfg), self.board.loss_deadline(), self.truncate_at]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.timers.earliest(),
+            self.retransmit_deadline(rtt, cfg),
+            self.board.loss_deadline(),
+            self.truncate_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// When the retransmission timer fires: as a probe first, then as a timeout (RFC 8985 §7.2).
@@ -115,7 +122,10 @@ impl Connection {
         if due(&mut self.timers.handshake, now) {
             // The dialler may believe that it is connected: tell it.
             self.rst_pending = self.incoming;
-            self.fail(Failure::Connect(ConnectError::Timeout), cx.path);
+            // Without a SYN sent there were no keys yet.
+            let unsent = self.syn_transmissions == 0;
+            let error = if unsent { ConnectError::HandshakeTimeout } else { ConnectError::Timeout };
+            self.fail(Failure::Connect(error), cx.path);
             return;
         }
         if due(&mut self.timers.linger, now) {

@@ -71,6 +71,7 @@ fn source(from: SocketAddr) -> Source {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // a base for virtual time
 mod tests {
     use super::*;
     use std::time::Duration;

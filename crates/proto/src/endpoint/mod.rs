@@ -72,6 +72,8 @@ struct ConnRef {
 #[derive(Debug, Default)]
 struct ListenQueue {
     waiting: VecDeque<ConnectionId>,
+    /// Connections that answered a SYN and are not established yet: they will want a place too.
+    half_open: usize,
     announced: bool,
 }
 
@@ -243,10 +245,10 @@ impl Endpoint {
     }
 
     fn with_queued(&mut self, id: ConnectionId, f: impl FnOnce(&mut crate::connection::Notify)) {
-        if let Some((tunnel, slot)) = self.place(id) {
-            if let Some(conn) = self.tunnel_mut(tunnel).and_then(|t| t.slots.get_mut(slot)) {
-                f(&mut conn.queued);
-            }
+        if let Some((tunnel, slot)) = self.place(id)
+            && let Some(conn) = self.tunnel_mut(tunnel).and_then(|t| t.slots.get_mut(slot))
+        {
+            f(&mut conn.queued);
         }
     }
 
@@ -315,11 +317,11 @@ impl Endpoint {
     /// Notes that a tunnel has to be settled before anything is polled.
     fn mark_dirty(&mut self, index: u32, now: Instant) {
         self.now = self.now.max(now);
-        if let Some(tunnel) = self.tunnels.get_mut(index as usize).and_then(Option::as_deref_mut) {
-            if !tunnel.dirty {
-                tunnel.dirty = true;
-                self.dirty.push(index);
-            }
+        if let Some(tunnel) = self.tunnels.get_mut(index as usize).and_then(Option::as_deref_mut)
+            && !tunnel.dirty
+        {
+            tunnel.dirty = true;
+            self.dirty.push(index);
         }
     }
 

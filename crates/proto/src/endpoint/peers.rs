@@ -99,10 +99,10 @@ impl Endpoint {
             .map(|(node, i, _)| (*node, *i));
         let Some((node, index)) = idle else { return false };
         self.by_node.remove(&node);
-        if let Some(tunnel) = self.tunnels[index as usize].take() {
-            if let Some(at) = tunnel.registered {
-                self.timers.remove(&(at, super::TimerKey::Tunnel(index)));
-            }
+        if let Some(tunnel) = self.tunnels[index as usize].take()
+            && let Some(at) = tunnel.registered
+        {
+            self.timers.remove(&(at, super::TimerKey::Tunnel(index)));
         }
         self.free_tunnels.push(index);
         true
@@ -116,10 +116,10 @@ impl Endpoint {
             return;
         };
         let route = pending.as_ref().map(|p| p.route);
-        if peer.endpoint.is_none() {
-            if let Some(Route::Direct(from)) = route {
-                peer.endpoint = Some(from); // it is where its frame came from; believed only until keys agree
-            }
+        if peer.endpoint.is_none()
+            && let Some(Route::Direct(from)) = route
+        {
+            peer.endpoint = Some(from); // it is where its frame came from; believed only until keys agree
         }
         if let Err(error) = self.add_peer(now, peer) {
             self.stats.refused += 1;
@@ -181,7 +181,8 @@ impl Endpoint {
 
     /// What is known of all peers, by node id.
     pub fn peers(&self) -> Vec<TunnelInfo> {
-        let mut all: Vec<_> = self.by_node.values().filter_map(|i| self.tunnel(*i)).map(Tunnel::info).collect();
+        let mut all: Vec<_> =
+            self.by_node.values().filter_map(|i| self.tunnel(*i)).map(Tunnel::info).collect();
         all.sort_by_key(|t| t.peer);
         all
     }

@@ -65,10 +65,14 @@ impl Endpoint {
     pub(super) fn on_syn(&mut self, now: Instant, index: u32, hdr: &Header) {
         let max_queue = self.cfg.accept_queue;
         let listening = self.listeners.get(&hdr.dst_port);
-        let full = listening.is_none_or(|q| q.waiting.len() >= max_queue);
+        // A crowd at the door is no refusal: the SYN is dropped and comes again (as TCP does).
+        if listening.is_some_and(|q| q.waiting.len() + q.half_open >= max_queue) && !self.closing {
+            self.stats.drop_segment += 1;
+            return;
+        }
         let crowded = self.open_connections >= self.cfg.max_connections
             || self.tunnel(index).is_none_or(|t| t.slots.len() >= self.cfg.max_connections_per_peer);
-        if full || crowded || self.closing {
+        if listening.is_none() || crowded || self.closing {
             if listening.is_some() {
                 self.stats.refused += 1;
             }
@@ -87,6 +91,9 @@ impl Endpoint {
         let slot = tunnel.slots.insert(conn);
         self.bind_id(id, slot.map(|s| (index, s)));
         if let Some(slot) = slot {
+            if let Some(queue) = self.listeners.get_mut(&hdr.dst_port) {
+                queue.half_open += 1;
+            }
             self.open_connections += 1;
             if let Some(tunnel) = self.tunnel_mut(index) {
                 tunnel.slots.touch(slot);
@@ -99,6 +106,7 @@ impl Endpoint {
         let max = self.cfg.accept_queue;
         let room = self.listeners.get_mut(&port).filter(|q| q.waiting.len() < max);
         if let Some(queue) = room {
+            queue.half_open = queue.half_open.saturating_sub(1);
             queue.waiting.push_back(id);
             if !queue.announced {
                 queue.announced = true;
@@ -299,6 +307,12 @@ impl Endpoint {
         let time_wait = self.cfg.time_wait;
         let Some(tunnel) = self.tunnel_mut(index) else { return };
         let Some(conn) = tunnel.slots.remove(slot) else { return };
+        if conn.incoming && !conn.announced {
+            if let Some(queue) = self.listeners.get_mut(&conn.local.port) {
+                queue.half_open = queue.half_open.saturating_sub(1);
+            }
+        }
+        let Some(tunnel) = self.tunnel_mut(index) else { return };
         if conn.state == State::Done {
             let ports = (conn.local.port, conn.remote.port);
             tunnel.slots.remember(ports, conn.final_numbers(), now + time_wait);

@@ -175,7 +175,8 @@ fn strangers_wait_for_a_look_up_in_a_bounded_queue() {
         let node = NodeId(0x8000 + node);
         let x25519 = [3; 32];
         let signature = stranger.sign(&pilotage_wire::frame::pila_signed_message(node, &x25519));
-        let pila = frame::Pila { sender: node, x25519, ed25519: stranger.public_key(), signature, trailer: &[] };
+        let pila =
+            frame::Pila { sender: node, x25519, ed25519: stranger.public_key(), signature, trailer: &[] };
         let mut bytes = vec![0; 136];
         frame::encode_pila(&pila, &mut bytes).expect("fits");
         let from = SocketAddr::from(([198, 51, (node.0 >> 8) as u8, node.0 as u8], 1));

@@ -138,11 +138,11 @@ impl Tunnel {
     fn on_echo_answer(&mut self, payload: &[u8], cx: &mut TunnelCx<'_>) {
         let Some(token) = token_of(payload) else { return };
         if payload.starts_with(&PROBE_MARK) {
-            if self.mtu_probe.as_ref().is_some_and(|p| p.token == token && p.sent) {
-                if let Some(probe) = self.mtu_probe.take() {
-                    self.path.mtu.on_probe_acked(probe.size, cx.now);
-                    self.path.update_mss();
-                }
+            if self.mtu_probe.as_ref().is_some_and(|p| p.token == token && p.sent)
+                && let Some(probe) = self.mtu_probe.take()
+            {
+                self.path.mtu.on_probe_acked(probe.size, cx.now);
+                self.path.update_mss();
             }
             return;
         }

@@ -57,6 +57,8 @@ pub(crate) struct KeyExchange {
     answers_refilled: Option<Instant>,
     /// We asked and the session that comes of it has to be confirmed by us.
     asked: bool,
+    /// A frame under another identity came from where the peer should be.
+    wrong_key: bool,
     outbox: Vec<ExchangeFrame>,
 }
 
@@ -147,6 +149,10 @@ impl Tunnel {
         if let Some(to) = direct {
             self.queue_pila(Route::Direct(to), PilaTrailer::REQUEST, cx);
         }
+        // The peer may have come back elsewhere, and the caller may have been told where.
+        if let Some(to) = self.introduced.filter(|to| direct.is_some_and(|d| d != *to)) {
+            self.queue_pila(Route::Direct(to), PilaTrailer::REQUEST, cx);
+        }
         if let (Some(route), true) = (relay, direct.is_none() || attempt >= RELAY_FROM) {
             self.queue_pila(route, PilaTrailer::REQUEST, cx);
         }
@@ -193,7 +199,11 @@ impl Tunnel {
     /// A PILA of this peer arrived. The caller has checked rate limits (rule C10).
     pub(crate) fn on_pila(&mut self, pila: &Pila<'_>, route: Route, cx: &mut TunnelCx<'_>) -> ExchangeFate {
         match self.key {
-            Some(key) if key != pila.ed25519 => return ExchangeFate::BadKey,
+            Some(key) if key != pila.ed25519 => {
+                // Whoever sits there is not the peer. Said when we give up, because anybody can send this.
+                self.exchange.wrong_key |= self.introduced == Some(route.remote());
+                return ExchangeFate::BadKey;
+            }
             Some(_) => {}
             None => return ExchangeFate::NotAllowed, // the endpoint looks the key up first
         }
@@ -220,12 +230,7 @@ impl Tunnel {
     }
 
     /// An anonymous PILK arrived: only by explicit permission, and never once a key is known (rule C6).
-    pub(crate) fn on_pilk(
-        &mut self,
-        x25519: [u8; 32],
-        route: Route,
-        cx: &mut TunnelCx<'_>,
-    ) -> ExchangeFate {
+    pub(crate) fn on_pilk(&mut self, x25519: [u8; 32], route: Route, cx: &mut TunnelCx<'_>) -> ExchangeFate {
         if !self.policy.allow_unauthenticated || self.key.is_some() {
             return ExchangeFate::NotAllowed;
         }
@@ -249,6 +254,7 @@ impl Tunnel {
             let confirmed = self.current.as_ref().is_some_and(|s| s.confirmed);
             if confirmed {
                 self.candidate = Some((session, cx.now + CANDIDATE_KEPT));
+                self.candidate_route = Some(route);
             } else {
                 self.first_contact(session, route, cx);
             }
@@ -285,8 +291,7 @@ impl Tunnel {
         if matches!(route, Route::Direct(_)) {
             self.path.direct_heard = Some(cx.now);
         }
-        let handshake =
-            self.exchange.started.map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
+        let handshake = self.exchange.started.map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
         if self.exchange.attempt == 1 && !handshake.is_zero() {
             self.path.rtt.update(handshake); // asked once, so the answer is to that (Karn)
         }
@@ -298,10 +303,10 @@ impl Tunnel {
     /// A frame opened under the candidate: the peer holds the new keys.
     pub(crate) fn promote_candidate(&mut self, cx: &mut TunnelCx<'_>) {
         let Some((session, _)) = self.candidate.take() else { return };
-        if let Some(rekey) = self.exchange.rekey.take() {
-            if rekey.public() == session.local_public {
-                self.exchange.local = Some(rekey);
-            }
+        if let Some(rekey) = self.exchange.rekey.take()
+            && rekey.public() == session.local_public
+        {
+            self.exchange.local = Some(rekey);
         }
         if let Some(old) = self.current.replace(session) {
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
@@ -371,7 +376,8 @@ impl Tunnel {
 
     pub(crate) fn on_exchange_timeout(&mut self, cx: &mut TunnelCx<'_>) {
         if self.exchange.give_up_at.is_some_and(|t| t <= cx.now) {
-            self.fail(ConnectError::HandshakeTimeout, cx);
+            let wrong = std::mem::take(&mut self.exchange.wrong_key);
+            self.fail(if wrong { ConnectError::PinMismatch } else { ConnectError::HandshakeTimeout }, cx);
             return;
         }
         if self.exchange.retry_at.is_some_and(|t| t <= cx.now) {

@@ -85,6 +85,8 @@ pub(crate) struct Tunnel {
     pub(crate) previous: Option<(Session, Instant)>,
     /// Keys that the peer has not shown yet (rule C2).
     pub(crate) candidate: Option<(Session, Instant)>,
+    /// Where the key exchange frame of the candidate came from: its confirmation goes there.
+    pub(crate) candidate_route: Option<Route>,
     pub(crate) slots: Slots,
     pub(crate) pings: VecDeque<PendingPing>,
     pub(crate) control: control::ControlQueue,
@@ -123,6 +125,7 @@ impl Tunnel {
             current: None,
             previous: None,
             candidate: None,
+            candidate_route: None,
             slots: Slots::default(),
             pings: VecDeque::new(),
             control: control::ControlQueue::default(),

@@ -57,13 +57,7 @@ impl Tunnel {
 
     /// Chooses the key. A prefix that was seen names its session; for a new prefix with several keys at
     /// hand a copy is tried, because opening destroys what does not verify.
-    fn session_for(
-        &mut self,
-        prefix: [u8; 4],
-        sender: NodeId,
-        nonce: &[u8; 12],
-        ciphertext: &[u8],
-    ) -> Which {
+    fn session_for(&mut self, prefix: [u8; 4], sender: NodeId, nonce: &[u8; 12], ciphertext: &[u8]) -> Which {
         let known = |s: Option<&Session>| s.is_some_and(|s| s.knows_prefix(prefix));
         if known(self.current.as_ref()) || (self.candidate.is_none() && self.previous.is_none()) {
             return Which::Current;
@@ -102,11 +96,9 @@ impl Tunnel {
         if old == route {
             return;
         }
-        let direct_works = self
-            .path
-            .direct_heard
-            .is_some_and(|t| cx.now.saturating_duration_since(t) < DIRECT_FRESH)
-            && matches!(old, Route::Direct(_));
+        let direct_works =
+            self.path.direct_heard.is_some_and(|t| cx.now.saturating_duration_since(t) < DIRECT_FRESH)
+                && matches!(old, Route::Direct(_));
         if matches!(route, Route::Relay(_)) && direct_works {
             return;
         }
@@ -167,12 +159,7 @@ impl Tunnel {
     }
 
     /// A segment of no connection: a SYN, a leftover of a closed one, or something to reset.
-    fn on_stray_segment<'a>(
-        &mut self,
-        hdr: &Header,
-        payload_len: usize,
-        cx: &mut TunnelCx<'_>,
-    ) -> Inner<'a> {
+    fn on_stray_segment<'a>(&mut self, hdr: &Header, payload_len: usize, cx: &mut TunnelCx<'_>) -> Inner<'a> {
         let ports = (hdr.dst_port, hdr.src_port);
         if hdr.flags.contains(Flags::RST) {
             return Inner::Done;
@@ -181,15 +168,15 @@ impl Tunnel {
             return Inner::Syn(*hdr);
         }
         if self.slots.is_time_wait(ports) {
-            if hdr.flags.contains(Flags::FIN) {
-                if let Some(Some(entry)) = self.slots.answer_time_wait(ports) {
-                    // Rule C12: a bare acknowledgement, a bounded number of times.
-                    let mut answer = reply_header(hdr, Flags::ACK);
-                    answer.seq = entry.seq;
-                    answer.ack = entry.ack;
-                    answer.window = 1;
-                    self.control.push_bare(answer);
-                }
+            if hdr.flags.contains(Flags::FIN)
+                && let Some(Some(entry)) = self.slots.answer_time_wait(ports)
+            {
+                // Rule C12: a bare acknowledgement, a bounded number of times.
+                let mut answer = reply_header(hdr, Flags::ACK);
+                answer.seq = entry.seq;
+                answer.ack = entry.ack;
+                answer.window = 1;
+                self.control.push_bare(answer);
             }
             return Inner::Done;
         }

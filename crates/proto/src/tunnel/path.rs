@@ -34,6 +34,11 @@ impl Route {
         }
     }
 
+    /// Bytes that stand before a tunnel frame on this route.
+    pub(crate) fn prefix(self) -> usize {
+        if matches!(self, Self::Relay(_)) { RELAY_PREFIX } else { 0 }
+    }
+
     pub(crate) fn kind(self) -> PathKind {
         match self {
             Self::Direct(_) => PathKind::Direct,
@@ -90,7 +95,7 @@ impl Path {
 
     /// Bytes that stand before the tunnel frame.
     pub(crate) fn prefix(&self) -> usize {
-        if matches!(self.route, Some(Route::Relay(_))) { RELAY_PREFIX } else { 0 }
+        self.route.map_or(0, Route::prefix)
     }
 
     /// Largest payload of one packet now.

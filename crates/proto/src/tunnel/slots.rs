@@ -72,10 +72,10 @@ impl Slots {
 
     /// The connection of a port pair; the last answer is kept, since packets come in runs.
     pub(crate) fn find(&mut self, ports: PortPair) -> Option<u32> {
-        if let Some((p, slot)) = self.last {
-            if p == ports {
-                return Some(slot);
-            }
+        if let Some((p, slot)) = self.last
+            && p == ports
+        {
+            return Some(slot);
         }
         let slot = *self.by_ports.get(&ports)?;
         self.last = Some((ports, slot));
@@ -102,11 +102,11 @@ impl Slots {
 
     /// Notes that a connection's deadline or notifications may have changed.
     pub(crate) fn touch(&mut self, slot: u32) {
-        if let Some(conn) = self.get_mut(slot) {
-            if !conn.touched {
-                conn.touched = true;
-                self.touched.push(slot);
-            }
+        if let Some(conn) = self.get_mut(slot)
+            && !conn.touched
+        {
+            conn.touched = true;
+            self.touched.push(slot);
         }
     }
 
@@ -134,11 +134,12 @@ impl Slots {
 
     /// Puts a connection at the end of the round if it wants to send and is not in it.
     pub(crate) fn mark_ready(&mut self, slot: u32) {
-        if let Some(conn) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut) {
-            if !conn.in_ready && conn.wants_to_send() {
-                conn.in_ready = true;
-                self.ready.push_back(slot);
-            }
+        if let Some(conn) = self.slots.get_mut(slot as usize).and_then(Option::as_deref_mut)
+            && !conn.in_ready
+            && conn.wants_to_send()
+        {
+            conn.in_ready = true;
+            self.ready.push_back(slot);
         }
     }
 
@@ -159,20 +160,20 @@ impl Slots {
 
     /// The front one has nothing more to send.
     pub(crate) fn drop_front(&mut self) {
-        if let Some(slot) = self.ready.pop_front() {
-            if let Some(conn) = self.get_mut(slot) {
-                conn.in_ready = false;
-            }
+        if let Some(slot) = self.ready.pop_front()
+            && let Some(conn) = self.get_mut(slot)
+        {
+            conn.in_ready = false;
         }
     }
 
     // ---- TIME_WAIT
 
     pub(crate) fn remember(&mut self, ports: PortPair, (seq, ack): (u32, u32), expires: Instant) {
-        if self.time_wait_order.len() >= TIME_WAIT_MAX {
-            if let Some((_, oldest)) = self.time_wait_order.pop_front() {
-                self.time_wait.remove(&oldest);
-            }
+        if self.time_wait_order.len() >= TIME_WAIT_MAX
+            && let Some((_, oldest)) = self.time_wait_order.pop_front()
+        {
+            self.time_wait.remove(&oldest);
         }
         self.time_wait.insert(ports, TimeWait { seq, ack, answers_left: TIME_WAIT_ANSWERS, expires });
         self.time_wait_order.push_back((expires, ports));
@@ -198,10 +199,10 @@ impl Slots {
 
     pub(crate) fn expire_time_wait(&mut self, now: Instant) {
         while self.time_wait_order.front().is_some_and(|(t, _)| *t <= now) {
-            if let Some((_, ports)) = self.time_wait_order.pop_front() {
-                if self.time_wait.get(&ports).is_some_and(|e| e.expires <= now) {
-                    self.time_wait.remove(&ports);
-                }
+            if let Some((_, ports)) = self.time_wait_order.pop_front()
+                && self.time_wait.get(&ports).is_some_and(|e| e.expires <= now)
+            {
+                self.time_wait.remove(&ports);
             }
         }
     }

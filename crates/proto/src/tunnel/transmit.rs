@@ -74,6 +74,12 @@ impl Tunnel {
         let route = self.path.route.or(cx.relay.map(Route::Relay))?;
         self.path.route = Some(route);
         self.rekey_if_due(cx);
+        if self.candidate.is_some() && self.control.confirm_due() {
+            let route = self.candidate_route.unwrap_or(route);
+            if let Some(transmit) = self.emit_confirmation(route, buf, cx) {
+                return Some(transmit);
+            }
+        }
         // Only what brings the new keys into use may still leave then.
         if self.is_exhausted(cx.cfg.rekey_after_frames) && !self.control.confirm_due() {
             return None;
@@ -202,11 +208,7 @@ impl Tunnel {
         cx: &TunnelCx<'_>,
     ) -> Option<usize> {
         let prefix = self.write_prefix(route, space, cx)?;
-        let session = if candidate {
-            self.candidate.as_mut().map(|(s, _)| s)
-        } else {
-            self.current.as_mut()
-        };
+        let session = if candidate { self.candidate.as_mut().map(|(s, _)| s) } else { self.current.as_mut() };
         let frame = space.get_mut(prefix..)?;
         let sealed = match session {
             Some(session) => session.seal(cx.local.node, frame, len)?,
@@ -241,6 +243,22 @@ impl Tunnel {
         let prefix = self.path.prefix();
         let len = self.poll_probe(buf.data_mut().get_mut(prefix + PILS_HEADER_LEN..)?, cx)?;
         let size = self.seal(route, len, false, buf.data_mut(), cx)?;
+        Some(Transmit { destination: route.remote(), size, segment_size: None })
+    }
+
+    /// The first frame under new keys goes where their key exchange frame came from.
+    fn emit_confirmation(
+        &mut self,
+        route: Route,
+        buf: &mut TransmitBuf,
+        cx: &mut TunnelCx<'_>,
+    ) -> Option<Transmit> {
+        let prefix = route.prefix();
+        let space = buf.data_mut().get_mut(prefix + PILS_HEADER_LEN..)?;
+        let ControlOut::Packet { len, candidate } = self.poll_control(usize::MAX, space, cx) else {
+            return None;
+        };
+        let size = self.seal(route, len, candidate, buf.data_mut(), cx)?;
         Some(Transmit { destination: route.remote(), size, segment_size: None })
     }
 

@@ -179,11 +179,8 @@ fn lying_receiver(b: TcpStream, reply: Reply) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let mut input = &b;
         Offer::read(&mut input).unwrap();
-        loop {
-            match wire::Next::read(&mut input).unwrap() {
-                wire::Next::Chunk(len) => input.read_exact(&mut vec![0; len]).unwrap(),
-                wire::Next::End { .. } => break,
-            }
+        while let wire::Next::Chunk(len) = wire::Next::read(&mut input).unwrap() {
+            input.read_exact(&mut vec![0; len]).unwrap();
         }
         reply.write(&mut &b).unwrap();
     })

@@ -91,6 +91,47 @@ impl Model {
             out.cumulative_bytes = cumulative - una;
             self.una = cumulative;
         }
+        self.deliver(now, blocks, (fack, min_rtt), &mut out, &mut tally);
+        let una = self.una;
+        // Partial acknowledgement of the first that is left.
+        self.segments.retain(|s| s.end > una);
+        if let Some(first) = self.segments.first_mut().filter(|s| s.start < una) {
+            tally.newest(first);
+            let start = std::mem::replace(&mut first.start, una);
+            out.acked_bytes += self.count(start, una);
+        }
+        out.newest_acked_sent = tally.outcome.newest_acked_sent;
+        out.acked_app_limited = tally.outcome.acked_app_limited;
+        if out.newest_acked_sent.is_none() && !out.advanced {
+            return out;
+        }
+        if let Some(sent) = tally.sample {
+            rtt.update(now - sent);
+            out.rtt_sample = Some(now - sent);
+        }
+        if let Some((sent, end)) = tally.rack {
+            self.rack.advance(now, sent, end);
+        }
+        if out.spurious_bytes > 0 {
+            self.rack.on_spurious_loss(self.una, self.nxt());
+        }
+        if self.recovery_end.is_some_and(|end| self.una >= end) {
+            self.recovery_end = None;
+            self.rack.on_recovery_end();
+        }
+        let losses = self.detect(now, rtt);
+        AckOutcome { lost_bytes: losses.bytes, newest_lost_sent: losses.newest_sent, ..out }
+    }
+
+    /// What the acknowledgement newly covers: marks it, counts its bytes, collects samples.
+    fn deliver(
+        &mut self,
+        now: Instant,
+        blocks: &[(u64, u64)],
+        (fack, min_rtt): (u64, Duration),
+        out: &mut AckOutcome,
+        tally: &mut Tally,
+    ) {
         let una = self.una;
         let valid = |&(s, e): &(u64, u64)| s < e && s > una && e <= self.counted.len() as u64;
         let blocks: Vec<_> = blocks.iter().filter(|b| valid(b)).collect();
@@ -124,34 +165,6 @@ impl Model {
             }
             self.rack.on_delivered(&segment, fack);
         }
-        // Partial acknowledgement of the first that is left.
-        self.segments.retain(|s| s.end > una);
-        if let Some(first) = self.segments.first_mut().filter(|s| s.start < una) {
-            tally.newest(first);
-            let start = std::mem::replace(&mut first.start, una);
-            out.acked_bytes += self.count(start, una);
-        }
-        out.newest_acked_sent = tally.outcome.newest_acked_sent;
-        out.acked_app_limited = tally.outcome.acked_app_limited;
-        if out.newest_acked_sent.is_none() && !out.advanced {
-            return out;
-        }
-        if let Some(sent) = tally.sample {
-            rtt.update(now - sent);
-            out.rtt_sample = Some(now - sent);
-        }
-        if let Some((sent, end)) = tally.rack {
-            self.rack.advance(now, sent, end);
-        }
-        if out.spurious_bytes > 0 {
-            self.rack.on_spurious_loss(self.una, self.nxt());
-        }
-        if self.recovery_end.is_some_and(|end| self.una >= end) {
-            self.recovery_end = None;
-            self.rack.on_recovery_end();
-        }
-        let losses = self.detect(now, rtt);
-        AckOutcome { lost_bytes: losses.bytes, newest_lost_sent: losses.newest_sent, ..out }
     }
 
     fn detect(&mut self, now: Instant, rtt: &RttEstimator) -> Losses {
