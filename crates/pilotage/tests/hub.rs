@@ -165,7 +165,6 @@ fn a_restarted_node_is_found_under_the_same_name_and_address() {
 }
 
 #[test]
-#[ignore = "the core does not yet try a newly introduced endpoint while a tunnel is silent (rule C9)"]
 fn a_node_restarted_at_another_port_is_found_through_the_hub() {
     within(60 * SECOND, || restart_bob(false));
 }

@@ -6,9 +6,9 @@
 //!
 //! | module | port | what it does |
 //! |---|---|---|
-//! | [`echo`] | 7 | sends back what it reads |
-//! | [`file`] | 1010 | one file per stream, verified with BLAKE3 at both ends |
-//! | [`bench`] | 1011 | sink, source, request/reply; counts datagrams |
+//! | [`mod@echo`] | 7 | sends back what it reads |
+//! | [`mod@file`] | 1010 | one file per stream, verified with BLAKE3 at both ends |
+//! | [`mod@bench`] | 1011 | sink, source, request/reply; counts datagrams |
 //!
 //! Memory is bounded everywhere: the constants that bound it are public and documented.
 

@@ -182,7 +182,7 @@ fn idle_connections_of_living_peers_stay_open() {
 }
 
 #[test]
-fn an_idle_connection_to_a_dead_peer_is_closed_after_120_seconds() {
+fn an_idle_connection_to_a_dead_peer_is_closed_after_its_keepalives_went_unanswered() {
     let mut pair = Pair::new(25, Link::default());
     let (a, _) = pair.connect(1000).expect("connects");
     pair.links[0].down = true;
@@ -190,7 +190,7 @@ fn an_idle_connection_to_a_dead_peer_is_closed_after_120_seconds() {
     let start = pair.now;
     assert!(pair.run_until(Duration::from_secs(300), |p| !p.endpoint(Side::A).is_open(a)));
     let took = pair.now.duration_since(start);
-    assert!((Duration::from_secs(100)..Duration::from_secs(160)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(50)..Duration::from_secs(75)).contains(&took), "{took:?}");
 }
 
 #[test]

@@ -336,3 +336,37 @@ fn datagrams_arrive_once_and_a_full_queue_counts() {
         got.len()
     );
 }
+
+#[test]
+fn a_peer_restarted_elsewhere_is_found_once_the_caller_is_told() {
+    let mut pair = Pair::new(16, Link::default());
+    let ids = pair.connect(7).expect("connects");
+    assert_eq!(say(&mut pair, ids, b"one"), b"one");
+    pair.restart(Side::B);
+    pair.host(Side::B).addr = "198.51.100.9:7777".parse().expect("address");
+    let (address, key, endpoint) = {
+        let b = pair.host(Side::B);
+        (b.address, Some(b.key), Some(b.addr))
+    };
+    let now = pair.now;
+    let told = pilotage_proto::PeerConfig { address, key, endpoint, policy: Default::default() };
+    pair.endpoint(Side::A).add_peer(now, told).expect("same key");
+    let again = pair.connect(8).expect("connects at the new place");
+    assert_eq!(say(&mut pair, again, b"two"), b"two");
+}
+
+#[test]
+fn streams_of_a_peers_former_life_end_when_it_comes_back() {
+    let mut pair = Pair::new(17, Link::default());
+    let ids = pair.connect(7).expect("connects");
+    assert_eq!(say(&mut pair, ids, b"one"), b"one");
+    pair.restart(Side::A);
+    // B only reads: it learns of the restart when the new process connects.
+    pair.connect(8).expect("connects again");
+    let now = pair.now;
+    let reset = pair.run_until(seconds(2), |p| {
+        let now = p.now;
+        p.endpoint(Side::B).read(now, ids.1, &mut [0; 8]) == Err(ReadError::Reset)
+    });
+    assert!(reset, "after {:?}", pair.now.duration_since(now));
+}

@@ -473,3 +473,6 @@ fn unwrap_offset(number: u32, near_number: u32, near: u64) -> Option<u64> {
     let diff = i64::from(number.wrapping_sub(near_number) as i32);
     u64::try_from(near as i64 + diff).ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,6 +113,15 @@ impl Connection {
         self.backoff > 0 || self.syn_transmissions > 1 && self.state == State::SynSent
     }
 
+    /// Something of ours waits for an answer of the peer.
+    pub(crate) fn awaits_peer(&self) -> bool {
+        match self.state {
+            State::SynSent | State::SynReceived => true,
+            State::Established => !self.board.is_empty(),
+            State::Done | State::Failed(_) => false,
+        }
+    }
+
     /// Does what is due at `cx.now`; being called early is harmless.
     pub(crate) fn on_timeout(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now;
@@ -215,19 +224,34 @@ impl Connection {
         }
     }
 
-    /// Draft: keepalive after 30 s of silence, close after 120 s. Counted from what the peer sent.
+    /// Draft: keepalive after 30 s of silence, close after 120 s. Counted from what the peer sent. A Pilotage
+    /// peer answers keepalives, so its silence is taken for its end sooner.
     fn on_idle(&mut self, cx: &mut Cx<'_>) {
         let silent = cx.now.saturating_duration_since(self.last_received);
-        if silent >= cx.cfg.idle_timeout {
+        let (limit, again) = match cx.dialect {
+            Dialect::Pilotage => {
+                let limit = cx.cfg.keepalive + cx.cfg.user_timeout;
+                (limit.min(cx.cfg.idle_timeout), cx.cfg.user_timeout / 3)
+            }
+            Dialect::Draft => (cx.cfg.idle_timeout, cx.cfg.keepalive),
+        };
+        if silent >= limit {
             self.rst_pending = cx.dialect == Dialect::Pilotage;
             self.fail(Failure::TimedOut, cx.path);
             return;
         }
         if silent >= cx.cfg.keepalive {
             self.keepalive_pending = true;
-            self.timers.idle = Some(cx.now + cx.cfg.keepalive);
+            self.timers.idle = Some(cx.now + again);
         } else {
             self.timers.idle = Some(self.last_received + cx.cfg.keepalive);
+        }
+    }
+
+    /// The peer brought new keys: it may be a new process that knows nothing of us. Ask.
+    pub(crate) fn probe_liveness(&mut self) {
+        if self.state == State::Established {
+            self.keepalive_pending = true;
         }
     }
 }

@@ -307,10 +307,11 @@ impl Endpoint {
         let time_wait = self.cfg.time_wait;
         let Some(tunnel) = self.tunnel_mut(index) else { return };
         let Some(conn) = tunnel.slots.remove(slot) else { return };
-        if conn.incoming && !conn.announced {
-            if let Some(queue) = self.listeners.get_mut(&conn.local.port) {
-                queue.half_open = queue.half_open.saturating_sub(1);
-            }
+        if conn.incoming
+            && !conn.announced
+            && let Some(queue) = self.listeners.get_mut(&conn.local.port)
+        {
+            queue.half_open = queue.half_open.saturating_sub(1);
         }
         let Some(tunnel) = self.tunnel_mut(index) else { return };
         if conn.state == State::Done {

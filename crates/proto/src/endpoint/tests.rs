@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use pilotage_wire::SocketAddress;
 use pilotage_wire::frame::PILS_HEADER_LEN;
 use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
 
@@ -188,6 +189,37 @@ fn strangers_wait_for_a_look_up_in_a_bounded_queue() {
         .count();
     assert_eq!(asked, 64);
     assert!(two.hosts[1].0.stats().drop_rate_limited >= 436);
+}
+
+#[test]
+fn late_fins_are_answered_four_times_within_time_wait() {
+    let mut two = Two::connected();
+    two.hosts[1].0.listen(80).expect("free");
+    let to = SocketAddress { address: two.hosts[1].0.local_address(), port: 80 };
+    let dialled = two.hosts[0].0.connect(two.now, to).expect("room");
+    two.settle();
+    let (accepted, from) = two.hosts[1].0.accept(80).expect("connected");
+    for (host, id) in [(0, dialled), (1, accepted)] {
+        two.hosts[host].0.close(two.now, id);
+        two.settle();
+    }
+    assert_eq!(two.hosts[1].0.open_connections, 0);
+    let answers = |two: &mut Two, flags: Flags| {
+        let sent = two.hosts[1].0.stats().datagrams_sent;
+        for _ in 0..10 {
+            let hdr = Header { src_port: from.port, ..two.header(Protocol::Stream, flags) };
+            two.deliver(hdr, b"", |_| {});
+            two.settle();
+        }
+        two.hosts[1].0.stats().datagrams_sent - sent
+    };
+    two.now += Duration::from_secs(9);
+    two.hosts[1].0.handle_timeout(two.now);
+    assert_eq!(answers(&mut two, Flags::ACK), 0, "other late segments");
+    assert_eq!(answers(&mut two, Flags::FIN | Flags::ACK), 4);
+    two.now += Duration::from_secs(2);
+    two.hosts[1].0.handle_timeout(two.now);
+    assert_eq!(answers(&mut two, Flags::FIN | Flags::ACK), 10, "forgotten: reset like any stray segment");
 }
 
 mod never_panics {

@@ -14,7 +14,7 @@ use pilotage_wire::frame::{self, PILA_LEN, Pila, PilaTrailer};
 use rand_core::Rng;
 
 use super::{CANDIDATE_KEPT, PREVIOUS_KEPT, Route, Session, Tunnel, TunnelCx};
-use crate::connection::Dialect;
+use crate::connection::{Connection, Dialect};
 use crate::crypto::{self, EphemeralKey};
 use crate::event::{ConnectError, Event};
 
@@ -312,6 +312,11 @@ impl Tunnel {
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
         }
         self.control.confirm_at = None;
+        if !self.exchange.asked {
+            // A restarted peer answers with RST, which ends streams of its former life at once.
+            self.slots.for_each(Connection::probe_liveness);
+            self.slots.touch_all();
+        }
         self.exchange.stop_asking();
         self.exchange.asked = false;
         cx.stats.handshakes += 1;
@@ -354,7 +359,7 @@ impl Tunnel {
 
     /// Sends our PILA again: 1, 2, 4 s apart, as long as something waits for an answer.
     pub(crate) fn revive(&mut self, cx: &mut TunnelCx<'_>) {
-        if self.path.in_flight == 0 && !self.has_work() {
+        if !self.slots.any(Connection::awaits_peer) && !self.has_work() {
             self.revive_at = None;
             return;
         }

@@ -94,6 +94,10 @@ impl Slots {
         Some(conn)
     }
 
+    pub(crate) fn any(&self, f: impl Fn(&Connection) -> bool) -> bool {
+        self.slots.iter().flatten().any(|c| f(c))
+    }
+
     pub(crate) fn for_each(&mut self, mut f: impl FnMut(&mut Connection)) {
         for conn in self.slots.iter_mut().flatten() {
             f(conn);
