@@ -240,11 +240,13 @@ impl Connection {
             self.fail(Failure::TimedOut, cx.path);
             return;
         }
-        if silent >= cx.cfg.keepalive {
+        // The accepting side waits a little longer, so that one keepalive and its answer serve both.
+        let patience = if self.incoming { cx.cfg.keepalive * 5 / 4 } else { cx.cfg.keepalive };
+        if silent >= patience {
             self.keepalive_pending = true;
             self.timers.idle = Some(cx.now + again);
         } else {
-            self.timers.idle = Some(self.last_received + cx.cfg.keepalive);
+            self.timers.idle = Some(self.last_received + patience);
         }
     }
 
