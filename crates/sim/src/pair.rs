@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use pilotage_nat::{BeaconConfig, BeaconEngine};
 use pilotage_proto::crypto::Identity;
 use pilotage_proto::{Config, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf};
 use pilotage_wire::Address;
@@ -76,6 +77,9 @@ pub struct Pair {
     hosts: [Host; 2],
     bottlenecks: [Bottleneck; 2],
     flights: BTreeMap<(Instant, u64), Flight>,
+    beacon: Option<(SocketAddr, BeaconEngine)>,
+    /// Nothing passes between the hosts directly; the beacon is reached all the same.
+    pub direct_blocked: bool,
     flight_number: u64,
     rng: ChaCha8Rng,
     hasher: blake3::Hasher,
@@ -108,6 +112,8 @@ impl Pair {
             hosts,
             bottlenecks: Default::default(),
             flights: BTreeMap::new(),
+            beacon: None,
+            direct_blocked: false,
             flight_number: 0,
             rng,
             hasher: blake3::Hasher::new(),
@@ -205,7 +211,34 @@ impl Pair {
         }
     }
 
+    /// Adds a beacon that both hosts use.
+    pub fn add_beacon(&mut self) {
+        let addr = SocketAddr::from(([192, 0, 2, 200], 9001));
+        self.beacon = Some((addr, BeaconEngine::new(BeaconConfig::default(), 1)));
+        for host in &mut self.hosts {
+            host.endpoint.set_beacon(self.now, Some(addr));
+        }
+    }
+
+    /// What the beacon has to say to a datagram, on its way.
+    fn deliver_to_beacon(&mut self, flight: &Flight) {
+        let Some((addr, engine)) = &mut self.beacon else { return };
+        let mut answers = Vec::new();
+        engine.handle_datagram(self.now, flight.from, &flight.bytes, &mut |to, bytes: &[u8]| {
+            answers.push(Flight { to, from: *addr, bytes: bytes.to_vec() });
+        });
+        for answer in answers {
+            let key = (self.now + self.links[0].delay, self.flight_number);
+            self.flight_number += 1;
+            self.flights.insert(key, answer);
+        }
+    }
+
     fn deliver(&mut self, mut flight: Flight) {
+        if self.beacon.as_ref().is_some_and(|(addr, _)| *addr == flight.to) {
+            self.deliver_to_beacon(&flight);
+            return;
+        }
         let Some(i) = self.hosts.iter().position(|h| h.addr == flight.to) else { return };
         self.hasher.update(&self.now.duration_since(self.start).as_nanos().to_le_bytes());
         self.hasher.update(&[i as u8]);
@@ -237,6 +270,10 @@ impl Pair {
         self.sent[from] += 1;
         if self.record {
             self.recorded.push((if from == 0 { Side::A } else { Side::B }, datagram.to_vec()));
+        }
+        let via_beacon = self.beacon.as_ref().is_some_and(|(addr, _)| *addr == to);
+        if self.direct_blocked && !via_beacon {
+            return;
         }
         let source = self.hosts[from].addr;
         let arrivals = self.links[from].carry(self.now, datagram, &mut self.bottlenecks[from], &mut self.rng);

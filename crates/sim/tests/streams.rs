@@ -30,7 +30,7 @@ fn a_clean_link_carries_a_megabyte() {
 
 #[test]
 fn a_megabyte_survives_loss_reordering_duplication_and_corruption() {
-    let count = std::env::var("PILOTAGE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(60);
+    let count = std::env::var("PILOTAGE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1_000);
     let data = pattern(1 << 20, 2);
     for seed in seeds(count) {
         let mut pair = Pair::new(seed, bad_link(seed));
@@ -55,7 +55,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn write_then_close_never_truncates() {
-    let count = std::env::var("PILOTAGE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
+    let count = std::env::var("PILOTAGE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10_000);
     for seed in seeds(count) {
         let data = pattern(1 + (seed as usize * 7919) % 40_000, seed);
         let mut pair = Pair::new(seed, Link { loss: 0.1, ..Link::default() });

@@ -183,12 +183,8 @@ fn view_beacon(bytes: &[u8], keys: &Keys) -> View {
         View::new("beacon", text, value)
     };
     let carried = |name: &str, text: String, value: Value, frame: &[u8]| {
-        // A frame and nothing else: beacon messages do not nest.
-        let inner = match DatagramKind::of(frame) {
-            DatagramKind::Frame => view_frame(frame, keys),
-            _ => View::wrong("unknown", "the carried bytes are no tunnel frame".into(), frame.len()),
-        };
-        simple(name, format!("{text}, {} bytes", frame.len()), value).holding("frame", inner)
+        simple(name, format!("{text}, {} bytes", frame.len()), value)
+            .holding("frame", view_carried_frame(frame, keys))
     };
     match message {
         Message::Discover { node } => simple(
@@ -242,6 +238,14 @@ fn view_beacon(bytes: &[u8], keys: &Keys) -> View {
                 json!({ "beacon": beacon, "nodes": nodes }),
             )
         }
+    }
+}
+
+/// A frame and nothing else: beacon messages do not nest.
+fn view_carried_frame(frame: &[u8], keys: &Keys) -> View {
+    match DatagramKind::of(frame) {
+        DatagramKind::Frame => view_frame(frame, keys),
+        _ => View::wrong("unknown", "the carried bytes are no tunnel frame".into(), frame.len()),
     }
 }
 

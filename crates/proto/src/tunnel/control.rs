@@ -204,7 +204,7 @@ impl Tunnel {
             let candidate = self.candidate.is_some();
             let needed = candidate || self.current.as_ref().is_some_and(|s| !s.confirmed);
             if needed {
-                return self.write_echo(&PING_MARK, CONFIRM_TOKEN, TOKEN_LEN, space, cx, candidate);
+                return self.write_confirmation(space, cx, candidate);
             }
             self.control.confirm_at = None;
         }
@@ -247,6 +247,16 @@ impl Tunnel {
             ControlOut::Packet { len, .. } => Some(len),
             _ => None,
         }
+    }
+
+    /// An echo request whose answer nobody waits for: that it opens at the peer is what counts.
+    pub(super) fn write_confirmation(
+        &self,
+        space: &mut [u8],
+        cx: &TunnelCx<'_>,
+        candidate: bool,
+    ) -> ControlOut {
+        self.write_echo(&PING_MARK, CONFIRM_TOKEN, TOKEN_LEN, space, cx, candidate)
     }
 
     fn write_echo(

@@ -211,7 +211,11 @@ impl Tunnel {
         let wants_answer = trailer.flags & PilaTrailer::ANSWER == 0;
         let known = self.current.as_ref().is_some_and(|s| s.peer_public == pila.x25519);
         if known && self.exchange.rekey.is_none() {
-            // Rule C1: nothing changes; the peer may have missed our frame.
+            // Rule C1: nothing changes; the peer may have missed our frame. If we were looking for it, the route
+            // by which it came may be one that works.
+            if self.revive_at.is_some() && self.path.route != Some(route) {
+                self.try_route = Some(route);
+            }
             if wants_answer && self.exchange.may_answer(cx.now) {
                 self.queue_pila(route, PilaTrailer::ANSWER, cx);
             }

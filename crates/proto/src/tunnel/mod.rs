@@ -41,6 +41,10 @@ pub(crate) const OVERHEAD: usize = PILS_HEADER_LEN + HEADER_LEN + TAG_LEN;
 const PREVIOUS_KEPT: Duration = Duration::from_secs(30);
 /// How long keys that the peer has not shown wait for confirmation (rule C2).
 const CANDIDATE_KEPT: Duration = Duration::from_secs(10);
+/// First wait before a relayed tunnel in use tries the direct route; doubles up to [`UPGRADE_MAX`].
+const UPGRADE_FIRST: Duration = Duration::from_secs(1);
+/// Longest wait between two such tries.
+const UPGRADE_MAX: Duration = Duration::from_secs(30);
 /// Outgoing datagrams that wait, in packets.
 const DATAGRAMS_OUT: usize = 256;
 
@@ -87,6 +91,11 @@ pub(crate) struct Tunnel {
     pub(crate) candidate: Option<(Session, Instant)>,
     /// Where the key exchange frame of the candidate came from: its confirmation goes there.
     pub(crate) candidate_route: Option<Route>,
+    /// Another route to try with one echo request: if the peer's answer comes by it, the path follows (rule C3).
+    pub(crate) try_route: Option<Route>,
+    /// When to try the direct route again while the relay is in use, and how long to wait after that.
+    upgrade_at: Option<Instant>,
+    upgrade_wait: Duration,
     pub(crate) slots: Slots,
     pub(crate) pings: VecDeque<PendingPing>,
     pub(crate) control: control::ControlQueue,
@@ -126,6 +135,9 @@ impl Tunnel {
             previous: None,
             candidate: None,
             candidate_route: None,
+            try_route: None,
+            upgrade_at: None,
+            upgrade_wait: UPGRADE_FIRST,
             slots: Slots::default(),
             pings: VecDeque::new(),
             control: control::ControlQueue::default(),
@@ -214,6 +226,7 @@ impl Tunnel {
             previous,
             self.exchange.deadline(),
             self.revive_at,
+            self.upgrade_at,
             self.control.confirm_at,
             self.path.paced_until,
             self.path.mtu.timeout(),
@@ -243,7 +256,29 @@ impl Tunnel {
         if self.revive_at.is_some_and(|t| t <= now) {
             self.revive(cx);
         }
+        if self.upgrade_at.is_some_and(|t| t <= now) {
+            self.upgrade_at = None;
+            if let (Some(Route::Relay(_)), Some(to), true) =
+                (self.path.route, self.introduced, self.slots.len() > 0)
+            {
+                self.try_route = Some(Route::Direct(to));
+            }
+        }
         self.on_control_timeout(cx);
+    }
+
+    /// A relayed tunnel that is in use tries the direct route now and then.
+    fn plan_upgrade(&mut self, now: Instant) {
+        match self.path.route {
+            Some(Route::Relay(_)) if self.introduced.is_some() && self.slots.len() > 0 => {
+                if self.upgrade_at.is_none() {
+                    self.upgrade_at = Some(now + self.upgrade_wait);
+                    self.upgrade_wait = (self.upgrade_wait * 2).min(UPGRADE_MAX);
+                }
+            }
+            Some(Route::Relay(_)) => {}
+            _ => self.upgrade_wait = UPGRADE_FIRST,
+        }
     }
 
     /// Runs `f` on a connection together with what it may touch.

@@ -84,6 +84,12 @@ impl Tunnel {
         if self.is_exhausted(cx.cfg.rekey_after_frames) && !self.control.confirm_due() {
             return None;
         }
+        if let Some(other) = self.try_route.take() {
+            if let Some(transmit) = self.emit_echo_on(other, buf, cx) {
+                return Some(transmit);
+            }
+        }
+        self.plan_upgrade(cx.now);
         self.maybe_probe_mtu(cx);
         if let Some(transmit) = self.emit_probe(route, buf, cx) {
             return Some(transmit);
@@ -262,6 +268,19 @@ impl Tunnel {
         Some(Transmit { destination: route.remote(), size, segment_size: None })
     }
 
+    /// One echo request by another route than the one in use.
+    fn emit_echo_on(
+        &mut self,
+        route: Route,
+        buf: &mut TransmitBuf,
+        cx: &mut TunnelCx<'_>,
+    ) -> Option<Transmit> {
+        let space = buf.data_mut().get_mut(route.prefix() + PILS_HEADER_LEN..)?;
+        let ControlOut::Packet { len, .. } = self.write_confirmation(space, cx, false) else { return None };
+        let size = self.seal(route, len, false, buf.data_mut(), cx)?;
+        Some(Transmit { destination: route.remote(), size, segment_size: None })
+    }
+
     /// Whether the endpoint should poll this tunnel.
     pub(crate) fn wants_poll(&self, now: Instant) -> bool {
         let paced = self.path.paced_until.is_some_and(|t| t > now);
@@ -270,6 +289,7 @@ impl Tunnel {
         }
         self.can_send()
             && (self.control.has_work()
+                || self.try_route.is_some()
                 || self.control.confirm_due()
                 || !self.datagrams.is_empty()
                 || self.pings.iter().any(|p| p.sent.is_none())

@@ -117,8 +117,9 @@ fn all_tests() -> Result<Tests, Failure> {
             Some(other) => other.to_owned(),
             None => continue,
         };
-        let words: Vec<String> = words.collect();
-        for test in tests_in(&read(&path)?) {
+        let text = read(&path)?;
+        let words: Vec<String> = words.chain(modules_in(&text)).collect();
+        for test in tests_in(&text) {
             tests.entry(krate.clone()).or_default().push((test, words.clone()));
         }
     }
@@ -135,6 +136,13 @@ fn tests_in(text: &str) -> Vec<String> {
         found.push(code[name_at..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
     }
     found
+}
+
+/// Modules that are written out in the file.
+fn modules_in(text: &str) -> Vec<String> {
+    let code = code_only(text);
+    let names = code.lines().filter_map(|line| line.trim().strip_prefix("mod ")?.strip_suffix(" {"));
+    names.map(str::to_owned).collect()
 }
 
 fn exists(tests: &Tests, name: &str) -> bool {
@@ -159,6 +167,7 @@ mod tests {
         let rows = read_rows("| D-1 | §5 | MUST | a | b | `pilotage_wire::packet::tests::t` |\nother\n");
         assert_eq!((rows.len(), rows[0].level.as_str()), (1, "MUST"));
         assert_eq!(tests_in("#[test]\n#[cfg(unix)]\nfn a_b() {}\n// #[test] fn c() {}\nfn d() {}"), ["a_b"]);
+        assert_eq!(modules_in("mod a {\n    mod b {\n// mod c {\nmod d;\n"), ["a", "b"]);
     }
 
     #[test]
