@@ -169,6 +169,9 @@ pub(crate) struct HubArgs {
     /// Database of the registry [default: registry.redb in the state directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) store: Option<PathBuf>,
+    /// Let nodes register without proving their key, as reference daemons do; never for a key that was proven once
+    #[arg(long)]
+    pub(crate) allow_unsigned: bool,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,

@@ -22,7 +22,11 @@ fn a_peer_behind_a_wall_is_reached_through_the_relay_at_once() {
     pair.run_for(Duration::from_secs(2));
     let start = pair.now;
     let (a, b) = pair.connect(7).expect("through the relay");
-    assert!(pair.now.duration_since(start) < Duration::from_millis(1500), "{:?}", pair.now.duration_since(start));
+    assert!(
+        pair.now.duration_since(start) < Duration::from_millis(1500),
+        "{:?}",
+        pair.now.duration_since(start)
+    );
     for (side, id) in [(Side::A, a), (Side::B, b)] {
         assert_eq!(pair.endpoint(side).connection_path(id).expect("path").kind, PathKind::Relay);
     }

@@ -370,3 +370,33 @@ fn streams_of_a_peers_former_life_end_when_it_comes_back() {
     });
     assert!(reset, "after {:?}", pair.now.duration_since(now));
 }
+
+#[test]
+fn a_replaced_key_of_the_peer_cannot_be_brought_back() {
+    // Only A seals enough to renew its key. B keeps its own, so A's first key would give the first session again.
+    let mut pair =
+        Pair::with_config(16, Link::default(), Config { rekey_after_frames: 100, ..Config::default() });
+    pair.record = true;
+    let to = SocketAddress { address: pair.host(Side::B).address, port: 500 };
+    pair.endpoint(Side::B).bind_datagram(500).expect("free");
+    for i in 0..150u32 {
+        let now = pair.now;
+        pair.endpoint(Side::A).send_datagram(now, to, 501, &i.to_be_bytes()).expect("room");
+        pair.run_for(Duration::from_millis(20));
+    }
+    pair.run_for(seconds(60)); // the replaced session is gone
+    while pair.endpoint(Side::B).recv_datagram(500).is_some() {}
+    assert!(pair.endpoint(Side::B).stats().handshakes >= 2);
+    let (old, from) = (pair.recorded.clone(), pair.host(Side::A).addr);
+    for magic in [b"PILA", b"PILS"] {
+        for (_, frame) in old.iter().filter(|(side, frame)| *side == Side::A && frame.starts_with(magic)) {
+            pair.inject(from, Side::B, frame);
+        }
+        pair.run_for(Duration::from_millis(50));
+    }
+    assert_eq!(pair.endpoint(Side::B).recv_datagram(500), None, "delivered a second time");
+    let now = pair.now;
+    pair.endpoint(Side::A).send_datagram(now, to, 501, b"new").expect("room");
+    pair.run_for(seconds(1));
+    assert_eq!(pair.endpoint(Side::B).recv_datagram(500).map(|d| d.data), Some(b"new".to_vec()));
+}

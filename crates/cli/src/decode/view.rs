@@ -231,14 +231,15 @@ fn view_beacon(bytes: &[u8], keys: &Keys) -> View {
             frame,
         ),
         Message::Gossip { beacon, nodes } => {
-            let nodes: Vec<_> = nodes.iter().map(|node| node.to_string()).collect();
-            simple(
-                "gossip",
-                format!("beacon gossip from beacon {beacon}: {} nodes: {}", nodes.len(), nodes.join(" ")),
-                json!({ "beacon": beacon, "nodes": nodes }),
-            )
+            let (text, value) = describe_gossip(beacon, nodes.iter().map(|node| node.to_string()).collect());
+            simple("gossip", text, value)
         }
     }
+}
+
+fn describe_gossip(beacon: u32, nodes: Vec<String>) -> (String, Value) {
+    let text = format!("beacon gossip from beacon {beacon}: {} nodes: {}", nodes.len(), nodes.join(" "));
+    (text, json!({ "beacon": beacon, "nodes": nodes }))
 }
 
 /// A frame and nothing else: beacon messages do not nest.

@@ -37,7 +37,9 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
             "choose another port with --beacon-port, or stop the other program",
         )
     })?;
-    let registry = Server::bind(ServerConfig::new(registry_at, &store)).map_err(|error| {
+    let mut config = ServerConfig::new(registry_at, &store);
+    config.engine.allow_unsigned = args.allow_unsigned;
+    let registry = Server::bind(config).map_err(|error| {
         // The text names the address or the file, and the way out behind a semicolon.
         let text = error.to_string();
         let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
@@ -49,6 +51,9 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
     let (ended, endings) = channel();
     serve_registry(registry, ended.clone())?;
     serve_beacon(context, beacon, ended)?;
+    if args.allow_unsigned {
+        context.output.note("keys are taken without proof (--allow-unsigned): for networks you trust only");
+    }
     ready(context, registry_addr, beacon_addr, &store);
     // Both end after a signal; one that ends without it takes the hub down, loudly.
     for _ in 0..2 {
@@ -161,6 +166,7 @@ mod tests {
             registry_port,
             beacon_port,
             store: None,
+            allow_unsigned: false,
             exit_with_stdin: false,
         }
     }

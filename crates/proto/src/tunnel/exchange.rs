@@ -31,6 +31,9 @@ const RELAY_FROM: u32 = 1;
 const FRESH_KEY_FROM: u32 = 3;
 /// Answers that one peer gets in a row; then one a second (rules C1, C2).
 const ANSWER_BURST: u32 = 4;
+/// Keys of the peer that were replaced while we kept ours (rule C1). Half of that many make us renew ours, which
+/// makes the list needless.
+const RETIRED_MAX: usize = 64;
 /// Longest wait between two tries to revive a silent peer (rule C9).
 const REVIVE_MAX: Duration = Duration::from_secs(4);
 
@@ -48,6 +51,9 @@ pub(crate) struct KeyExchange {
     local: Option<EphemeralKey>,
     /// A newer pair that the peer has been told of but has not used yet.
     rekey: Option<EphemeralKey>,
+    /// Keys of the peer that were in use together with `local` and were replaced: a replayed frame with one of
+    /// them would give an old session again, with an empty replay window.
+    retired: Vec<[u8; 32]>,
     /// When we began to want keys, and until when we try.
     started: Option<Instant>,
     give_up_at: Option<Instant>,
@@ -137,7 +143,7 @@ impl Tunnel {
             if self.current.is_some() {
                 self.exchange.rekey = Some(fresh);
             } else {
-                self.exchange.local = Some(fresh);
+                self.exchange.set_local(fresh);
             }
         }
         self.exchange.asked = true;
@@ -221,6 +227,10 @@ impl Tunnel {
             }
             return ExchangeFate::Accepted;
         }
+        if self.exchange.rekey.is_none() && self.exchange.is_retired(&pila.x25519) {
+            cx.stats.drop_replay += 1;
+            return ExchangeFate::Accepted;
+        }
         let message = frame::pila_signed_message(pila.sender, &pila.x25519);
         if !crypto::verify(&pila.ed25519, &message, &pila.signature) {
             return ExchangeFate::BadSignature;
@@ -281,8 +291,8 @@ impl Tunnel {
         if let Some(old) = replaced {
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
         }
-        if self.exchange.rekey.is_some() {
-            self.exchange.local = self.exchange.rekey.take();
+        if let Some(rekey) = self.exchange.rekey.take() {
+            self.exchange.set_local(rekey);
         }
         if self.path.route.is_none() || (self.path.route != Some(route) && self.path.bytes_sent == 0) {
             // The answer shows which of the routes works; prefer direct if both do.
@@ -310,9 +320,10 @@ impl Tunnel {
         if let Some(rekey) = self.exchange.rekey.take()
             && rekey.public() == session.local_public
         {
-            self.exchange.local = Some(rekey);
+            self.exchange.set_local(rekey);
         }
         if let Some(old) = self.current.replace(session) {
+            self.exchange.retire(&old);
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
         }
         self.control.confirm_at = None;
@@ -331,7 +342,10 @@ impl Tunnel {
     pub(crate) fn rekey_if_due(&mut self, cx: &mut TunnelCx<'_>) {
         let Some(current) = &self.current else { return };
         let old = cx.now.saturating_duration_since(current.created) >= cx.cfg.rekey_after;
-        let due = current.counter >= cx.cfg.rekey_after_frames || old || current.prefix_collides();
+        let due = current.counter >= cx.cfg.rekey_after_frames
+            || old
+            || current.prefix_collides()
+            || self.exchange.retired.len() >= RETIRED_MAX / 2;
         if !due || !current.confirmed || self.exchange.rekey.is_some() || self.candidate.is_some() {
             return;
         }
@@ -401,6 +415,22 @@ impl Tunnel {
 }
 
 impl KeyExchange {
+    fn set_local(&mut self, key: EphemeralKey) {
+        self.local = Some(key);
+        self.retired.clear();
+    }
+
+    fn is_retired(&self, peer_public: &[u8; 32]) -> bool {
+        self.retired.contains(peer_public) || self.retired.len() >= RETIRED_MAX
+    }
+
+    /// A session was replaced; its key must not come back while ours is the same.
+    fn retire(&mut self, old: &Session) {
+        if self.local.as_ref().is_some_and(|k| k.public() == old.local_public) {
+            self.retired.push(old.peer_public);
+        }
+    }
+
     fn stop_asking(&mut self) {
         self.started = None;
         self.give_up_at = None;

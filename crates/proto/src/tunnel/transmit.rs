@@ -84,10 +84,10 @@ impl Tunnel {
         if self.is_exhausted(cx.cfg.rekey_after_frames) && !self.control.confirm_due() {
             return None;
         }
-        if let Some(other) = self.try_route.take() {
-            if let Some(transmit) = self.emit_echo_on(other, buf, cx) {
-                return Some(transmit);
-            }
+        if let Some(other) = self.try_route.take()
+            && let Some(transmit) = self.emit_echo_on(other, buf, cx)
+        {
+            return Some(transmit);
         }
         self.plan_upgrade(cx.now);
         self.maybe_probe_mtu(cx);
