@@ -101,6 +101,12 @@ impl Assembler {
         self.next
     }
 
+    /// Bytes held in all, those behind holes included. O(ranges).
+    pub fn held(&self) -> usize {
+        let behind_holes: u64 = self.ranges.iter().map(|r| r.end - r.start).sum();
+        self.readable() + behind_holes as usize
+    }
+
     /// Bytes that can be read.
     pub fn readable(&self) -> usize {
         (self.next - self.ring.base()) as usize

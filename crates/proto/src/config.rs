@@ -22,6 +22,9 @@ pub struct Config {
     pub send_buffer: usize,
     /// Bound of one connection's receive buffer and so of its advertised window, in bytes.
     pub recv_buffer: usize,
+    /// Bound of received and unread bytes of all connections together. Beyond it no window is widened, and
+    /// connections with more than 64 KiB unread take no further data until some is read.
+    pub receive_memory: usize,
     /// Bound of connections with one peer.
     pub max_connections_per_peer: usize,
     /// Bound of connections in all.
@@ -62,6 +65,7 @@ impl Default for Config {
             congestion: ControllerKind::Cubic,
             send_buffer: 4 << 20,
             recv_buffer: 16 << 20,
+            receive_memory: 1 << 30,
             max_connections_per_peer: 1_024,
             max_connections: 65_536,
             accept_queue: 64,

@@ -406,3 +406,28 @@ fn syn_is_repeated_with_doubling_intervals_and_then_given_up() {
     assert!((Duration::from_secs(14)..Duration::from_secs(17)).contains(&took), "{took:?}");
     assert!((5..40).contains(&times.len()), "{times:?}");
 }
+
+#[test]
+fn unread_bytes_of_all_connections_together_are_bounded() {
+    let cfg = Config { recv_buffer: 1 << 20, receive_memory: 4 << 20, ..Config::default() };
+    let mut pair = Pair::with_config(35, Link::default(), cfg);
+    let ids: Vec<_> = (0..20).map(|i| pair.connect(3000 + i).expect("connects")).collect();
+    let data = pattern(1 << 20, 12);
+    for (a, _) in &ids {
+        let now = pair.now;
+        assert_eq!(pair.endpoint(Side::A).write(now, *a, &data), Ok(data.len()));
+    }
+    pair.run_for(Duration::from_secs(60));
+    let held: usize = ids.iter().map(|(_, b)| pair.endpoint(Side::B).readable(*b)).sum();
+    // The bound, what each may hold beside it, and what one round of datagrams adds before it is noticed.
+    assert!(held <= (4 << 20) + 20 * (64 << 10) + (2 << 20), "{held} bytes held");
+    assert!(held > 3 << 20, "{held}: it was reached");
+    let mut got = vec![Vec::new(); ids.len()];
+    let done = pair.run_until(Duration::from_secs(120), |p| {
+        for ((_, b), got) in ids.iter().zip(&mut got) {
+            drain(p, Side::B, *b, got).expect("open");
+        }
+        got.iter().all(|g| g.len() == data.len())
+    });
+    assert!(done && got.iter().all(|g| *g == data), "everything arrives once it is read");
+}

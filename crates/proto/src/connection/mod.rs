@@ -109,6 +109,8 @@ pub(crate) struct Connection {
     pub(crate) in_ready: bool,
     /// In the tunnel's list of connections whose deadline or notifications may have changed.
     pub(crate) touched: bool,
+    /// Unread bytes of ours that the endpoint has counted.
+    pub(crate) counted_unread: usize,
     /// The earliest deadline that the endpoint's timer table holds for us.
     pub(crate) registered: Option<Instant>,
 
@@ -237,6 +239,7 @@ impl Connection {
             queued: Notify::default(),
             in_ready: false,
             touched: false,
+            counted_unread: 0,
             registered: None,
             isn,
             send: SendBuffer::new(cfg.send_buffer),
@@ -370,6 +373,11 @@ impl Connection {
 
     pub(crate) fn readable(&self) -> usize {
         self.recv.readable()
+    }
+
+    /// Received bytes in memory, those behind holes included.
+    pub(crate) fn held(&self) -> usize {
+        self.recv.held()
     }
 
     pub(crate) fn writable(&self) -> usize {

@@ -8,6 +8,8 @@ use crate::congestion::{AckEvent, Controller};
 use crate::event::ConnectError;
 use crate::tunnel::path::Path;
 
+/// Unread bytes that a connection may hold while the endpoint is short of memory.
+const SQUEEZED_UNREAD: usize = 64 * 1024;
 /// SACK acknowledgements kept for one batch.
 const SACKS_KEPT: usize = 64;
 
@@ -327,6 +329,10 @@ impl Connection {
             self.ack_pending = true; // bytes beyond the end of the stream
             return;
         }
+        if cx.path.squeezed && self.recv.held() > SQUEEZED_UNREAD {
+            self.ack_pending = true; // out of memory for slow readers: the sender will repeat it
+            return;
+        }
         let had_unread = self.recv.readable() > 0;
         let inserted = self.recv.insert(offset, payload);
         if inserted.duplicate {
@@ -399,8 +405,13 @@ impl Connection {
     // ------------------------------------------------------------------ the window that we advertise
 
     /// The window field for now, and the edge that it promises.
-    pub(super) fn advertise(&mut self, dialect: Dialect) -> u16 {
-        let units = (self.recv.window() as u64 / WINDOW_UNIT).min(u64::from(u16::MAX));
+    pub(super) fn advertise(&mut self, cx: &Cx<'_>) -> u16 {
+        let dialect = cx.dialect;
+        let mut window = self.recv.window() as u64;
+        if cx.path.squeezed && self.recv.held() > SQUEEZED_UNREAD {
+            window = self.advertised_edge.saturating_sub(self.recv.next()).min(window);
+        }
+        let units = (window / WINDOW_UNIT).min(u64::from(u16::MAX));
         // A reference peer takes 0 for "no limit" (draft-01 facts §6.2).
         let units = if dialect == Dialect::Draft { units.max(1) } else { units };
         self.advertised_edge = self.advertised_edge.max(self.recv.next() + units * WINDOW_UNIT);

@@ -224,7 +224,7 @@ impl Connection {
         hdr.seq = self.seq_of(range.start);
         if flags.contains(Flags::ACK) {
             hdr.ack = self.ack_number();
-            hdr.window = self.advertise(cx.dialect);
+            hdr.window = self.advertise(cx);
             if !self.recv.has_holes() {
                 self.clear_ack();
             }
@@ -284,7 +284,7 @@ impl Connection {
         if incoming {
             hdr.ack = self.peer_isn.wrapping_add(1);
         }
-        hdr.window = self.advertise(cx.dialect);
+        hdr.window = self.advertise(cx);
         emit(&hdr, 0, space)
     }
 
@@ -318,7 +318,7 @@ impl Connection {
         let mut hdr = self.header(Flags::ACK);
         hdr.seq = self.seq_of(self.board.nxt());
         hdr.ack = self.ack_number();
-        hdr.window = self.advertise(cx.dialect);
+        hdr.window = self.advertise(cx);
         hdr
     }
 

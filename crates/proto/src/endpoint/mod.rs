@@ -103,6 +103,8 @@ pub struct Endpoint {
     refs: Vec<ConnRef>,
     free_refs: Vec<u32>,
     open_connections: usize,
+    /// Received and unread bytes of all connections.
+    unread: usize,
     listeners: HashMap<u16, ListenQueue>,
     datagram_ports: HashMap<u16, DatagramQueue>,
     timers: BTreeSet<(Instant, TimerKey)>,
@@ -140,6 +142,7 @@ impl Endpoint {
             refs: Vec::new(),
             free_refs: Vec::new(),
             open_connections: 0,
+            unread: 0,
             listeners: HashMap::new(),
             datagram_ports: HashMap::new(),
             timers: BTreeSet::new(),
@@ -336,6 +339,7 @@ impl Endpoint {
         let Some(tunnel) = self.tunnels.get_mut(index as usize).and_then(Option::as_deref_mut) else {
             return;
         };
+        tunnel.path.squeezed = self.unread > self.cfg.receive_memory;
         let deadline = tunnel.deadline();
         register(&mut self.timers, &mut tunnel.registered, deadline, TimerKey::Tunnel(index));
         let wants = tunnel.wants_poll(now) || (!tunnel.can_send() && tunnel.has_work() && tunnel.may_begin());
@@ -352,6 +356,9 @@ impl Endpoint {
         let Some((tunnel, _)) = split!(self, index, now) else { return };
         let Tunnel { slots, path, .. } = tunnel;
         let Some(conn) = slots.get_mut(slot) else { return };
+        let unread = conn.held();
+        self.unread = self.unread + unread - conn.counted_unread;
+        conn.counted_unread = unread;
         let notify = std::mem::take(&mut conn.notify);
         let id = conn.id;
         if notify.connected && !conn.incoming {

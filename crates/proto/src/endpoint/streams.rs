@@ -321,6 +321,7 @@ impl Endpoint {
         if let Some(at) = conn.registered {
             self.timers.remove(&(at, TimerKey::Connection(index, slot)));
         }
+        self.unread -= conn.counted_unread;
         self.open_connections -= 1;
         self.bind_id(conn.id, None);
         self.mark_dirty(index, now);

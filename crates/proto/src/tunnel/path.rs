@@ -63,6 +63,8 @@ pub(crate) struct Path {
     pub(crate) direct_heard: Option<Instant>,
     /// Payload bytes sent since the path began; MTU probing starts only where there is traffic.
     pub(crate) bytes_sent: u64,
+    /// The endpoint holds more unread bytes than it should: take and promise no more.
+    pub(crate) squeezed: bool,
     /// The segment size that controller and pacer know.
     known_mss: u64,
 }
@@ -84,6 +86,7 @@ impl Path {
             paced_until: None,
             direct_heard: None,
             bytes_sent: 0,
+            squeezed: false,
             known_mss: mss,
         }
     }
