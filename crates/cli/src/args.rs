@@ -185,6 +185,9 @@ pub(crate) struct UpArgs {
     /// Directory for received files [default: inbox in the state directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) inbox: Option<PathBuf>,
+    /// How far others may fill that directory; each file counts 4 KiB at least
+    #[arg(long, value_name = "SIZE", default_value = "64GiB", value_parser = parse_size)]
+    pub(crate) inbox_limit: u64,
     /// Do not accept files
     #[arg(long, conflicts_with = "inbox")]
     pub(crate) no_files: bool,

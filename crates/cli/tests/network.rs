@@ -382,7 +382,7 @@ fn kill_9_of_the_sender_is_reported_and_it_returns_under_its_address() {
 }
 
 #[test]
-#[ignore = "takes the idle timeout of two minutes"]
+#[ignore = "takes about a minute: keepalive, then the time for its answers"]
 fn kill_9_of_the_sender_is_reported_even_if_it_never_returns() {
     let lab = Lab::new();
     let (bob, ready) = lab.up("bob");

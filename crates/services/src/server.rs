@@ -41,6 +41,8 @@ pub struct FileService {
     pub force: bool,
     /// Flush to the disk before confirming.
     pub fsync: bool,
+    /// Bytes that may lie in `dir`, each file counted with 4 KiB at least; `None` for no limit.
+    pub limit: Option<u64>,
 }
 
 /// Told to the observer given to [`serve`], from the threads that serve.
@@ -152,7 +154,8 @@ pub fn serve(node: &Node, services: &Services, observer: Observer) -> io::Result
     if let Some(files) = services.files.clone() {
         let observer_ = observer.clone();
         let counters = serving.counters.clone();
-        let handler = move |stream: &Stream| take_file(stream, &files, &counters, &observer_);
+        let quota = files.limit.map(|limit| file::Quota::new(&files.dir, limit));
+        let handler = move |stream: &Stream| take_file(stream, &files, quota.clone(), &counters, &observer_);
         let busy = |stream: Stream| file::refuse(&stream, "the receiver is busy with 64 other files");
         serving.listen(node, file::PORT, handler, busy, &observer)?;
     }
@@ -241,8 +244,15 @@ fn stream_result<T>(result: io::Result<T>, stream: &Stream, port: u16, observer:
     }
 }
 
-fn take_file(stream: &Stream, files: &FileService, counters: &Counters, observer: &Observer) {
-    let target = Target::Directory { dir: files.dir.clone(), force: files.force, fsync: files.fsync };
+fn take_file(
+    stream: &Stream,
+    files: &FileService,
+    quota: Option<Arc<file::Quota>>,
+    counters: &Counters,
+    observer: &Observer,
+) {
+    let (dir, force, fsync) = (files.dir.clone(), files.force, files.fsync);
+    let target = Target::Directory { dir, force, fsync, quota };
     let peer = stream.peer();
     match file::receive(stream, target, &mut |_, _| {}) {
         Ok(file) => {

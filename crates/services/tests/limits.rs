@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pilotage::{Node, Peer, Stream};
-use pilotage_services::server::{MAX_STREAMS, Services, serve};
+use pilotage_services::file::{self, SendOptions};
+use pilotage_services::server::{FileService, MAX_STREAMS, Services, serve};
 
 fn node() -> Node {
     let any: SocketAddr = "127.0.0.1:0".parse().expect("address");
@@ -45,6 +46,32 @@ fn the_65th_stream_of_a_service_is_refused_and_the_others_go_on() {
         }
     };
     assert!(again);
+    serving.stop();
+    client.close();
+    server.close();
+}
+
+#[test]
+fn a_peer_cannot_fill_the_inbox_beyond_its_limit() {
+    let (server, client) = (node(), node());
+    let inbox = tempfile::tempdir().expect("directory");
+    let files = FileService { dir: inbox.path().into(), force: false, fsync: false, limit: Some(3_000_000) };
+    let services = Services { files: Some(files), ..Services::default() };
+    let serving = serve(&server, &services, std::sync::Arc::new(|_| {})).expect("served");
+    let peer = Peer::At(server.address(), server.local_addr());
+    let stored = |inbox: &std::path::Path| -> u64 {
+        let entries = std::fs::read_dir(inbox).expect("inbox").flatten();
+        entries.map(|e| e.metadata().map_or(0, |m| m.len())).sum()
+    };
+    let mut results = Vec::new();
+    for i in 0..5 {
+        let stream = client.connect(peer.clone(), file::PORT).expect("connect");
+        let data = vec![i; 1_000_000];
+        let options = SendOptions { name: format!("file{i}"), size: None };
+        results.push(file::send(&stream, std::io::Cursor::new(data), &options, &mut |_| {}).is_ok());
+    }
+    assert_eq!(results, [true, true, true, false, false]);
+    assert_eq!(stored(inbox.path()), 3_000_000, "nothing of the refused ones is left");
     serving.stop();
     client.close();
     server.close();

@@ -302,7 +302,7 @@ fn acks_wait_for_a_second_segment_or_40_ms_and_never_at_a_gap() {
 }
 
 #[test]
-fn time_wait_lasts_ten_seconds_and_answers_late_segments() {
+fn a_closed_connection_leaves_no_state_and_drops_replays() {
     let mut pair = Pair::new(31, Link::default());
     pair.record = true;
     pair.transfer(b"short");

@@ -175,7 +175,7 @@ fn keys_are_renewed_before_the_frame_limit() {
     assert!(outcome.received == data);
     let handshakes = pair.endpoint(Side::A).stats().handshakes;
     assert!(handshakes > 2, "re-keyed {handshakes} times");
-    // No counter ever passed the hard limit, and none was used twice under one prefix and key.
+    // And no sealed frame left twice.
     let mut seen = HashSet::new();
     for (side, bytes) in &pair.recorded {
         if let Ok(Frame::Pils { nonce, ciphertext, .. }) = frame::decode(bytes) {

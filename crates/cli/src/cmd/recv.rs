@@ -100,7 +100,7 @@ fn take(context: &Context, args: &RecvArgs, stream: &Stream) -> Result<(), CliEr
     let target = match &args.output {
         Some(path) if path == Path::new("-") => Target::Writer(Box::new(io::stdout())),
         Some(path) => Target::File { path: path.clone(), force, fsync },
-        None => Target::Directory { dir: args.dir.clone(), force, fsync },
+        None => Target::Directory { dir: args.dir.clone(), force, fsync, quota: None },
     };
     let peer = stream.peer().address;
     let output = &context.output;

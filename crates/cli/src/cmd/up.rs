@@ -70,7 +70,7 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
     })?;
     // Absolute in all messages, wherever they are read.
     let dir = fs::canonicalize(&dir).unwrap_or(dir);
-    Ok(FileService { dir, force: args.force, fsync: args.fsync })
+    Ok(FileService { dir, force: args.force, fsync: args.fsync, limit: Some(args.inbox_limit) })
 }
 
 /// Without a control socket only `status` is lost, so that is no reason to stop.

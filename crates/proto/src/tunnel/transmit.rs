@@ -76,7 +76,9 @@ impl Tunnel {
         self.rekey_if_due(cx);
         if self.candidate.is_some() && self.control.confirm_due() {
             let route = self.candidate_route.unwrap_or(route);
-            if let Some(transmit) = self.emit_confirmation(route, buf, cx) {
+            if let Some(transmit) =
+                self.emit_control_on(route, buf, cx, |t, space, cx| t.poll_control(usize::MAX, space, cx))
+            {
                 return Some(transmit);
             }
         }
@@ -85,7 +87,8 @@ impl Tunnel {
             return None;
         }
         if let Some(other) = self.try_route.take()
-            && let Some(transmit) = self.emit_echo_on(other, buf, cx)
+            && let Some(transmit) =
+                self.emit_control_on(other, buf, cx, |t, space, cx| t.write_confirmation(space, cx, false))
         {
             return Some(transmit);
         }
@@ -252,32 +255,18 @@ impl Tunnel {
         Some(Transmit { destination: route.remote(), size, segment_size: None })
     }
 
-    /// The first frame under new keys goes where their key exchange frame came from.
-    fn emit_confirmation(
+    /// One control packet by a route of its own: the first frame under new keys, which goes where their key
+    /// exchange frame came from, or an echo request that tries another route.
+    fn emit_control_on(
         &mut self,
         route: Route,
         buf: &mut TransmitBuf,
         cx: &mut TunnelCx<'_>,
-    ) -> Option<Transmit> {
-        let prefix = route.prefix();
-        let space = buf.data_mut().get_mut(prefix + PILS_HEADER_LEN..)?;
-        let ControlOut::Packet { len, candidate } = self.poll_control(usize::MAX, space, cx) else {
-            return None;
-        };
-        let size = self.seal(route, len, candidate, buf.data_mut(), cx)?;
-        Some(Transmit { destination: route.remote(), size, segment_size: None })
-    }
-
-    /// One echo request by another route than the one in use.
-    fn emit_echo_on(
-        &mut self,
-        route: Route,
-        buf: &mut TransmitBuf,
-        cx: &mut TunnelCx<'_>,
+        write: impl FnOnce(&mut Self, &mut [u8], &mut TunnelCx<'_>) -> ControlOut,
     ) -> Option<Transmit> {
         let space = buf.data_mut().get_mut(route.prefix() + PILS_HEADER_LEN..)?;
-        let ControlOut::Packet { len, .. } = self.write_confirmation(space, cx, false) else { return None };
-        let size = self.seal(route, len, false, buf.data_mut(), cx)?;
+        let ControlOut::Packet { len, candidate } = write(self, space, cx) else { return None };
+        let size = self.seal(route, len, candidate, buf.data_mut(), cx)?;
         Some(Transmit { destination: route.remote(), size, segment_size: None })
     }
 

@@ -5,10 +5,12 @@
 //! carries what *it* counted and hashed. The sender compares. Neither side holds more than
 //! [`PIPELINE`] chunks in memory, and hashing and disk access run beside the transfer.
 
+mod quota;
 mod receive;
 mod send;
 mod wire;
 
+pub use quota::Quota;
 pub(crate) use receive::refuse;
 pub use receive::{ReceiveError, Received, Target, receive};
 pub use send::{SendError, SendOptions, Sent, send};

@@ -7,10 +7,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use super::quota::{Quota, Share};
 use super::wire::{Next, Offer, Reply, WireError};
 use super::{PIPELINE, Status};
 use crate::duplex::{Duplex, Io};
@@ -34,6 +36,8 @@ pub enum Target {
         force: bool,
         /// Flush to the disk before confirming.
         fsync: bool,
+        /// How far others may fill it; `None` for no limit.
+        quota: Option<Arc<Quota>>,
     },
     /// This file, whatever name is offered.
     File {
@@ -292,7 +296,15 @@ fn write_blocks(
 
 /// An open target.
 enum Sink {
-    File { file: File, temp: Temp, path: PathBuf, force: bool, fsync: bool },
+    File {
+        file: File,
+        temp: Temp,
+        path: PathBuf,
+        force: bool,
+        fsync: bool,
+        written: u64,
+        share: Option<Share>,
+    },
     Writer(Box<dyn Write + Send>),
 }
 
@@ -311,23 +323,31 @@ impl Drop for Temp {
 
 impl Sink {
     fn open(target: Target, offer: &Offer) -> Result<Self, ReceiveError> {
-        let (path, force, fsync) = match target {
+        let (path, force, fsync, quota) = match target {
             Target::Writer(writer) => return Ok(Self::Writer(writer)),
             // The name was checked by `Offer::read`: it has no directory part.
-            Target::Directory { dir, force, fsync } => (dir.join(&offer.name), force, fsync),
-            Target::File { path, force, fsync } => (path, force, fsync),
+            Target::Directory { dir, force, fsync, quota } => (dir.join(&offer.name), force, fsync, quota),
+            Target::File { path, force, fsync } => (path, force, fsync, None),
         };
         if !force && path.symlink_metadata().is_ok() {
             return Err(ReceiveError::Exists(path));
         }
+        let share = match &quota {
+            Some(quota) => Some(quota.begin().ok_or_else(|| inbox_full(&path))?),
+            None => None,
+        };
         let (file, temp) =
             create_temp(&path).map_err(|source| ReceiveError::Storage { path: path.clone(), source })?;
-        Ok(Self::File { file, temp, path, force, fsync })
+        Ok(Self::File { file, temp, path, force, fsync, written: 0, share })
     }
 
     fn write(&mut self, data: &[u8]) -> Result<(), ReceiveError> {
         match self {
-            Self::File { file, path, .. } => {
+            Self::File { file, path, written, share, .. } => {
+                *written += data.len() as u64;
+                if share.as_mut().is_some_and(|share| !share.grow_to(*written)) {
+                    return Err(inbox_full(path));
+                }
                 file.write_all(data).map_err(|source| ReceiveError::Storage { path: path.clone(), source })
             }
             Self::Writer(writer) => writer
@@ -342,7 +362,7 @@ impl Sink {
                 writer.flush().map_err(|source| ReceiveError::Storage { path: "output".into(), source })?;
                 Ok(None)
             }
-            Self::File { file, mut temp, path, force, fsync } => {
+            Self::File { file, mut temp, path, force, fsync, share, .. } => {
                 let storage = |source| ReceiveError::Storage { path: path.clone(), source };
                 if fsync {
                     file.sync_all().map_err(storage)?;
@@ -358,10 +378,18 @@ impl Sink {
                         Err(source) => return Err(storage(source)),
                     }
                 }
+                if let Some(share) = share {
+                    share.keep();
+                }
                 Ok(Some(path))
             }
         }
     }
+}
+
+fn inbox_full(path: &Path) -> ReceiveError {
+    let source = io::Error::new(io::ErrorKind::QuotaExceeded, "the receiver's inbox has reached its limit");
+    ReceiveError::Storage { path: path.into(), source }
 }
 
 /// Gives the temporary file its name. Without `force` a file that came in the meantime stays: a

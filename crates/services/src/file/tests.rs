@@ -9,7 +9,7 @@ use super::*;
 use crate::duplex::testing::pair;
 
 fn into(dir: &Path) -> Target {
-    Target::Directory { dir: dir.into(), force: false, fsync: false }
+    Target::Directory { dir: dir.into(), force: false, fsync: false, quota: None }
 }
 
 fn options(name: &str, size: Option<u64>) -> SendOptions {
@@ -66,7 +66,7 @@ fn existing_files_stay_unless_forced() {
     assert!(matches!(sent, Err(SendError::Rejected { status: Status::Exists, .. })), "{sent:?}");
     assert!(matches!(received, Err(ReceiveError::Exists(_))));
     assert_eq!(std::fs::read(&path).unwrap(), b"old");
-    let target = Target::Directory { dir: dir.path().into(), force: true, fsync: true };
+    let target = Target::Directory { dir: dir.path().into(), force: true, fsync: true, quota: None };
     exchange(io::Cursor::new(b"new".to_vec()), options("x", Some(3)), target).0.unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"new");
 }
