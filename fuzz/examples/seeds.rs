@@ -1,4 +1,6 @@
-//! Writes the golden bytes of `spec/vectors` as seeds into `corpus/<target>/`. Run in `fuzz/`: `cargo run --example seeds`.
+//! Writes seeds into `<folder>/<target>/`: the golden bytes of `spec/vectors` for the parsers of the wire, a few samples
+//! for the other parsers, numbers from a fixed generator for the state machines. Run in `fuzz/`:
+//! `cargo run --no-default-features --example seeds -- <folder>`.
 //!
 //! Files are named by content, so running it twice adds nothing.
 
@@ -10,10 +12,30 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
+use pilotage_proto::crypto::Identity;
+use pilotage_registry::engine::{Proof, Record};
+use pilotage_wire::addressing::node_ids;
+
+/// Targets whose input is a list of operations.
+const OPERATIONS: &[&str] = &[
+    "assembler",
+    "send_buffer",
+    "scoreboard",
+    "replay_window",
+    "connection",
+    "stream",
+    "tunnel",
+    "pair",
+    "beacon_engine",
+    "beacon_client",
+    "registry",
+];
+
 fn main() -> std::io::Result<()> {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let folder = std::env::args_os().nth(1).expect("the folder to write to");
+    let corpus = Path::new(&folder);
     let mut written = BTreeMap::new();
-    for (target, bytes) in files::samples() {
+    for (target, bytes) in files::samples().into_iter().chain(samples()).chain(operations()) {
         let mut hasher = DefaultHasher::new();
         bytes.hash(&mut hasher);
         let folder = corpus.join(target);
@@ -22,7 +44,114 @@ fn main() -> std::io::Result<()> {
         *written.entry(target).or_insert(0) += 1;
     }
     for (target, count) in written {
-        println!("{target}: {count} seeds");
+        eprintln!("{target}: {count} seeds");
     }
     Ok(())
+}
+
+/// Some samples of what has no vectors.
+fn samples() -> Vec<(&'static str, Vec<u8>)> {
+    let mut samples = vec![
+        ("bench_header", [&b"PLBN\x01\x03\0\0"[..], &[0, 0, 0, 9, 0, 0, 1, 0]].concat()),
+        ("bench_header", [&b"PLBD\x03\0\0\0"[..], &[0; 16]].concat()),
+        ("file_header", [&b"PLFT\x01\x01\0\x05"[..], &9u64.to_be_bytes(), b"a.txt"].concat()),
+        ("file_header", [&b"PLFR\x05"[..], &[1; 40], b"\0\x04full"].concat()),
+        ("file_header", vec![0; 44]),
+        ("file_header", b"\xFF\xFF\xFF\xFF\0\x04gone".to_vec()),
+        ("state_files", state()),
+        (
+            "state_files",
+            br#"{"version":1,"peers":[{"address":"0:0000.0000.0007","key":"0707070707070707070707070707070707070707070707070707070707070707","endpoint":"127.0.0.1:9","called":true,"last_seen":5}]}"#.to_vec(),
+        ),
+    ];
+    for (kind, target) in files::samples()
+        .into_iter()
+        .filter(|(t, _)| ["packet", "frame", "beacon"].contains(t))
+        .map(|(t, b)| (b, t))
+    {
+        let sealed = u8::from(target == "packet");
+        samples.push(("view", [&[sealed][..], &kind].concat()));
+    }
+    samples.extend(records().into_iter().map(|bytes| ("registry_record", bytes)));
+    samples.extend(captures().into_iter().map(|bytes| ("capture", bytes)));
+    samples
+}
+
+fn state() -> Vec<u8> {
+    use base64::Engine;
+    let text = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let seed = [7; 32];
+    let public = text(&Identity::from_seed(seed).public_key());
+    format!(r#"{{"private_key":"{}","public_key":"{public}"}}"#, text(&seed)).into_bytes()
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let public_key = [9; 32];
+    let (salt, _) = node_ids(&public_key).next().expect("some salt gives an id");
+    let record = Record {
+        public_key,
+        salt,
+        proof: Proof::Fresh,
+        public: true,
+        hostname: Some("ann".into()),
+        endpoint: Some(([10, 0, 0, 1], 4_001).into()),
+        lan_addrs: vec![([192, 168, 0, 1], 1).into(), ([0u16, 0, 0, 0, 0, 0, 0, 1], 2).into()],
+        created: 1_795_240_732,
+    };
+    let bare = Record { hostname: None, endpoint: None, lan_addrs: Vec::new(), ..record.clone() };
+    [record, bare]
+        .iter()
+        .map(|record| {
+            let mut bytes = vec![0];
+            record.encode(&mut bytes);
+            bytes
+        })
+        .collect()
+}
+
+/// One UDP packet as Ethernet, bare IPv6, and in a classic and a newer capture.
+fn captures() -> Vec<Vec<u8>> {
+    let udp = [&[0x0F, 0xA0, 0x0F, 0xA1, 0, 12, 0, 0][..], b"PILP"].concat();
+    let mut v4 = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    v4.extend_from_slice(&udp);
+    let ethernet = [&[2; 12][..], &[0x81, 0, 0, 1, 8, 0], &v4].concat();
+    let mut v6 = vec![0x60, 0, 0, 0, 0, 20, 0, 64];
+    v6.extend_from_slice(&[1; 32]);
+    v6.extend_from_slice(&[17, 0, 0, 0, 0, 0, 0, 0]);
+    v6.extend_from_slice(&udp);
+    let len = ethernet.len() as u32;
+    let header = [&[0, 2, 0, 4][..], &[0; 8], &262_144u32.to_be_bytes(), &1u32.to_be_bytes()].concat();
+    let classic = [&[0][..], &header, &[0; 8], &len.to_be_bytes(), &len.to_be_bytes(), &ethernet].concat();
+    let mut newer = vec![4];
+    newer.extend_from_slice(&28u32.to_le_bytes());
+    newer.extend_from_slice(&0x1A2B_3C4Du32.to_le_bytes());
+    newer.extend_from_slice(&[1, 0, 0, 0, 255, 255, 255, 255, 255, 255, 255, 255, 28, 0, 0, 0]);
+    newer.extend_from_slice(&[1, 0, 0, 0, 20, 0, 0, 0, 101, 0, 0, 0, 0, 0, 4, 0, 20, 0, 0, 0]);
+    let len = v6.len() as u32;
+    newer.extend_from_slice(&[6, 0, 0, 0]);
+    newer.extend_from_slice(&(32 + len).to_le_bytes());
+    newer.extend_from_slice(&[0; 12]);
+    newer.extend_from_slice(&len.to_le_bytes());
+    newer.extend_from_slice(&len.to_le_bytes());
+    newer.extend_from_slice(&v6);
+    newer.extend_from_slice(&(32 + len).to_le_bytes());
+    vec![[&[0x0D][..], &ethernet].concat(), [&[0x25][..], &v6].concat(), classic, newer]
+}
+
+/// Operations at random: the generator is fixed, so that the files are always the same.
+fn operations() -> Vec<(&'static str, Vec<u8>)> {
+    let mut state = 0x2545_F491_4F6C_DD1Du64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    let mut out = Vec::new();
+    for target in OPERATIONS {
+        for len in [24, 60, 120, 200, 200, 250] {
+            out.push((*target, (0..len).map(|_| next()).collect()));
+        }
+    }
+    out
 }

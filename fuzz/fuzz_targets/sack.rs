@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| pilotage_fuzz::invariants::sack(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| pilotage_fuzz::target::sack(input));

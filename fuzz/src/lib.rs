@@ -1,4 +1,85 @@
-//! The invariants of every parser, shared with the mutation test of `pilotage-wire`.
+//! The fuzz targets: one function per target, used by the libFuzzer programs in `fuzz_targets/`, by the replay of all
+//! corpora on a stable compiler (`tests/replay.rs`), and by anybody who wants to look at one input.
+//!
+//! Parsers that live in programs or in crates with IO are included as source files, so that nothing has to be made
+//! public for the fuzzer and no IO crate has to be built.
 
+use std::time::Instant;
+
+mod beacon;
+mod bench;
+mod decode;
+mod file;
+mod inputs;
+/// The invariants of the wire parsers, shared with the mutation test of `pilotage-wire`.
 #[path = "../../crates/wire/tests/vectors/invariants.rs"]
 pub mod invariants;
+mod registry;
+mod state;
+
+/// One target.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name: a program in `fuzz_targets/`, a folder in `corpus/` and `regressions/`.
+    pub name: &'static str,
+    /// What it does with one input; panics if an invariant does not hold.
+    pub run: fn(&[u8]),
+}
+
+macro_rules! targets {
+    ($($name:ident => $run:expr),* $(,)?) => {
+        /// All targets, parsers first.
+        pub const TARGETS: &[Target] = &[$(Target { name: stringify!($name), run: target::$name }),*];
+
+        /// One function per target: a program that calls one holds nothing of the others.
+        pub mod target {
+            use super::{base, beacon, bench, decode, file, invariants, registry, state};
+            use pilotage_proto::fuzzing;
+
+            $(
+                #[doc = concat!("The target `", stringify!($name), "`.")]
+                pub fn $name(data: &[u8]) {
+                    ($run)(data);
+                }
+            )*
+        }
+    };
+}
+
+targets! {
+    // Parsers.
+    address => invariants::address,
+    packet => invariants::packet,
+    frame => invariants::frame,
+    pila_trailer => invariants::pila_trailer,
+    sack => invariants::sack,
+    beacon => invariants::beacon,
+    registry_frame => invariants::registry_frame,
+    registry_record => registry::record,
+    capture => decode::capture,
+    view => decode::view,
+    file_header => file::file_header,
+    bench_header => bench::bench_header,
+    state_files => state::state_files,
+    // Data structures against models.
+    assembler => |data| fuzzing::assembler(base(), data),
+    send_buffer => |data| fuzzing::send_buffer(base(), data),
+    scoreboard => |data| fuzzing::scoreboard(base(), data),
+    replay_window => |data| fuzzing::replay(base(), data),
+    // State machines.
+    connection => |data| fuzzing::connection(base(), data),
+    stream => |data| fuzzing::stream(base(), data),
+    tunnel => |data| fuzzing::tunnel(base(), data),
+    pair => |data| fuzzing::pair(base(), data),
+    beacon_engine => |data| beacon::beacon_engine(base(), data),
+    beacon_client => |data| beacon::beacon_client(base(), data),
+    registry => |data| registry::engine(base(), data),
+}
+
+/// Where virtual time begins: any instant will do, only differences count.
+fn base() -> Instant {
+    thread_local! {
+        static BASE: Instant = Instant::now();
+    }
+    BASE.with(|base| *base)
+}

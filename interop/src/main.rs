@@ -1,22 +1,32 @@
 //! `interop`: scenarios × implementations, each between real processes on this machine.
 //!
-//! A case is a hub, a responding node and an initiating node, each of one implementation; every scenario
-//! runs in every case. Subjects are chosen at run time: Pilotage from `PILOTAGE_BIN` (or built here), the Go
-//! reference from the folder `PILOT_REF_BIN` (programs `rendezvous`, `daemon`, `pilotctl`). What cannot run
-//! is skipped loudly and counts as skipped.
+//! * [`subject`]: the implementations, each driven by its own command line. Pilotage from `PILOTAGE_BIN` (or
+//!   built here), the Go reference from the folder `PILOT_REF_BIN` (programs `rendezvous`, `daemon`, `pilotctl`).
+//! * [`scenario`]: what they do together. Three run by a hub in every combination of hub, client and server;
+//!   all others between a client and a server with [`proxy`] in between.
+//! * [`report`]: the table.
+//!
+//! What cannot run is skipped loudly and counts as skipped.
 
 mod process;
+mod proxy;
+mod report;
 mod scenario;
 mod subject;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use clap::Parser;
-use serde::Serialize;
+use clap::{Parser, Subcommand};
 
-use crate::process::Scratch;
-use crate::scenario::Scenario;
+use crate::process::{Scratch, run as run_program};
+use crate::proxy::Proxy;
+use crate::report::{Cell, Report, Verdict};
+use crate::scenario::{Outcome, Scenario, hub};
 use crate::subject::{Kind, Programs};
 
 /// Any failure; the text names the stage.
@@ -28,6 +38,21 @@ struct Options {
     /// Only these scenarios (comma-separated)
     #[arg(long, value_enum, value_delimiter = ',')]
     scenario: Vec<Scenario>,
+    /// Print the scenarios and end
+    #[arg(long)]
+    list: bool,
+    /// The subset for ordinary CI: 20 instead of 50 connections in a crowd, 10 instead of 25 MiB of cross traffic
+    #[arg(long)]
+    quick: bool,
+    /// Seed of all impairments and contents
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Cases that run at a time; they mostly wait
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    jobs: u8,
+    /// Write interop/RESULTS.md and interop/results.json
+    #[arg(long)]
+    write: bool,
     /// The pilotage program [default: built from this repository]
     #[arg(long, env = "PILOTAGE_BIN")]
     pilotage: Option<PathBuf>,
@@ -40,35 +65,47 @@ struct Options {
     /// Keep the state folders and logs
     #[arg(long)]
     keep: bool,
+    #[command(subcommand)]
+    part: Option<Part>,
 }
 
-/// Who plays which part.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Case {
-    hub: Kind,
-    initiator: Kind,
-    responder: Kind,
+/// Parts of scenarios as processes of their own.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Run only the proxy of a scenario, to follow by hand what happens; prints its address and, on Ctrl-D, what it saw
+    Proxy {
+        /// Whose link
+        scenario: Scenario,
+        /// UDP address of the server
+        server: SocketAddr,
+        /// Seed of the link; connection N of a crowd has 1000 times the run's seed, plus N
+        #[arg(long, default_value_t = 1)]
+        link_seed: u64,
+    },
+    /// One end of the TCP flow of cross-traffic
+    #[command(hide = true)]
+    TcpSink { address: String },
+    /// The other end
+    #[command(hide = true)]
+    TcpSource { address: String },
 }
 
-const CASES: &[Case] = &[
-    Case { hub: Kind::Pilotage, initiator: Kind::Pilotage, responder: Kind::Pilotage },
-    Case { hub: Kind::Reference, initiator: Kind::Pilotage, responder: Kind::Pilotage },
-    Case { hub: Kind::Reference, initiator: Kind::Pilotage, responder: Kind::Reference },
-    Case { hub: Kind::Reference, initiator: Kind::Reference, responder: Kind::Pilotage },
-    Case { hub: Kind::Pilotage, initiator: Kind::Pilotage, responder: Kind::Reference },
-    Case { hub: Kind::Pilotage, initiator: Kind::Reference, responder: Kind::Pilotage },
-    Case { hub: Kind::Pilotage, initiator: Kind::Reference, responder: Kind::Reference },
-];
-
-/// One cell of the table.
-#[derive(Debug, Serialize)]
-struct Cell {
-    #[serde(flatten)]
-    case: Case,
-    scenario: Scenario,
-    passed: bool,
-    detail: String,
+/// What runs in one go.
+#[derive(Debug, Clone)]
+enum Job {
+    /// Scenarios with a hub and two nodes that they share.
+    ByHub { hub: Kind, client: Kind, server: Kind, scenarios: Vec<Scenario> },
+    /// A scenario through the proxy.
+    Single { scenario: Scenario, client: Kind, server: Kind },
 }
+
+const P: Kind = Kind::Pilotage;
+const R: Kind = Kind::Reference;
+/// Hub, client, server.
+const BY_HUB: &[(Kind, Kind, Kind)] =
+    &[(P, P, P), (R, P, P), (R, P, R), (R, R, P), (P, P, R), (P, R, P), (P, R, R)];
+/// Client, server.
+const PAIRS: &[(Kind, Kind)] = &[(P, P), (P, R), (R, P)];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -83,73 +120,158 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<bool, Failure> {
+    match &options.part {
+        Some(Part::Proxy { scenario, server, link_seed }) => {
+            return run_proxy(*scenario, *server, *link_seed).map(|()| true);
+        }
+        Some(Part::TcpSink { address }) => return scenario::cross::tcp_sink(address).map(|()| true),
+        Some(Part::TcpSource { address }) => return scenario::cross::tcp_source(address).map(|()| true),
+        None => {}
+    }
+    if options.list {
+        for scenario in Scenario::all() {
+            println!("{:<22} {}", scenario.name(), scenario.describe());
+        }
+        return Ok(true);
+    }
     let programs = Programs::find(options.pilotage.as_deref(), options.reference.as_deref())?;
-    let scenarios: Vec<Scenario> = Scenario::ALL
-        .into_iter()
-        .filter(|s| options.scenario.is_empty() || options.scenario.contains(s))
-        .collect();
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for case in CASES {
-        if let Some(obstacle) = programs.obstacle(case.hub, [case.initiator, case.responder]) {
-            eprintln!(
-                "SKIPPED: hub {:?}, {:?} to {:?}: {obstacle}",
-                case.hub, case.initiator, case.responder
-            );
-            skipped += scenarios.len();
-            continue;
-        }
-        for cell in run_case(*case, &scenarios, &programs, options.keep) {
-            if cell.passed {
-                passed += 1;
-            } else {
-                failed += 1;
-            }
-            show(&cell, options.json)?;
-        }
+    let started = Instant::now();
+    let mut cells = run_jobs(options, &programs, jobs(options));
+    cells.sort_by_key(|cell| (cell.scenario, cell.hub, cell.client, cell.server));
+    let report = Report {
+        pilotage: programs.version()?,
+        seed: options.seed,
+        quick: options.quick,
+        duration_s: started.elapsed().as_secs_f64().round(),
+        cells,
+    };
+    if options.write {
+        report.write(Path::new(env!("CARGO_MANIFEST_DIR")))?;
     }
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    Ok(failed == 0 && passed > 0)
+    println!("{}", report.closing_line());
+    Ok(report.count(Verdict::Failed) == 0 && report.count(Verdict::Passed) > 0)
 }
 
-/// All scenarios of one case with the same hub and responder.
-fn run_case(case: Case, scenarios: &[Scenario], programs: &Programs, keep: bool) -> Vec<Cell> {
-    let outcome = Scratch::new(keep).and_then(|scratch| {
-        let stage = scenario::Stage::start(case.hub, case.initiator, case.responder, programs, &scratch)?;
-        Ok(scenarios.iter().map(|scenario| (*scenario, scenario.run(&stage))).collect::<Vec<_>>())
+/// The longest first.
+fn jobs(options: &Options) -> Vec<Job> {
+    let mut wanted: Vec<Scenario> = Scenario::all().to_vec();
+    wanted.retain(|scenario| options.scenario.is_empty() || options.scenario.contains(scenario));
+    wanted.sort_by_key(|scenario| std::cmp::Reverse(scenario.weight()));
+    let (by_hub, single): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|scenario| scenario.is_by_hub());
+    let mut jobs = Vec::new();
+    for (client, server) in PAIRS {
+        jobs.extend(single.iter().map(|scenario| Job::Single {
+            scenario: *scenario,
+            client: *client,
+            server: *server,
+        }));
+    }
+    if !by_hub.is_empty() {
+        jobs.extend(BY_HUB.iter().map(|(hub, client, server)| Job::ByHub {
+            hub: *hub,
+            client: *client,
+            server: *server,
+            scenarios: by_hub.clone(),
+        }));
+    }
+    jobs
+}
+
+fn run_jobs(options: &Options, programs: &Programs, jobs: Vec<Job>) -> Vec<Cell> {
+    let (next, cells) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let done = match job {
+                Job::ByHub { hub, client, server, scenarios } => {
+                    run_by_hub(options, programs, (*hub, *client, *server), scenarios)
+                }
+                Job::Single { scenario, client, server } => {
+                    vec![run_single(options, programs, *scenario, (*client, *server))]
+                }
+            };
+            let mut cells = cells.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            done.iter().for_each(|cell| show(cell, options.json));
+            cells.extend(done);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs {
+            scope.spawn(work);
+        }
     });
+    cells.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// All scenarios of one combination with the same hub and responder.
+fn run_by_hub(
+    options: &Options,
+    programs: &Programs,
+    (hub_kind, client, server): (Kind, Kind, Kind),
+    scenarios: &[Scenario],
+) -> Vec<Cell> {
+    let cell = |scenario: &Scenario| Cell::new(*scenario, Some(hub_kind), client, server);
+    if let Some(obstacle) = programs.obstacle(hub_kind, [client, server]) {
+        return scenarios.iter().map(|scenario| cell(scenario).skipped(obstacle)).collect();
+    }
+    let mut done = Vec::new();
+    let staged = Scratch::new(options.keep).and_then(|scratch| {
+        let stage = hub::Stage::start(hub_kind, client, server, programs, &scratch)?;
+        for scenario in scenarios {
+            let started = Instant::now();
+            done.push(match hub::play(*scenario, &stage) {
+                Ok(passed) => cell(scenario).passed(passed, started.elapsed()),
+                Err(error) => cell(scenario).failed(error, started.elapsed()),
+            });
+        }
+        Ok(())
+    });
+    if let Err(error) = staged {
+        let failed = |scenario| cell(scenario).failed(format!("starting: {error}"), Duration::ZERO);
+        return scenarios.iter().map(failed).collect();
+    }
+    done
+}
+
+fn run_single(options: &Options, programs: &Programs, scenario: Scenario, kinds: (Kind, Kind)) -> Cell {
+    let plan = scenario.plan(options.seed, options.quick);
+    let mut cell = Cell::new(scenario, None, kinds.0, kinds.1);
+    cell.settings = Some(plan.clone());
+    if let Some(obstacle) = programs.obstacle(kinds.1, [kinds.0, kinds.1]) {
+        return cell.skipped(obstacle);
+    }
+    let started = Instant::now();
+    let outcome =
+        Scratch::new(options.keep).and_then(|scratch| scenario.run(kinds, &plan, programs, &scratch));
     match outcome {
-        Ok(results) => results
-            .into_iter()
-            .map(|(scenario, result)| match result {
-                Ok(detail) => Cell { case, scenario, passed: true, detail },
-                Err(error) => Cell { case, scenario, passed: false, detail: error.to_string() },
-            })
-            .collect(),
-        Err(error) => scenarios
-            .iter()
-            .map(|scenario| Cell {
-                case,
-                scenario: *scenario,
-                passed: false,
-                detail: format!("starting: {error}"),
-            })
-            .collect(),
+        Ok(Outcome::Passed(passed)) => cell.passed(passed, started.elapsed()),
+        Ok(Outcome::Skipped(reason)) => cell.skipped(reason),
+        Err(error) => cell.failed(error, started.elapsed()),
     }
 }
 
-fn show(cell: &Cell, json: bool) -> Result<(), Failure> {
-    if json {
-        println!("{}", serde_json::to_string(cell)?);
-        return Ok(());
-    }
-    println!(
-        "{:<4} hub {:<9} {:<9} -> {:<9} {:<8} {}",
-        if cell.passed { "ok" } else { "FAIL" },
-        format!("{:?}", cell.case.hub).to_lowercase(),
-        format!("{:?}", cell.case.initiator).to_lowercase(),
-        format!("{:?}", cell.case.responder).to_lowercase(),
-        format!("{:?}", cell.scenario).to_lowercase(),
-        cell.detail
-    );
+/// The proxy alone, until standard input ends.
+fn run_proxy(scenario: Scenario, server: SocketAddr, seed: u64) -> Result<(), Failure> {
+    let proxy = Proxy::start(scenario.plan(seed, false).setup(server))?;
+    println!("{}", proxy.address());
+    std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())?;
+    println!("{:#?}", proxy.seen());
     Ok(())
+}
+
+fn show(cell: &Cell, json: bool) {
+    match (json, serde_json::to_string(cell)) {
+        (true, Ok(line)) => println!("{line}"),
+        _ if cell.result == Verdict::Passed => println!("{}", cell.line()),
+        // Loudly: also where only errors are looked at.
+        _ => eprintln!("{}", cell.line()),
+    }
+}
+
+impl Programs {
+    /// What the program under test calls itself.
+    fn version(&self) -> Result<String, Failure> {
+        let mut command = Command::new(self.pilotage_path());
+        let text = run_program(command.arg("--version"), &[], Duration::from_secs(10))?;
+        Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
+    }
 }

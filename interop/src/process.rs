@@ -53,9 +53,14 @@ pub(crate) struct Background {
 
 impl Background {
     pub(crate) fn start(command: &mut Command, log: &Path) -> Result<Self, Failure> {
+        Self::start_with(command, Stdio::null(), log)
+    }
+
+    /// The same with an input.
+    pub(crate) fn start_with(command: &mut Command, input: Stdio, log: &Path) -> Result<Self, Failure> {
         let file = File::create(log)?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
@@ -75,8 +80,25 @@ impl Background {
                 let why = ended.map_or("did not get ready in 20 s".to_owned(), |status| status.to_string());
                 return Err(format!("{what}: {why}; log ends: {}", self.log_tail()).into());
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Waits for a JSON line with this event in its output.
+    pub(crate) fn wait_for_event(&mut self, event: &str) -> Result<serde_json::Value, Failure> {
+        let log = self.log.clone();
+        let mut found = None;
+        self.wait_until(event, || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            found = json_lines(&text).into_iter().find(|line| line["event"] == event);
+            found.is_some()
+        })?;
+        found.ok_or_else(|| format!("no event {event}").into())
+    }
+
+    /// All of its output so far.
+    pub(crate) fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     fn log_tail(&self) -> String {
@@ -129,9 +151,24 @@ pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Resul
     let err = err.join().map_err(|_| "reading standard error failed")?;
     if !status.success() {
         let text = String::from_utf8_lossy(if err.is_empty() { &out } else { &err }).trim().to_owned();
-        return Err(format!("{name}: {status}: {}", text.lines().last().unwrap_or_default()).into());
+        return Err(format!("{name}: {status}: {}", cause(&text)).into());
     }
     Ok(out)
+}
+
+/// What a failed program says: the cause in its JSON, else its last line.
+fn cause(text: &str) -> String {
+    let error = json_lines(text).into_iter().rev().find(|line| line["event"] == "error");
+    let said = error.map(|line| format!("{}: {}", line["stage"], line["cause"]));
+    said.unwrap_or_else(|| text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// The lines that are JSON objects.
+pub(crate) fn json_lines(text: &str) -> Vec<serde_json::Value> {
+    text.lines()
+        .filter(|line| line.starts_with('{'))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
 }
 
 fn read_all(mut from: impl Read) -> Vec<u8> {

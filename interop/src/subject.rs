@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::process::{Background, accepts, free_address, run};
 
 /// Which implementation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
     /// This repository.
@@ -67,6 +67,11 @@ impl Programs {
         let help = run(Command::new(&pilotage).args(["hub", "--help"]), &[], Duration::from_secs(10))?;
         let hub_switch = String::from_utf8_lossy(&help).contains(HUB_SWITCH);
         Ok(Self { pilotage, reference: reference.map(Path::to_path_buf), hub_switch })
+    }
+
+    /// The pilotage program.
+    pub(crate) fn pilotage_path(&self) -> &Path {
+        &self.pilotage
     }
 
     /// Why a case with these parts cannot run here, if so.
@@ -143,9 +148,21 @@ impl Programs {
 
     /// A pilotage command on this state folder and hub.
     pub(crate) fn pilotage(&self, command: &str, folder: &Path, hub: &Hub) -> Command {
-        let mut process = Command::new(&self.pilotage);
-        process.arg(command).arg("--state").arg(folder);
+        let mut process = self.pilotage_alone(command, folder);
         process.args(["--registry", &hub.registry.to_string(), "--beacon", &hub.beacon.to_string()]);
+        process
+    }
+
+    /// A pilotage command on this state folder, without a hub and free of the settings of whoever runs this.
+    pub(crate) fn pilotage_alone(&self, command: &str, folder: &Path) -> Command {
+        let mut process = Command::new(&self.pilotage);
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PILOTAGE_"))
+        {
+            process.env_remove(name);
+        }
+        process.env_remove("RUST_LOG").env("XDG_CONFIG_HOME", folder);
+        process.arg(command).arg("--state").arg(folder);
         process
     }
 

@@ -81,7 +81,7 @@ pub(crate) enum Command {
     Status,
     /// Measure the round-trip time to a peer
     Ping(PingArgs),
-    /// Send a file, or standard input, to a peer
+    /// Send files, or standard input, to a peer
     Send(SendArgs),
     /// Receive files
     Recv(RecvArgs),
@@ -123,6 +123,26 @@ pub(crate) struct NodeArgs {
     /// Introduce a peer without a hub: ADDRESS@IP:PORT, optionally =KEY (64 hex digits)
     #[arg(long = "peer", value_name = "ADDRESS@IP:PORT[=KEY]")]
     pub(crate) peers: Vec<Introduction>,
+    /// How long an attempt to connect may take [default: 15s]
+    #[arg(long, value_name = "TIME", value_parser = parse_connect_timeout)]
+    pub(crate) connect_timeout: Option<Duration>,
+    /// Agree on new keys with a peer after this long [default: 1h]
+    #[arg(long, value_name = "TIME", value_parser = parse_rekey_after)]
+    pub(crate) rekey_after: Option<Duration>,
+}
+
+/// 1 s to 10 min: below, one lost packet decides; above, nobody waits.
+fn parse_connect_timeout(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(600);
+    if allowed.contains(&time) { Ok(time) } else { Err("expected 1s to 10m".into()) }
+}
+
+/// 1 s to 1 h: the protocol's own limit may be tightened, not widened (spec/tunnel.md C8).
+fn parse_rekey_after(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
+    if allowed.contains(&time) { Ok(time) } else { Err("expected 1s to 1h".into()) }
 }
 
 /// A statically introduced peer.
@@ -248,10 +268,14 @@ pub(crate) struct SendArgs {
     /// To whom
     pub(crate) peer: Peer,
     /// What; - = standard input
-    pub(crate) file: PathBuf,
-    /// Name for the receiver [default: the file's own, or stdin]
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Name for the receiver, where one file is sent [default: the file's own, or stdin]
     #[arg(long = "as", value_name = "NAME")]
     pub(crate) as_name: Option<String>,
+    /// How many of several files are under way at a time, each in a stream of its own
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) parallel: u16,
 }
 
 /// `recv`
@@ -421,6 +445,15 @@ mod tests {
         assert_eq!(key.parse::<Introduction>().unwrap().key, Some([0xab; 32]));
         for bad in ["bob", "0:0000.ABCD.1234", &format!("{text}=ab")] {
             assert!(bad.parse::<Introduction>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_of_a_node_are_bounded() {
+        assert_eq!(parse_rekey_after("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_connect_timeout("1m"), Ok(Duration::from_secs(60)));
+        for bad in ["0", "10ms", "61m", "soon"] {
+            assert!(parse_rekey_after(bad).is_err() && parse_connect_timeout(bad).is_err(), "{bad}");
         }
     }
 

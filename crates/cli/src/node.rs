@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use pilotage::{Node, Peer};
+use pilotage::{Node, Peer, ProtoConfig};
 use serde_json::{Value, json};
 
 use crate::args::NodeArgs;
@@ -35,6 +35,10 @@ pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError
         }
         builder = builder.name(name);
     }
+    let mut config = ProtoConfig::default();
+    config.connect_timeout = args.connect_timeout.unwrap_or(config.connect_timeout);
+    config.rekey_after = args.rekey_after.unwrap_or(config.rekey_after);
+    builder = builder.config(config);
     for peer in &args.peers {
         builder = builder.peer(peer.address, peer.at, peer.key);
     }

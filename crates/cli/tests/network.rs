@@ -206,6 +206,36 @@ fn a_node_takes_files_and_echoes() {
 }
 
 #[test]
+fn several_files_go_in_one_tunnel_and_the_first_failure_ends_it() {
+    let lab = Lab::new();
+    let (bob, ready) = lab.up("bob");
+    let inbox = Path::new(ready["inbox"].as_str().unwrap());
+    let names: Vec<String> = (0..20).map(|n| format!("part-{n}")).collect();
+    let paths: Vec<_> = names.iter().map(|name| lab.path(name)).collect();
+    for (n, path) in paths.iter().enumerate() {
+        std::fs::write(path, data(n * 1000)).unwrap();
+    }
+    let mut args = vec!["send", "bob", "--parallel", "5", "--rekey-after", "1h", "--connect-timeout", "20s"];
+    args.extend(paths.iter().map(|path| path.to_str().unwrap()));
+    let output = lab.run("alice", &args, b"");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(lines(&output.stdout).iter().filter(|line| line["event"] == "sent").count(), 20);
+    for (n, name) in names.iter().enumerate() {
+        assert_eq!(std::fs::read(inbox.join(name)).unwrap(), data(n * 1000), "{name}");
+    }
+    assert_eq!(local(&lab, "bob", &["status"])["counters"]["handshakes"], 1);
+    // They are there already: one refusal is reported with its name, the rest is left alone.
+    let output = lab.run("alice", &args, b"");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let cause = event(&lines(&output.stdout), "error")["cause"].as_str().unwrap().to_owned();
+    assert!(cause.contains("part-") && cause.contains("exists"), "{cause}");
+    for bad in [&["send", "bob", paths[0].to_str().unwrap(), "/nonexistent"][..], &["send", "bob"]] {
+        assert_ne!(lab.run("alice", bad, b"").status.code(), Some(0));
+    }
+    drop(bob);
+}
+
+#[test]
 fn send_and_recv_through_pipes() {
     let lab = Lab::new();
     let args = lab.args("bob", &["recv", "--name", "bob", "-o", "-"]);

@@ -86,7 +86,7 @@ pub fn reset_report() {
 pub fn fire(name: &'static str) -> bool {
     let decided = PLAN.with_borrow_mut(|plan| {
         let plan = plan.as_mut()?;
-        if mix(plan.seed ^ hash(name)) % 3 != 0 {
+        if !mix(plan.seed ^ hash(name)).is_multiple_of(3) {
             return Some(false);
         }
         plan.state = plan.state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::ops::{Deref, Range};
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::NodeId;
 use pilotage_wire::beacon::{DELIVER_HEADER_LEN, Message, RELAY_HEADER_LEN};
 
@@ -147,7 +148,10 @@ impl BeaconClient {
     /// Returns whether the request will be sent: not without a beacon or a node id, not more often than
     /// once per second and target, and not while 16 requests wait or 64 were made within a second.
     pub fn punch_request(&mut self, target: NodeId, now: Instant) -> bool {
-        if self.beacon.is_none() || self.node.is_none_or(|own| own == target) || self.queue.len() >= MAX_QUEUE
+        if self.beacon.is_none()
+            || self.node.is_none_or(|own| own == target)
+            || self.queue.len() >= MAX_QUEUE
+            || fault::point!("nat.client.queue_full")
         {
             return false;
         }
@@ -184,6 +188,12 @@ impl BeaconClient {
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(SocketAddr, ClientMessage)> {
         let beacon = self.beacon?;
         let is_ipv6 = beacon.ip().to_canonical().is_ipv6();
+        // The host has joined another network.
+        if self.asked.is_some_and(|at| now.saturating_duration_since(at) >= FIRST_RETRY)
+            && fault::point!("nat.client.rediscover")
+        {
+            self.rediscover(now);
+        }
         if self.next_discover.is_some_and(|due| due <= now) {
             // A beacon that never amplifies cannot answer a bare discover over IPv6 (`spec/nat.md §4.3`);
             // one that insists on 5 bytes gets them on the next try.
@@ -195,6 +205,10 @@ impl BeaconClient {
             return Some((beacon, ClientMessage::new(Message::Discover { node }, padded_to)));
         }
         let (node, request) = (self.node?, self.queue.pop_front()?);
+        // The datagram never leaves the host.
+        if fault::point!("nat.client.lose_request") {
+            return None;
+        }
         // Long enough to pay for the commands to both sides, likewise.
         let padded_to = match (request.attempt.is_multiple_of(2), is_ipv6) {
             (true, false) => PADDED_REQUEST_IPV4,
@@ -226,7 +240,8 @@ impl BeaconClient {
     }
 
     fn handle_reply(&mut self, addr: SocketAddr, now: Instant) -> ClientEvent {
-        let asked = self.asked.is_some_and(|at| now.saturating_duration_since(at) < REPLY_WAIT);
+        let asked = self.asked.is_some_and(|at| now.saturating_duration_since(at) < REPLY_WAIT)
+            && !fault::point!("nat.client.late_reply");
         if !asked || !is_unicast(addr) {
             return ClientEvent::Ignored;
         }
@@ -254,7 +269,10 @@ impl BeaconClient {
         if !is_unicast(addr) || points_at_us || too_near {
             return ClientEvent::Ignored;
         }
-        if self.punched.len() >= MAX_PUNCHES || self.punched.iter().any(lately) {
+        if self.punched.len() >= MAX_PUNCHES
+            || fault::point!("nat.client.punches_used_up")
+            || self.punched.iter().any(lately)
+        {
             return ClientEvent::Ignored;
         }
         self.punched.push_back((now, addr));

@@ -31,6 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::NodeId;
 use pilotage_wire::beacon::Message;
 use pilotage_wire::frame::MAX_DATAGRAM;
@@ -212,7 +213,9 @@ impl BeaconEngine {
     /// Forgets registrations that have run out, some at each call.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.next_sweep.is_some_and(|due| due <= now) {
-            self.sweep(now, SWEEP_STEP);
+            // A large table takes many sweeps.
+            let steps = if fault::point!("nat.beacon.slow_sweep") { 1 } else { SWEEP_STEP };
+            self.sweep(now, steps);
             self.next_sweep = (!self.nodes.is_empty()).then(|| now + SWEEP_INTERVAL);
         }
     }
@@ -247,7 +250,9 @@ impl BeaconEngine {
         if registered {
             credit += self.savings(node).map_or(0, std::mem::take);
         }
-        self.send_paid(from, &Message::DiscoverReply { addr: from }, &mut credit, out);
+        if !fault::point!("nat.beacon.lose_reply") {
+            self.send_paid(from, &Message::DiscoverReply { addr: from }, &mut credit, out);
+        }
         if registered {
             self.save(node, credit);
         }
@@ -296,7 +301,8 @@ impl BeaconEngine {
         if target.address == from || !same_family {
             return Err(Dropped::Unreachable);
         }
-        if !target.commands.take(now, rate, 1) {
+        // Many others want to reach this node.
+        if !target.commands.take(now, rate, 1) || fault::point!("nat.beacon.target_busy") {
             return Err(Dropped::OverBudget);
         }
         Ok(target.address)
@@ -359,7 +365,10 @@ impl BeaconEngine {
         if receiver.address == from {
             return Err(Dropped::Unreachable);
         }
-        if !room || !receiver.relayed_to.take(now, per_node, bytes) {
+        if !room
+            || fault::point!("nat.beacon.relay_exhausted")
+            || !receiver.relayed_to.take(now, per_node, bytes)
+        {
             return Err(Dropped::OverBudget);
         }
         self.relay_bytes.take(now, total, bytes);
@@ -372,7 +381,8 @@ impl BeaconEngine {
     /// Takes one message from the budgets of the source's prefix and of the beacon.
     fn within_budget(&mut self, now: Instant, from: SocketAddr) -> bool {
         // The prefix first: a noisy one must not use up what belongs to all.
-        let within = self.prefixes.take(now, self.config.messages_per_prefix, from)
+        let within = !fault::point!("nat.beacon.over_budget")
+            && self.prefixes.take(now, self.config.messages_per_prefix, from)
             && self.messages.take(now, self.config.messages_total, 1);
         if !within {
             self.stats.over_budget += 1;
@@ -386,7 +396,10 @@ impl BeaconEngine {
         let ttl = self.config.registration_ttl;
         if let Some(known) = self.nodes.get_mut(&node) {
             let silent = now.saturating_duration_since(known.seen);
-            let may_move = known.address.ip() == from.ip() || silent >= self.config.takeover_after.min(ttl);
+            // A datagram of the old address, on its way for long, may have been a sign of life just now.
+            let silent_enough = silent >= self.config.takeover_after.min(ttl)
+                && !fault::point!("nat.beacon.takeover_refused");
+            let may_move = known.address.ip() == from.ip() || silent_enough;
             if known.address != from && !may_move {
                 self.stats.takeovers_refused += 1;
                 return false;
@@ -412,6 +425,7 @@ impl BeaconEngine {
             self.sweep(now, SWEEP_STEP_WHEN_FULL);
         }
         if self.nodes.len() >= self.config.max_nodes
+            || fault::point!("nat.beacon.table_full")
             || self.nodes_per_prefix[prefix_slot] >= self.config.max_nodes_per_prefix
         {
             self.stats.table_full += 1;
@@ -439,6 +453,10 @@ impl BeaconEngine {
 
     fn live(&mut self, now: Instant, node: NodeId) -> Option<&mut Registration> {
         let ttl = self.config.registration_ttl;
+        // The beacon has been restarted, or the node's refreshes were lost.
+        if fault::point!("nat.beacon.forget_node") {
+            self.forget(node);
+        }
         self.nodes.get_mut(&node).filter(|known| known.is_live(now, ttl))
     }
 
@@ -493,9 +511,13 @@ impl BeaconEngine {
             self.sweep_after = None;
         }
         for node in expired {
-            if let Some(known) = self.nodes.remove(&node) {
-                self.nodes_per_prefix[known.prefix_slot] -= 1;
-            }
+            self.forget(node);
+        }
+    }
+
+    fn forget(&mut self, node: NodeId) {
+        if let Some(known) = self.nodes.remove(&node) {
+            self.nodes_per_prefix[known.prefix_slot] -= 1;
         }
     }
 }

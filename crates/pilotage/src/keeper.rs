@@ -277,11 +277,12 @@ impl Keeper {
             plan.due = None;
             return;
         };
-        let result = if plan.registered { self.beat(&hub) } else { self.register(&hub) };
+        let result = if plan.registered { self.beat(&hub) } else { self.register(&hub).map(|()| false) };
         let now = Instant::now();
         match result {
-            Ok(()) => {
-                let came_back = std::mem::take(&mut plan.failures) > 0 && plan.registered;
+            Ok(renewed) => {
+                let away = std::mem::take(&mut plan.failures) > 0 || renewed;
+                let came_back = away && plan.registered;
                 if !plan.registered {
                     plan.last_register = now;
                 }
@@ -306,14 +307,17 @@ impl Keeper {
         }
     }
 
-    fn beat(&mut self, hub: &Hub) -> Result<(), HubError> {
+    /// True if the hub was reached over a new connection, so that it may be in another state than we believe.
+    fn beat(&mut self, hub: &Hub) -> Result<bool, HubError> {
         let Some(node) = self.shared.upgrade().map(|shared| shared.lock().endpoint.local_address().node)
         else {
-            return Ok(());
+            return Ok(false);
         };
-        self.directory(hub)?.heartbeat(node)?;
+        let directory = self.directory(hub)?;
+        directory.heartbeat(node)?;
+        let renewed = directory.is_renewed();
         hub.note_alive();
-        Ok(())
+        Ok(renewed)
     }
 
     fn register(&mut self, hub: &Hub) -> Result<(), HubError> {

@@ -7,18 +7,19 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use pilotage_proto::crypto::Identity;
 use pilotage_proto::{PathKind, TunnelInfo};
-use pilotage_wire::{Address, NodeId};
-use serde::{Deserialize, Serialize};
+use pilotage_wire::NodeId;
 
 use crate::error::StartError;
+
+mod format;
+
+pub(crate) use format::Pin;
+use format::parse_identity;
 
 /// Most pinned peers; beyond it the longest unseen is forgotten, those that only called us first.
 pub const MAX_PINS: usize = 10_000;
@@ -89,11 +90,7 @@ impl StateDir {
     /// Writes `identity.json`, readable by this user only.
     pub(crate) fn store_identity(&self, identity: &Identity) -> Result<(), StartError> {
         let path = self.path.join("identity.json");
-        let stored = StoredIdentity {
-            private_key: STANDARD.encode(private_key(identity)),
-            public_key: STANDARD.encode(identity.public_key()),
-        };
-        serde_json::to_vec_pretty(&stored)
+        format::identity_json(identity)
             .map_err(io::Error::from)
             .and_then(|json| write_atomically(&path, &json))
             .map_err(|error| {
@@ -117,68 +114,6 @@ impl StateDir {
         })?;
         Ok(book)
     }
-}
-
-/// The reference's format: both as base64, the private key as seed and public key (64 bytes).
-#[derive(Serialize, Deserialize)]
-struct StoredIdentity {
-    private_key: String,
-    public_key: String,
-}
-
-fn private_key(identity: &Identity) -> [u8; 64] {
-    let mut bytes = [0; 64];
-    bytes[..32].copy_from_slice(identity.seed());
-    bytes[32..].copy_from_slice(&identity.public_key());
-    bytes
-}
-
-fn parse_identity(text: &str) -> Result<Identity, String> {
-    let stored: StoredIdentity = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let private =
-        STANDARD.decode(stored.private_key.trim()).map_err(|error| format!("private_key: {error}"))?;
-    let public = STANDARD.decode(stored.public_key.trim()).map_err(|error| format!("public_key: {error}"))?;
-    let seed = match private.len() {
-        32 | 64 => private.first_chunk::<32>().copied(),
-        _ => None,
-    };
-    let seed = seed.ok_or_else(|| format!("private_key: {} bytes instead of 64", private.len()))?;
-    let identity = Identity::from_seed(seed);
-    if public != identity.public_key() {
-        return Err("public_key does not belong to private_key".into());
-    }
-    Ok(identity)
-}
-
-/// What is remembered of one peer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pin {
-    pub(crate) address: Address,
-    pub(crate) key: [u8; 32],
-    /// Where it was last reached directly.
-    pub(crate) endpoint: Option<SocketAddr>,
-    /// Whether we ever called it (rather than it us).
-    pub(crate) called: bool,
-    /// Seconds since 1970.
-    pub(crate) last_seen: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredPin {
-    address: String,
-    key: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    endpoint: Option<SocketAddr>,
-    #[serde(default)]
-    called: bool,
-    #[serde(default)]
-    last_seen: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct StoredBook {
-    version: u32,
-    peers: Vec<StoredPin>,
 }
 
 /// The pinned peers, in memory and, if there is a state directory, in `peers.json`.
@@ -239,14 +174,7 @@ impl PeerBook {
         let path = self.path.clone().filter(|_| self.dirty)?;
         let mut pins: Vec<&Pin> = self.pins.values().collect();
         pins.sort_by_key(|pin| pin.address.node);
-        let peers = pins.into_iter().map(|pin| StoredPin {
-            address: pin.address.to_string(),
-            key: hex::encode(pin.key),
-            endpoint: pin.endpoint,
-            called: pin.called,
-            last_seen: pin.last_seen,
-        });
-        let json = serde_json::to_vec_pretty(&StoredBook { version: 1, peers: peers.collect() }).ok()?;
+        let json = format::peers_json(pins).ok()?;
         self.dirty = false;
         Some((path, json))
     }
@@ -262,18 +190,8 @@ impl PeerBook {
     }
 
     fn load(&mut self, text: &str) -> Result<(), String> {
-        let stored: StoredBook = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        if stored.version != 1 {
-            return Err(format!("format version {} is not known to this program", stored.version));
-        }
-        for entry in stored.peers {
-            let address: Address =
-                entry.address.parse().map_err(|error| format!("address {:?}: {error}", entry.address))?;
-            let mut key = [0; 32];
-            hex::decode_to_slice(&entry.key, &mut key)
-                .map_err(|error| format!("key of {address}: {error}"))?;
-            let StoredPin { endpoint, called, last_seen, .. } = entry;
-            self.insert(Pin { address, key, endpoint, called, last_seen });
+        for pin in format::parse_peers(text)? {
+            self.insert(pin);
         }
         self.dirty = false;
         Ok(())
@@ -318,6 +236,11 @@ fn state_error(path: &Path, error: &io::Error, hint: &'static str) -> StartError
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use pilotage_wire::Address;
+
+    use super::format::private_key;
     use super::*;
 
     fn identity() -> Identity {

@@ -107,6 +107,18 @@ impl Assembler {
         self.readable() + behind_holes as usize
     }
 
+    /// Bytes of memory in use, what is free in it included.
+    pub fn allocated(&self) -> usize {
+        self.ring.capacity()
+    }
+
+    /// Bytes of memory that would be in use after storing `len` bytes at `offset`, which may be refused for other
+    /// reasons.
+    pub fn allocated_with(&self, offset: u64, len: usize) -> usize {
+        let fill = offset.saturating_add(len as u64).min(self.window_end()).saturating_sub(self.ring.base());
+        self.allocated().max((fill as usize).next_power_of_two())
+    }
+
     /// Bytes that can be read.
     pub fn readable(&self) -> usize {
         (self.next - self.ring.base()) as usize

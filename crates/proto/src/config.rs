@@ -22,8 +22,8 @@ pub struct Config {
     pub send_buffer: usize,
     /// Bound of one connection's receive buffer and so of its advertised window, in bytes.
     pub recv_buffer: usize,
-    /// Bound of received and unread bytes of all connections together. Beyond it no window is widened, and
-    /// connections with more than 64 KiB unread take no further data until some is read.
+    /// Bound of the receive buffers' memory of all connections together. Beyond it no window is widened, no buffer
+    /// grows beyond 128 KiB, and connections with more than 64 KiB unread take no further data until some is read.
     pub receive_memory: usize,
     /// Bound of connections with one peer.
     pub max_connections_per_peer: usize,
@@ -47,8 +47,8 @@ pub struct Config {
     pub delayed_ack: Duration,
     /// How long a closed connection stays known to answer late segments (draft: 10 s).
     pub time_wait: Duration,
-    /// First sequence number of new connections; `None` draws it at random (RFC 6528). Fixed only in tests, to
-    /// begin close to the wrap.
+    /// First sequence number of new connections; `None` draws it at random (RFC 6528). Given only in tests, to begin
+    /// close to the wrap: up to 4,095 below it.
     pub initial_sequence_number: Option<u32>,
     /// A tunnel is re-keyed after this many sealed frames (rule C8).
     pub rekey_after_frames: u64,

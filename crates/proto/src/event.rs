@@ -27,7 +27,8 @@ pub enum Event {
     Readable(ConnectionId),
     /// The send buffer has room again, or writing failed for good.
     Writable(ConnectionId),
-    /// Both directions are finished and acknowledged, or the connection failed; nothing more will come.
+    /// Both directions are finished and acknowledged, or the connection failed; said once. Nothing more will come, but
+    /// what came before can still be read, and [`Event::Readable`] may still say so.
     Closed(ConnectionId),
     /// A datagram waits on this local port: call [`Endpoint::recv_datagram`](crate::Endpoint::recv_datagram).
     Datagram {
@@ -252,6 +253,27 @@ pub struct TunnelInfo {
     pub path: Option<PathInfo>,
     /// Open connections in it.
     pub connections: usize,
+}
+
+/// What an endpoint holds now. Every number has a bound in [`Config`](crate::Config).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Received bytes that were not read yet, those behind holes included, over all connections.
+    pub received: usize,
+    /// Written bytes that were not acknowledged yet, over all connections.
+    pub written: usize,
+    /// Received datagrams that wait to be read.
+    pub datagrams_in: usize,
+    /// Datagrams and answers that wait to be sent.
+    pub queued_out: usize,
+    /// Peers.
+    pub peers: usize,
+    /// Connections that are not forgotten yet, closed ones in TIME_WAIT excluded.
+    pub connections: usize,
+    /// Events that wait to be polled.
+    pub events: usize,
+    /// Strangers whose keys are being looked up.
+    pub lookups: usize,
 }
 
 /// Counters of an endpoint. Every silent drop has one.

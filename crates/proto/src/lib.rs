@@ -30,15 +30,21 @@ pub mod scoreboard;
 pub mod send_buffer;
 pub mod transmit;
 
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub mod audit;
 mod connection;
 mod endpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod tunnel;
 
 pub use config::{Config, PeerConfig, PeerPolicy};
 pub use congestion::ControllerKind;
 pub use endpoint::Endpoint;
 pub use event::{
-    ConnectError, ConnectionId, ConnectionStats, DatagramIn, EndpointStats, Event, PathInfo, PathKind,
-    ReadError, SendDatagramError, TunnelInfo, WriteError,
+    ConnectError, ConnectionId, ConnectionStats, DatagramIn, EndpointStats, Event, MemoryUse, PathInfo,
+    PathKind, ReadError, SendDatagramError, TunnelInfo, WriteError,
 };
 pub use transmit::{RecvMeta, Transmit, TransmitBuf};

@@ -18,6 +18,8 @@
 
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
+
 /// Search for the largest datagram that a path carries.
 #[derive(Debug, Clone)]
 pub struct MtuDiscovery {
@@ -33,8 +35,10 @@ pub struct MtuDiscovery {
     state: State,
     /// Time to wait for a probe's acknowledgement.
     probe_timeout: Duration,
-    /// Consecutive loss events of full-sized datagrams without an acknowledgement of one.
+    /// Consecutive loss events of datagrams above the base size without an acknowledgement of one as large.
     full_losses: u32,
+    /// The smallest datagram of these.
+    smallest_lost: usize,
     /// When the last of them was: several losses at one time are one event.
     last_full_loss: Option<Instant>,
     /// Consecutive retransmission timeouts without an acknowledgement of a full-sized datagram.
@@ -84,6 +88,7 @@ impl MtuDiscovery {
             state: if enabled && max > base { State::Ready } else { State::Complete { raise_at: None } },
             probe_timeout: DEFAULT_PROBE_TIMEOUT,
             full_losses: 0,
+            smallest_lost: usize::MAX,
             last_full_loss: None,
             timeouts: 0,
             fallbacks: 0,
@@ -109,9 +114,17 @@ impl MtuDiscovery {
     /// The size of the probe to send now, if one is due. It counts as sent at `now`; at most one is out at a time.
     /// A probe must not be repeated by other means, and its loss is no sign of congestion.
     pub fn poll_probe(&mut self, now: Instant) -> Option<usize> {
+        self.poll_probe_within(now, usize::MAX)
+    }
+
+    /// As [`Self::poll_probe`], with at most `limit` bytes: a probe larger than the congestion window would push out the
+    /// data that the connection lives on (RFC 8899 section 4.1 point 9).
+    pub fn poll_probe_within(&mut self, now: Instant, limit: usize) -> Option<usize> {
         let probe = match self.state {
-            State::Ready => self.next_probe(now)?,
-            State::Repeat { probe, not_before } if not_before.is_none_or(|at| now >= at) => {
+            State::Ready => self.next_probe(now, limit)?,
+            State::Repeat { probe, not_before }
+                if probe.size <= limit && not_before.is_none_or(|at| now >= at) =>
+            {
                 Probe { sent: now, path_alive: false, ..probe }
             }
             State::Repeat { .. } | State::Probing(_) | State::Complete { .. } => return None,
@@ -122,7 +135,8 @@ impl MtuDiscovery {
 
     /// A probe of `size` bytes was acknowledged, in time or late.
     pub fn on_probe_acked(&mut self, size: usize, _now: Instant) {
-        if !self.enabled || size <= self.current || size > self.max {
+        if !self.enabled || size <= self.current || size > self.max || fault::point!("proto.mtud.lose_probe")
+        {
             return;
         }
         self.current = size;
@@ -208,6 +222,9 @@ impl MtuDiscovery {
         if let State::Probing(probe) = &mut self.state {
             probe.path_alive = true;
         }
+        if size >= self.smallest_lost {
+            self.reset_black_hole();
+        }
         if size >= self.full_size() {
             self.reset_black_hole();
             if self.current > self.base {
@@ -218,12 +235,14 @@ impl MtuDiscovery {
     }
 
     /// (R8.6) A datagram of `size` bytes (not a probe) was taken for lost because something sent later arrived. After
-    /// [`BLACK_HOLE_LOSSES`] such events in a row for full-sized datagrams, without one that arrives, only smaller ones
-    /// pass: the size falls back to the base.
+    /// [`BLACK_HOLE_LOSSES`] such events in a row for datagrams above the base size, without one as large that arrives,
+    /// only smaller ones pass: the size falls back to the base. The current size does not matter, because the segment
+    /// that is stuck may be one of a few that were cut smaller.
     pub fn on_lost(&mut self, now: Instant, size: usize) {
-        if size < self.full_size() || self.current == self.base || self.last_full_loss == Some(now) {
+        if size <= self.base || self.current == self.base || self.last_full_loss == Some(now) {
             return;
         }
+        self.smallest_lost = self.smallest_lost.min(size);
         self.last_full_loss = Some(now);
         self.full_losses += 1;
         if self.full_losses >= BLACK_HOLE_LOSSES {
@@ -231,7 +250,7 @@ impl MtuDiscovery {
         }
     }
 
-    /// (R8.6) The retransmission timer fired with full-sized datagrams in flight. After [`BLACK_HOLE_TIMEOUTS`] in a row the
+    /// (R8.6) The retransmission timer fired with datagrams above the base size in flight. After [`BLACK_HOLE_TIMEOUTS`] in a row the
     /// size falls back to the base (RFC 4821 section 7.7, "full-stop timeout"): when every datagram is full-sized, no
     /// smaller one can show that it would pass. If it was a mere outage, the next search mends it in some round
     /// trips.
@@ -272,14 +291,25 @@ impl MtuDiscovery {
 
     fn reset_black_hole(&mut self) {
         self.full_losses = 0;
+        self.smallest_lost = usize::MAX;
         self.last_full_loss = None;
         self.timeouts = 0;
     }
 
+    /// The size that passes without having been probed.
+    pub fn base(&self) -> usize {
+        self.base
+    }
+
     /// Chooses the next size, or completes the search (R8.3, R8.5).
-    fn next_probe(&mut self, now: Instant) -> Option<Probe> {
-        let optimistic = !std::mem::replace(&mut self.tried_max, true) && self.failed > self.max;
+    fn next_probe(&mut self, now: Instant, limit: usize) -> Option<Probe> {
+        let mut optimistic = !self.tried_max && self.failed > self.max;
+        self.tried_max |= self.max <= limit;
+        optimistic &= self.tried_max;
         let size = if optimistic && self.current < self.max { Some(self.max) } else { self.next_size() };
+        if size.is_some_and(|size| size > limit) {
+            return None; // later, when the window has grown
+        }
         let Some(size) = size else {
             // With nothing above to find there is nothing to try again.
             let raise_at = if self.current < self.max { now.checked_add(RAISE_TIMER) } else { None };

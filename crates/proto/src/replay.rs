@@ -118,6 +118,27 @@ mod tests {
     const QUIRK: (&str, usize) = ("zero first (quirk: max stays 0 so the next packet is also 'first')", 1);
 
     #[test]
+    fn a_long_run_is_new_throughout_and_old_marks_do_not_come_back() {
+        let mut window = Narrow::new();
+        for counter in 0..5_000 {
+            assert!(window.check(counter) && window.mark(counter), "{counter}: the ring was used before");
+            assert!(!window.check(counter));
+        }
+        // In steps of every size up to two rings, with what lies between still new.
+        for step in 1..2 * 5 * WORD_BITS {
+            let mut window = Narrow::new();
+            let mut counter = 0;
+            while counter < 5 * step + 1_000 {
+                assert!(window.mark(counter), "{counter} in steps of {step}");
+                if step > 1 && counter > 0 {
+                    assert!(window.check(counter - 1), "{counter} - 1 in steps of {step}");
+                }
+                counter += step;
+            }
+        }
+    }
+
+    #[test]
     fn reference_vectors_at_its_width() {
         assert_eq!(Narrow::WIDTH, 256);
         let vectors: Value = serde_json::from_str(include_str!("../../../spec/vectors/replay.json")).unwrap();

@@ -27,6 +27,9 @@ use std::time::{Duration, Instant};
 
 use crate::rtt::RttEstimator;
 
+#[cfg(feature = "fuzzing")]
+#[path = "scoreboard/tests/model.rs"]
+pub(crate) mod model;
 mod rack;
 #[cfg(test)]
 mod tests;

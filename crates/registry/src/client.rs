@@ -185,6 +185,8 @@ pub struct Client {
     addr: String,
     timeout: Duration,
     stream: Option<TcpStream>,
+    /// The connection was opened after the last registration.
+    renewed: bool,
     dialect: Dialect,
     /// No attempt to connect before this.
     not_before: Option<Instant>,
@@ -207,6 +209,7 @@ impl Client {
             addr: addr.to_owned(),
             timeout,
             stream: None,
+            renewed: true,
             dialect: Dialect::Unknown,
             not_before: None,
             pause: FIRST_PAUSE,
@@ -225,6 +228,18 @@ impl Client {
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.stream.as_ref().and_then(|stream| stream.local_addr().ok())
+    }
+
+    /// Never falls back to the plain messages: this registry has given a challenge before (spec/registry.md §4.4).
+    pub fn require_proof(&mut self) {
+        self.dialect = Dialect::Pilotage;
+    }
+
+    /// True if no registration was made over the present connection. The registry may then have been restarted with an
+    /// older state, or see us at another address, even if it accepts heartbeats: register again.
+    #[must_use]
+    pub fn is_renewed(&self) -> bool {
+        self.renewed
     }
 
     /// Registers or renews an address and claims the wanted name. With a registry of the reference, visibility is a
@@ -266,6 +281,7 @@ impl Client {
         if !proved && registration.public {
             self.set_visibility(done.node_id, true, sign)?;
         }
+        self.renewed = false;
         // A foreign registry assigns the id as it likes; the address text is its rendering of it.
         Ok(Registered {
             address: Address::new(0, done.node_id.0),
@@ -505,6 +521,7 @@ impl Client {
         match connect_any(&self.addr, deadline) {
             Ok(stream) => {
                 self.stream = Some(stream);
+                self.renewed = true;
                 // Another program may answer now; one that knew challenges is still expected to.
                 if self.dialect == Dialect::Reference {
                     self.dialect = Dialect::Unknown;

@@ -1,7 +1,8 @@
 //! Pilot registry: who has which address and name, and where a node is.
 //!
 //! * [`engine`]: the decisions, sans-IO. Proof of possession, names, visibility, presence, limits.
-//! * [`store`] (feature `server`): one redb file; a batch is durable before its replies are sent.
+//! * [`store`] (feature `store`): one redb file; a batch is durable before its replies are sent.
+//! * [`service`] (feature `store`): batches of requests through engine and store, sans-IO.
 //! * [`server`] (feature `server`): a single-threaded mio TCP server.
 //! * [`client`] (feature `client`): a blocking TCP client that speaks our dialect and the reference's.
 //!
@@ -12,5 +13,7 @@ pub mod client;
 pub mod engine;
 #[cfg(feature = "server")]
 pub mod server;
-#[cfg(feature = "server")]
+#[cfg(feature = "store")]
+pub mod service;
+#[cfg(feature = "store")]
 pub mod store;

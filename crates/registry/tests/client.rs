@@ -100,6 +100,7 @@ fn a_restarted_hub_is_found_again_with_everything_in_it() {
     let addr = hub.0;
     let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
     let before = client.register(&registration(&key, "carol", true), &sign).unwrap();
+    assert!(!client.is_renewed());
     drop(hub);
     // While it is away: a clear error at once, then a pause during which nothing is tried.
     let error = client.heartbeat(before.address.node, &sign).unwrap_err();
@@ -116,6 +117,7 @@ fn a_restarted_hub_is_found_again_with_everything_in_it() {
         assert!(error.is_transient() && attempts < 200, "{error}");
         std::thread::sleep(Duration::from_millis(25));
     }
+    assert!(client.is_renewed(), "the keeper is told to register again");
     // No new registration was needed to be found.
     let found = client.resolve(before.address.node, before.address.node, &sign).unwrap();
     assert_eq!(found.real_addr.port(), 4100);
@@ -126,6 +128,8 @@ fn a_restarted_hub_is_found_again_with_everything_in_it() {
     drop(hub);
     let _hub = Hub::start(addr, &store);
     assert_eq!(client.lookup(before.address.node).unwrap().hostname.as_deref(), Some("caroline"));
+    client.register(&registration(&key, "caroline", true), &sign).unwrap();
+    assert!(!client.is_renewed());
 }
 
 /// A registry that knows only plain messages: answers from spec/vectors/registry.json.

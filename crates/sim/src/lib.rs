@@ -13,17 +13,37 @@
 //! ```
 
 mod link;
+mod network;
 mod pair;
+mod plan;
+pub mod registry;
+pub mod rogue;
+mod trace;
 mod transfer;
+mod world;
 
-pub use link::Link;
+pub use link::{Arrival, Bursts, Fate, Link, LinkState};
+pub use network::{HostId, Network};
 pub use pair::{Host, Pair, Side};
+pub use plan::{Fault, LIVELY, NodePlan, Plan, Report, replay_command};
+pub use trace::{Trace, describe};
 pub use transfer::{Outcome, TransferError, pattern};
+pub use world::{
+    Adversary, Audit, Clock, Counts, DATAGRAM_PORT, End, Ending, Flow, FlowPlan, Invariant, Machine, Memory,
+    Node, Power, Role, STREAM_PORT, Seen, Traffic, Trick, Violation, World,
+};
 
-/// The seeds of a test: `PILOTAGE_SEED` alone if it is set (to replay a failure), else `count` of them.
+/// The seeds of a test: `PILOTAGE_SEED` alone if it is set (to replay a failure), else as many as `PILOTAGE_SEEDS` says,
+/// else `count` of them.
 pub fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("PILOTAGE_SEED").ok().and_then(|s| s.parse().ok()) {
+    let number = |name| std::env::var(name).ok().and_then(|s| s.parse().ok());
+    match number("PILOTAGE_SEED") {
         Some(seed) => vec![seed],
-        None => (0..count).collect(),
+        None => (0..number("PILOTAGE_SEEDS").unwrap_or(count)).collect(),
     }
+}
+
+/// Virtual time has to begin somewhere; only differences matter.
+pub(crate) fn base_instant() -> std::time::Instant {
+    std::time::Instant::now()
 }

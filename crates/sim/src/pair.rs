@@ -11,7 +11,7 @@ use pilotage_wire::Address;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-use crate::link::{Bottleneck, Link};
+use crate::link::{Link, LinkState};
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,7 +75,7 @@ pub struct Pair {
     /// Steps since time last moved.
     still: u32,
     hosts: [Host; 2],
-    bottlenecks: [Bottleneck; 2],
+    states: [LinkState; 2],
     flights: BTreeMap<(Instant, u64), Flight>,
     beacon: Option<(SocketAddr, BeaconEngine)>,
     /// Nothing passes between the hosts directly; the beacon is reached all the same.
@@ -95,7 +95,7 @@ impl Pair {
     /// Two hosts with the same settings.
     pub fn with_config(seed: u64, link: Link, cfg: Config) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let now = base_instant();
+        let now = crate::base_instant();
         let mut hosts = [host(0, &cfg, now, &mut rng), host(1, &cfg, now, &mut rng)];
         for (me, other) in [(0, 1), (1, 0)] {
             let peer = introduction(&hosts[other]);
@@ -110,7 +110,7 @@ impl Pair {
             start: now,
             still: 0,
             hosts,
-            bottlenecks: Default::default(),
+            states: Default::default(),
             flights: BTreeMap::new(),
             beacon: None,
             direct_blocked: false,
@@ -276,7 +276,8 @@ impl Pair {
             return;
         }
         let source = self.hosts[from].addr;
-        let arrivals = self.links[from].carry(self.now, datagram, &mut self.bottlenecks[from], &mut self.rng);
+        let mut arrivals = Vec::new();
+        self.links[from].carry(self.now, datagram, &mut self.states[from], &mut self.rng, &mut arrivals);
         for arrival in arrivals {
             let key = (arrival.at, self.flight_number);
             self.flight_number += 1;
@@ -311,10 +312,4 @@ fn introduction(host: &Host) -> PeerConfig {
         endpoint: Some(host.addr),
         policy: PeerPolicy::default(),
     }
-}
-
-/// Virtual time has to begin somewhere; only differences matter.
-#[allow(clippy::disallowed_methods)]
-fn base_instant() -> Instant {
-    Instant::now()
 }

@@ -28,6 +28,11 @@ pub enum TransferError {
     Write(WriteError),
     /// The receiver's connection failed after so many bytes.
     Read(ReadError, usize),
+    /// What arrived is not what was sent, from this offset on.
+    Wrong {
+        /// Offset of the first wrong, or missing, byte.
+        at: u64,
+    },
     /// Neither failed, but it did not finish in the time given.
     Stuck {
         /// Bytes received.
@@ -130,6 +135,119 @@ impl Pair {
             Some(Ok(())) => Ok(Outcome { received, time, stats }),
             Some(Err(error)) => Err(error),
             None => Err(TransferError::Stuck { received: received.len() }),
+        }
+    }
+
+    /// Sends `total` bytes from A to B without keeping them, compares every one, and closes. Returns how many arrived.
+    ///
+    /// # Errors
+    ///
+    /// [`TransferError`]; [`TransferError::Wrong`] at the first wrong byte. Virtual time is not limited but for the
+    /// endpoints' own timeouts.
+    pub fn stream(&mut self, total: u64) -> Result<u64, TransferError> {
+        let (a, b) = self.connect(PORT)?;
+        let pattern = Pattern::new();
+        let (mut written, mut read) = (0u64, 0u64);
+        let mut chunk = vec![0; 256 * 1024];
+        let mut end = None;
+        while end.is_none() {
+            let before = read;
+            self.run_until(Duration::from_secs(600), |p| {
+                let now = p.now;
+                end = pattern
+                    .write(p, now, a, total, &mut written)
+                    .and_then(|()| pattern.read(p, now, b, &mut chunk, &mut read))
+                    .map_err(Some)
+                    .and_then(|done| if done { Ok(()) } else { Err(None) })
+                    .map_or_else(|e| e.map(Err), |()| Some(Ok(())));
+                end.is_some()
+            });
+            if end.is_none() && read == before {
+                end = Some(Err(TransferError::Stuck { received: read as usize }));
+            }
+        }
+        let now = self.now;
+        self.endpoint(Side::A).close(now, a);
+        self.endpoint(Side::B).close(now, b);
+        self.run_for(Duration::from_secs(30));
+        for side in [Side::A, Side::B] {
+            self.host(side).events.clear();
+        }
+        end.unwrap_or(Err(TransferError::Stuck { received: read as usize }))?;
+        if read == total { Ok(read) } else { Err(TransferError::Wrong { at: read }) }
+    }
+}
+
+/// Bytes that look like nothing else, of a prime length, so that a shift by whole segments shows.
+struct Pattern(Vec<u8>);
+
+impl Pattern {
+    const LEN: u64 = 1_048_573;
+
+    fn new() -> Self {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        Self(
+            (0..Self::LEN)
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    (state >> 32) as u8
+                })
+                .collect(),
+        )
+    }
+
+    fn at(&self, offset: u64, len: usize) -> &[u8] {
+        let at = (offset % Self::LEN) as usize;
+        &self.0[at..(at + len).min(self.0.len())]
+    }
+
+    fn write(
+        &self,
+        pair: &mut Pair,
+        now: std::time::Instant,
+        id: ConnectionId,
+        total: u64,
+        written: &mut u64,
+    ) -> Result<(), TransferError> {
+        while *written < total {
+            let len = (total - *written).min(256 * 1024) as usize;
+            match pair.endpoint(Side::A).write(now, id, self.at(*written, len)) {
+                Ok(n) => *written += n as u64,
+                Err(WriteError::Blocked) => return Ok(()),
+                Err(error) => return Err(TransferError::Write(error)),
+            }
+        }
+        pair.endpoint(Side::A).shutdown(now, id).map_err(TransferError::Write)
+    }
+
+    /// Whether the end of the stream was read.
+    fn read(
+        &self,
+        pair: &mut Pair,
+        now: std::time::Instant,
+        id: ConnectionId,
+        chunk: &mut [u8],
+        read: &mut u64,
+    ) -> Result<bool, TransferError> {
+        loop {
+            match pair.endpoint(Side::B).read(now, id, chunk) {
+                Ok(0) => return Ok(true),
+                Ok(n) => {
+                    let mut at = 0;
+                    while at < n {
+                        let expected = self.at(*read, n - at);
+                        if expected != &chunk[at..at + expected.len()] {
+                            return Err(TransferError::Wrong { at: *read });
+                        }
+                        at += expected.len();
+                        *read += expected.len() as u64;
+                    }
+                }
+                Err(ReadError::Blocked) => return Ok(false),
+                Err(error) => return Err(TransferError::Read(error, *read as usize)),
+            }
         }
     }
 }

@@ -212,12 +212,12 @@ fn datagrams_grow_to_what_the_path_carries_and_shrink_when_it_narrows() {
         assert!(ok, "stuck at {} of {goal}", got.len());
         pair.endpoint(Side::A).connection_path(a).expect("path").datagram_size
     };
-    let wide = send(&mut pair, &pattern(3 << 20, 1));
+    let wide = send(&mut pair, &pattern(12 << 20, 1));
     assert!((1_400..=1_452).contains(&wide), "found {wide}");
     for link in &mut pair.links {
         link.mtu = 1_280;
     }
-    let narrow = send(&mut pair, &pattern(3 << 20, 2));
+    let narrow = send(&mut pair, &pattern(12 << 20, 2));
     assert!((1_200..=1_280).contains(&narrow), "fell to {narrow}");
 }
 

@@ -260,6 +260,7 @@ fn a_moved_peer_is_followed_only_by_authentic_frames() {
     assert_eq!(say(&mut pair, ids, b"one"), b"one");
     pair.host(Side::A).addr = "198.51.100.7:5555".parse().expect("address");
     assert_eq!(say(&mut pair, ids, b"two"), b"two");
+    pair.run_for(Duration::from_secs(1)); // the new address has to return a token first (rule C16)
     let path = pair.endpoint(Side::B).connection_path(ids.1).expect("path");
     assert_eq!(path.remote, "198.51.100.7:5555".parse().expect("address"));
     assert_eq!(path.kind, PathKind::Direct);
@@ -399,4 +400,43 @@ fn a_replaced_key_of_the_peer_cannot_be_brought_back() {
     pair.endpoint(Side::A).send_datagram(now, to, 501, b"new").expect("room");
     pair.run_for(seconds(1));
     assert_eq!(pair.endpoint(Side::B).recv_datagram(500).map(|d| d.data), Some(b"new".to_vec()));
+}
+
+/// The peer's IP address changes in the middle of a download: the pause is some round trips, not a timeout.
+#[test]
+fn a_peer_that_moves_while_it_is_sent_to_waits_no_timeout() {
+    let mut pair =
+        Pair::new(31, Link { delay: Duration::from_millis(15), rate: Some(1_250_000), ..Link::default() });
+    let (a, b) = pair.connect(7).expect("connects");
+    let data = pattern(4 << 20, 3);
+    let (mut written, mut got) = (0, Vec::new());
+    let mut longest = Duration::ZERO;
+    let mut last = pair.now;
+    let mut moved = 0;
+    let done = pair.run_until(seconds(60), |p| {
+        let now = p.now;
+        if written < data.len() {
+            written += p.endpoint(Side::B).write(now, b, &data[written..]).unwrap_or(0);
+        }
+        let mut buf = [0; 4096];
+        while let Ok(n) = p.endpoint(Side::A).read(now, a, &mut buf) {
+            if n == 0 {
+                break;
+            }
+            if got.len() > 500_000 {
+                longest = longest.max(now.duration_since(last));
+            }
+            last = now;
+            got.extend_from_slice(&buf[..n]);
+        }
+        // The moving side has something to say, which is how the other hears of it.
+        if got.len() > (moved + 1) << 20 {
+            moved += 1;
+            p.host(Side::A).addr = format!("198.51.100.{moved}:5555").parse().expect("address");
+            let _ = p.endpoint(Side::A).write(now, a, b"here I am");
+        }
+        got.len() == data.len()
+    });
+    assert!(done && got == data && moved == 3, "{} bytes, moved {moved}", got.len());
+    assert!(longest < Duration::from_millis(400), "{longest:?}");
 }

@@ -68,6 +68,12 @@ impl<'a> IntoIterator for &'a Blocks {
     }
 }
 
+/// Bytes that [`encode`] writes for so many blocks.
+pub const fn encoded_len(count: usize) -> usize {
+    let count = if count < MAX_BLOCKS { count } else { MAX_BLOCKS };
+    if count == 0 { 0 } else { PREFIX_LEN + BLOCK_LEN * count }
+}
+
 /// Writes the first [`MAX_BLOCKS`] of `blocks` and returns the payload's length, at most [`MAX_LEN`]. Returns 0 and
 /// writes nothing if there is no block. A buffer too small for all of them gets as many as fit. `spec/wire.md §5.1`.
 pub fn encode(blocks: &[(u32, u32)], buf: &mut [u8]) -> usize {
@@ -219,6 +225,16 @@ mod tests {
         assert!(!blocks.push(8, 9));
         assert_eq!(blocks.as_slice(), [(0, 1), (2, 3), (4, 5), (6, 7)]);
         assert_eq!((&blocks).into_iter().count(), 4);
+    }
+
+    #[test]
+    fn the_length_is_known_before_writing() {
+        let mut buf = [0; MAX_LEN];
+        let blocks = [(1, 2), (3, 4), (5, 6), (7, 8), (9, 10)];
+        for count in 0..=blocks.len() {
+            assert_eq!(encoded_len(count), encode(&blocks[..count], &mut buf), "{count}");
+        }
+        assert_eq!((encoded_len(4), encoded_len(usize::MAX)), (MAX_LEN, MAX_LEN));
     }
 
     #[test]

@@ -3,13 +3,17 @@
 //! * `test`: installs what tests need where it can, runs every test, ends with one countable line
 //! * `check`: everything mechanical: format, lints, documentation, sans-IO, licences, tidiness, traceability
 //! * `fuzz`: a short run of every fuzz target
+//! * `coverage`: which lines of the sans-IO crates the tests run
+//! * `mutants`: whether the tests notice mistakes that are made on purpose
 //! * `bench`: the transport comparison, or the micro benches
 //!
 //! A task that cannot run says so loudly (`SKIPPED: …`) and never counts as passed.
 
 mod bench;
 mod checks;
+mod coverage;
 mod fuzz;
+mod mutants;
 mod process;
 mod test;
 
@@ -35,15 +39,25 @@ enum Task {
     Check(checks::Options),
     /// Run every fuzz target for a short time (needs a nightly toolchain and cargo-fuzz)
     Fuzz(fuzz::Options),
+    /// Lines of wire, nat and proto that the tests run (needs the llvm-tools component)
+    Coverage(coverage::Options),
+    /// Put plausible mistakes into a copy of the code, one at a time: the tests must notice them
+    Mutants(mutants::Options),
     /// Compare with TLS over TCP, QUIC and TCP, or run the micro benches
     Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
+    // cargo calls this program in the compiler's place while coverage is measured.
+    if let Some(code) = coverage::as_compiler() {
+        return code;
+    }
     let outcome = match Arguments::parse().task {
         Task::Test(options) => test::run(&options),
         Task::Check(options) => checks::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
+        Task::Coverage(options) => coverage::run(&options),
+        Task::Mutants(options) => mutants::run(&options),
         Task::Bench(options) => bench::run(&options),
     };
     match outcome {

@@ -51,6 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
     let mut count = Count::default();
     let mut good = run_unit_and_integration(options, &mut count)?;
     good &= run_doctests(options, &mut count)?;
+    good &= run_replay(options, &mut count)?;
     if !good && count.failed == 0 {
         eprintln!("xtask: the tests did not build, or a runner stopped; see above");
     }
@@ -125,6 +126,18 @@ fn run_doctests(options: &Options, count: &mut Count) -> Result<bool, Failure> {
         command.args(libraries.iter().flat_map(|name| ["--package", name.as_str()]));
     }
     command.args(&options.filter);
+    watch(&mut command, Listen::Out, |line| count.add(read_libtest(line).unwrap_or_default()))
+}
+
+/// Replays what fuzzing has kept (fuzz/tests/replay.rs). A workspace of its own, because its build of our crates has a
+/// toy in place of the cryptography; the libFuzzer programs, which need more than a stable compiler, are left out.
+fn run_replay(options: &Options, count: &mut Count) -> Result<bool, Failure> {
+    if !options.package.is_empty() && !options.package.iter().any(|name| name == "pilotage-fuzz") {
+        return Ok(true);
+    }
+    let mut command = cargo();
+    command.args(["test", "--manifest-path", "fuzz/Cargo.toml", "--no-default-features", "--no-fail-fast"]);
+    command.args(["--test", "replay"]).args(&options.filter);
     watch(&mut command, Listen::Out, |line| count.add(read_libtest(line).unwrap_or_default()))
 }
 

@@ -1,10 +1,12 @@
-//! `pilotage send`: one file to a peer's port 1010, verified by the peer.
+//! `pilotage send`: files to a peer's port 1010, each verified by the peer.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pilotage::{ConnectionStats, Stream};
+use pilotage::{ConnectionStats, Node, Stream};
 use pilotage_services::file::{self, SendError, SendOptions, Sent, Status};
 use serde_json::{Value, json};
 
@@ -19,8 +21,15 @@ use crate::units::{format_bytes, format_duration, format_rate};
 
 pub(crate) fn run(context: &Context, args: &SendArgs) -> Result<(), CliError> {
     node::check_peer(context, &args.peer)?;
+    match args.files.as_slice() {
+        [file] => send_one(context, args, file),
+        files => send_all(context, args, files),
+    }
+}
+
+fn send_one(context: &Context, args: &SendArgs, file: &Path) -> Result<(), CliError> {
     // Before a node is started: a wrong file name should cost nothing.
-    let (source, options) = open(&args.file, args.as_name.as_deref())?;
+    let (source, options) = open(file, args.as_name.as_deref())?;
     let node = node::start(context, &args.node)?;
     context.output.note(format!("connecting to {} …", args.peer));
     let stream = node.connect(&args.peer, file::PORT)?;
@@ -42,11 +51,85 @@ pub(crate) fn run(context: &Context, args: &SendArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Several files over one node and tunnel, `--parallel` at a time. The first failure stops what has not begun.
+fn send_all(context: &Context, args: &SendArgs, files: &[PathBuf]) -> Result<(), CliError> {
+    if args.as_name.is_some() {
+        return Err(CliError::usage("command line", "--as names one file", "send the files one by one"));
+    }
+    for file in files {
+        describe(file, None)?;
+    }
+    let node = node::start(context, &args.node)?;
+    context.output.note(format!("connecting to {} …", args.peer));
+    let progress = Progress::steps(&context.output, "files", files.len() as u64);
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failed = Mutex::new(None);
+    let first_failure = || failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let work = || {
+        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if first_failure().is_some() || context.stop.requested() {
+                return;
+            }
+            match send_in_turn(context, args, &node, file) {
+                Ok(()) => progress.set(done.fetch_add(1, Ordering::Relaxed) as u64 + 1),
+                Err(error) => {
+                    first_failure().get_or_insert(error);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..usize::from(args.parallel).min(files.len()) {
+            scope.spawn(work);
+        }
+    });
+    progress.clear();
+    let failure = first_failure().take();
+    match failure {
+        _ if context.stop.requested() => Err(CliError::interrupted()),
+        Some(error) => Err(error),
+        None => {
+            node.close();
+            Ok(())
+        }
+    }
+}
+
+fn send_in_turn(context: &Context, args: &SendArgs, node: &Node, file: &Path) -> Result<(), CliError> {
+    let (source, options) = open(file, None)?;
+    let stream = node.connect(&args.peer, file::PORT)?;
+    let sent = file::send(&stream, source, &options, &mut |_| {}).map_err(|error| {
+        let mut error = explain(&error);
+        error.cause = format!("{}: {}", options.name, error.cause);
+        error
+    })?;
+    report(&context.output, &stream, &options, &sent);
+    Ok(())
+}
+
 /// Opens the source and finds its name and size.
 pub(crate) fn open(
     path: &Path,
     as_name: Option<&str>,
 ) -> Result<(Box<dyn Read + Send>, SendOptions), CliError> {
+    let options = describe(path, as_name)?;
+    if path == Path::new("-") {
+        return Ok((Box::new(io::stdin()), options));
+    }
+    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    Ok((Box::new(file), options))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> CliError {
+    CliError::failure(
+        "open file",
+        format!("{}: {error}", path.display()),
+        "check the path and its permissions",
+    )
+}
+
+/// Name and size of a source, without opening it.
+fn describe(path: &Path, as_name: Option<&str>) -> Result<SendOptions, CliError> {
     let stage = "open file";
     let given_name = as_name.map(str::to_owned);
     let options = |name: Option<String>, size| -> Result<SendOptions, CliError> {
@@ -62,13 +145,9 @@ pub(crate) fn open(
         Ok(SendOptions { name, size })
     };
     if path == Path::new("-") {
-        return Ok((Box::new(io::stdin()), options(given_name.or(Some("stdin".into())), None)?));
+        return options(given_name.or(Some("stdin".into())), None);
     }
-    let problem = |cause: String| {
-        CliError::failure(stage, format!("{}: {cause}", path.display()), "check the path and its permissions")
-    };
-    let file = File::open(path).map_err(|error| problem(error.to_string()))?;
-    let metadata = file.metadata().map_err(|error| problem(error.to_string()))?;
+    let metadata = fs::metadata(path).map_err(|error| unreadable(path, &error))?;
     if metadata.is_dir() {
         return Err(CliError::failure(
             stage,
@@ -79,7 +158,7 @@ pub(crate) fn open(
     // Pipes and devices have no size that means anything, and files of /proc say 0.
     let size = Some(metadata.len()).filter(|size| metadata.is_file() && *size > 0);
     let own_name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-    Ok((Box::new(file), options(given_name.or(own_name), size)?))
+    options(given_name.or(own_name), size)
 }
 
 /// Prints a confirmed transfer.

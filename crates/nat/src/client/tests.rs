@@ -337,3 +337,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_change_of_network_is_asked_about_at_once() {
+    let start = clock_start();
+    let mut without = BeaconClient::new();
+    without.rediscover(start);
+    assert_eq!(without.poll_timeout(), None);
+    let mut client = client(start);
+    assert_eq!(discovers(&mut client, start, 0), [0]);
+    assert!(matches!(client.handle(beacon(), &reply(), start + millis(20)), ClientEvent::Observed(_)));
+    assert_eq!(client.poll_timeout(), Some(start + millis(20) + REFRESH_INTERVAL));
+    client.rediscover(start + millis(5_000));
+    assert_eq!(discovers(&mut client, start, 6_000), [5_000, 5_500], "and repeated until answered");
+    // The answer that comes now replaces the old mapping.
+    let moved = Message::DiscoverReply { addr: addr("198.51.100.99:5") };
+    client.handle(beacon(), &moved, start + millis(6_100));
+    assert_eq!(client.observed(), Some(addr("198.51.100.99:5")));
+}

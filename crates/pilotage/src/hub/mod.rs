@@ -109,6 +109,8 @@ pub(crate) struct Endpoints {
 pub(crate) trait Directory: Send {
     fn register(&mut self, request: &Register) -> Result<Registered, HubError>;
     fn heartbeat(&mut self, node: NodeId) -> Result<(), HubError>;
+    /// Whether the connection was replaced since the last registration.
+    fn is_renewed(&self) -> bool;
     fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError>;
     fn resolve(&mut self, node: NodeId, requester: NodeId) -> Result<Endpoints, HubError>;
     fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError>;
@@ -289,6 +291,9 @@ pub(crate) mod fake {
         fn register(&mut self, request: &Register) -> Result<Registered, HubError> {
             self.world()?.registrations += 1;
             Ok(Registered { address: self.1, name: request.name.clone(), name_error: None })
+        }
+        fn is_renewed(&self) -> bool {
+            false
         }
         fn heartbeat(&mut self, _: NodeId) -> Result<(), HubError> {
             self.world()?.heartbeats += 1;

@@ -1,5 +1,8 @@
 //! The registry client behind the [`Directory`] trait.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pilotage_proto::crypto::Identity;
 use pilotage_registry::client::{Client, ClientError, Registration};
 use pilotage_wire::{Address, NodeId};
@@ -9,13 +12,19 @@ use super::{Directory, Endpoints, Entry, HubError, Opener, REQUEST_TIMEOUT, Regi
 struct Connection {
     client: Client,
     identity: Identity,
+    /// This registry has once checked a proof: nothing less on any later connection.
+    proves: Arc<AtomicBool>,
 }
 
 /// Opens connections with the registry at `HOST:PORT`.
 pub(crate) fn opener(registry: String, identity: Identity) -> Opener {
+    let proves = Arc::new(AtomicBool::new(false));
     Box::new(move || {
-        let client = Client::connect(&registry, REQUEST_TIMEOUT).map_err(explain)?;
-        Ok(Box::new(Connection { client, identity: identity.clone() }))
+        let mut client = Client::connect(&registry, REQUEST_TIMEOUT).map_err(explain)?;
+        if proves.load(Ordering::Relaxed) {
+            client.require_proof();
+        }
+        Ok(Box::new(Connection { client, identity: identity.clone(), proves: proves.clone() }))
     })
 }
 
@@ -30,12 +39,17 @@ impl Directory for Connection {
         };
         let identity = &self.identity;
         let done = self.client.register(&registration, &|message| identity.sign(message)).map_err(explain)?;
+        self.proves.fetch_or(done.proved, Ordering::Relaxed);
         Ok(Registered { address: done.address, name: done.hostname, name_error: done.hostname_error })
     }
 
     fn heartbeat(&mut self, node: NodeId) -> Result<(), HubError> {
         let identity = &self.identity;
         self.client.heartbeat(node, &|message| identity.sign(message)).map_err(explain).map(drop)
+    }
+
+    fn is_renewed(&self) -> bool {
+        self.client.is_renewed()
     }
 
     fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError> {

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod bounds;
+
 const MSS: u64 = 1000;
 const RTT: Duration = Duration::from_millis(50);
 const KINDS: [ControllerKind; 2] = [ControllerKind::NewReno, ControllerKind::Cubic];

@@ -11,6 +11,8 @@
 mod recv;
 mod send;
 mod timers;
+#[cfg(feature = "fuzzing")]
+mod view;
 
 use std::time::Instant;
 
@@ -28,10 +30,16 @@ use crate::tunnel::path::Path;
 pub(crate) use recv::SegmentFate;
 pub(crate) use send::SegmentOut;
 pub(crate) use timers::Timers;
+#[cfg(feature = "fuzzing")]
+pub(crate) use view::View;
 
 /// Bytes per unit of the window field (spec/stream.md §4): the reference counts segments of its
 /// maximum segment size, 4,096 bytes.
 pub(crate) const WINDOW_UNIT: u64 = 4_096;
+
+/// What a Pilotage peer shows in the handshake: the payload of SYN, and of the SYN-ACK that answers such a SYN. Reference
+/// peers read neither payload (spec/tunnel.md §3.4).
+pub(crate) const DIALECT_MARK: [u8; 4] = *b"PLTG";
 
 /// How the peer behaves beyond the draft's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -378,6 +386,22 @@ impl Connection {
     /// Received bytes in memory, those behind holes included.
     pub(crate) fn held(&self) -> usize {
         self.recv.held()
+    }
+
+    /// A SYN of another connection on the same ports, and this one is over but for an application that still holds it.
+    pub(crate) fn gives_way_to(&self, hdr: &Header) -> bool {
+        let syn = hdr.flags.contains(Flags::SYN) && !hdr.flags.contains(Flags::ACK);
+        syn && hdr.seq != self.peer_isn && matches!(self.state, State::Done | State::Failed(_))
+    }
+
+    /// Written bytes that the peer has not acknowledged.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        (self.send.end() - self.send.acked()) as usize
+    }
+
+    /// Memory of the receive buffer: a single byte behind a hole takes as much as all that could stand before it.
+    pub(crate) fn allocated(&self) -> usize {
+        self.recv.allocated()
     }
 
     pub(crate) fn writable(&self) -> usize {

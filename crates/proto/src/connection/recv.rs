@@ -1,5 +1,6 @@
 //! The receiving half: segments in, acknowledgements owed (spec/stream.md §3, §5, §6).
 
+use pilotage_fault as fault;
 use pilotage_wire::packet::{Flags, Header};
 use pilotage_wire::sack;
 
@@ -19,11 +20,16 @@ pub(crate) enum SegmentFate {
     Accepted,
     /// Outside of what this connection can mean: dropped.
     Dropped,
+    /// Belongs to an earlier connection on the same ports, which the peer still has: to be answered with RST.
+    Refused,
 }
 
 impl Connection {
     /// Takes one segment that the tunnel has authenticated.
     pub(crate) fn on_segment(&mut self, hdr: &Header, payload: &[u8], cx: &mut Cx<'_>) -> SegmentFate {
+        if fault::point!("proto.recv.lose_segment") {
+            return SegmentFate::Dropped;
+        }
         self.last_received = cx.now;
         tracing::trace!(
             port = self.local.port,
@@ -45,7 +51,10 @@ impl Connection {
             return self.on_syn(hdr, cx);
         }
         if self.state == State::SynSent {
-            return SegmentFate::Dropped; // Nothing means anything before the peer's ISN is known.
+            // Nothing means anything before the peer's ISN is known, but it may show what stands in our way
+            // (RFC 9293 §3.10.7.3).
+            let foreign = hdr.flags.contains(Flags::ACK) && hdr.ack != self.isn.wrapping_add(1);
+            return if foreign { SegmentFate::Refused } else { SegmentFate::Dropped };
         }
         // Draft "Data transfer": every data segment carries ACK; a reference FIN carries none.
         let accepted =
@@ -73,7 +82,7 @@ impl Connection {
         match self.state {
             State::SynSent if hdr.flags.contains(Flags::ACK) => {
                 if hdr.ack != self.isn.wrapping_add(1) {
-                    return SegmentFate::Dropped;
+                    return SegmentFate::Refused; // half open at the peer since an earlier life of ours
                 }
                 self.peer_isn = hdr.seq;
                 if let (1, Some(sent)) = (self.syn_transmissions, self.syn_first_sent) {
@@ -93,6 +102,16 @@ impl Connection {
             State::Established if hdr.seq == self.peer_isn => {
                 self.ack_pending = true;
                 SegmentFate::Accepted
+            }
+            // Another ISN: we may remember a connection that the peer has forgotten. It answers what we send with RST, if
+            // so (RFC 5961 §4.2), and its next SYN finds the ports free.
+            State::SynReceived => {
+                self.syn_pending = true;
+                SegmentFate::Dropped
+            }
+            State::Established => {
+                self.ack_pending = true;
+                SegmentFate::Dropped
             }
             _ => SegmentFate::Dropped,
         }
@@ -189,8 +208,7 @@ impl Connection {
         if self.state == State::SynReceived {
             self.establish(cx);
         }
-        let (blocks, count) = self.sack_blocks_of(payload, ack);
-        let is_sack = count > 0;
+        let (blocks, count, is_sack) = self.sack_blocks_of(payload, ack, cx.dialect);
         let was_closed = self.window_edge < self.board.nxt();
         self.take_window(hdr, ack, cx.dialect);
         if was_closed {
@@ -202,27 +220,41 @@ impl Connection {
         if is_sack { Acked::Sack } else { Acked::Plain }
     }
 
-    /// SACK travels as payload; it counts as such only if every block lies in what is outstanding (spec/wire.md, SACK).
-    fn sack_blocks_of(&self, payload: &[u8], ack: u64) -> ([(u64, u64); sack::MAX_BLOCKS], usize) {
+    /// SACK travels as payload (spec/stream.md §5.5). A Pilotage peer never sends data of that form, so it is SACK
+    /// whatever it says; from a reference peer only if every block lies in what is outstanding. Returns the blocks that
+    /// count, how many they are, and whether it is SACK.
+    fn sack_blocks_of(
+        &self,
+        payload: &[u8],
+        ack: u64,
+        dialect: Dialect,
+    ) -> ([(u64, u64); sack::MAX_BLOCKS], usize, bool) {
         let mut out = [(0, 0); sack::MAX_BLOCKS];
-        let Some(blocks) = sack::decode(payload) else { return (out, 0) };
+        let Some(blocks) = sack::decode(payload) else { return (out, 0, false) };
+        let strict = dialect == Dialect::Draft;
+        if !strict && fault::point!("proto.recv.lose_sack") {
+            return (out, 0, true);
+        }
         let nxt = self.board.nxt();
         let mut count = 0;
         for &(left, right) in blocks.as_slice() {
             let (Some(l), Some(r)) =
                 (unwrap_offset(left, self.seq_of(ack), ack), unwrap_offset(right, self.seq_of(ack), ack))
             else {
-                return (out, 0);
+                return (out, 0, !strict);
             };
             if l >= r || l < ack || r > nxt {
-                return (out, 0);
+                if strict {
+                    return (out, 0, false);
+                }
+                continue; // acknowledged meanwhile, or nonsense: it says nothing
             }
             if let Some(slot) = out.get_mut(count) {
                 *slot = (l, r);
                 count += 1;
             }
         }
-        (out, count)
+        (out, count, !strict || count > 0)
     }
 
     fn on_progress(&mut self, ack: u64, blocks: &[(u64, u64)], cx: &mut Cx<'_>) {
@@ -329,7 +361,8 @@ impl Connection {
             self.ack_pending = true; // bytes beyond the end of the stream
             return;
         }
-        if cx.path.squeezed && self.recv.held() > SQUEEZED_UNREAD {
+        let squeezed = cx.path.squeezed || fault::point!("proto.recv.out_of_memory");
+        if squeezed && !self.fits_when_squeezed(offset, payload.len()) {
             self.ack_pending = true; // out of memory for slow readers: the sender will repeat it
             return;
         }
@@ -367,6 +400,12 @@ impl Connection {
             }
             self.check_fin_reached(cx);
         }
+    }
+
+    /// While the endpoint is short of memory: little is unread, and no larger buffer is needed.
+    fn fits_when_squeezed(&self, offset: u64, len: usize) -> bool {
+        let needed = self.recv.allocated_with(offset, len);
+        self.recv.held() <= SQUEEZED_UNREAD && needed <= self.recv.allocated().max(2 * SQUEEZED_UNREAD)
     }
 
     /// One acknowledgement carries four blocks. If one batch of datagrams brings more, they are kept for several.
@@ -408,7 +447,8 @@ impl Connection {
     pub(super) fn advertise(&mut self, cx: &Cx<'_>) -> u16 {
         let dialect = cx.dialect;
         let mut window = self.recv.window() as u64;
-        if cx.path.squeezed && self.recv.held() > SQUEEZED_UNREAD {
+        let still = fault::point!("proto.recv.window_stands");
+        if still || cx.path.squeezed && self.recv.held() > SQUEEZED_UNREAD {
             window = self.advertised_edge.saturating_sub(self.recv.next()).min(window);
         }
         let units = (window / WINDOW_UNIT).min(u64::from(u16::MAX));

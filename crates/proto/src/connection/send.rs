@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use pilotage_fault as fault;
+
 use pilotage_wire::packet::{Flags, HEADER_LEN, Header};
 use pilotage_wire::sack;
 
-use super::{Connection, Cx, Dialect, Failure, State};
+use super::{Connection, Cx, DIALECT_MARK, Dialect, Failure, State};
 use crate::congestion::Controller;
 
 /// What [`Connection::poll_segment`] did.
@@ -40,6 +42,9 @@ impl Connection {
     pub(crate) fn poll_segment(&mut self, cx: &mut Cx<'_>, limit: usize, space: &mut [u8]) -> SegmentOut {
         if self.rst_pending {
             self.rst_pending = false;
+            if fault::point!("proto.send.lose_reset") {
+                return SegmentOut::Idle;
+            }
             let mut hdr = self.header(Flags::RST | Flags::ACK);
             hdr.seq = self.seq_of(self.board.nxt());
             hdr.ack = self.ack_number();
@@ -47,17 +52,26 @@ impl Connection {
         }
         match self.state {
             State::Failed(_) => return SegmentOut::Idle,
-            State::SynSent | State::SynReceived if self.syn_pending => return self.emit_syn(cx, space),
+            State::SynSent | State::SynReceived if self.syn_pending => {
+                return self.emit_syn(cx, limit, space);
+            }
             State::SynSent | State::SynReceived => return SegmentOut::Idle,
             State::Established | State::Done => {}
         }
-        if let Some((blocks, count)) = self.sacks_kept.pop() {
+        if let Some(&(blocks, count)) = self.sacks_kept.last() {
+            if sack::encoded_len(count) > limit {
+                return SegmentOut::TooLong;
+            }
+            self.sacks_kept.pop();
             return self.emit_sack(&blocks[..count], cx, space);
         }
         // SACK rides only on packets without data, so it goes first while there are holes.
         if self.ack_pending && self.recv.has_holes() {
             let mut blocks = [(0u64, 0u64); sack::MAX_BLOCKS];
             let count = self.recv.sack_blocks(&mut blocks);
+            if sack::encoded_len(count) > limit {
+                return SegmentOut::TooLong;
+            }
             self.recv.mark_reported();
             self.clear_ack();
             return self.emit_sack(&blocks[..count], cx, space);
@@ -273,7 +287,10 @@ impl Connection {
         cx.path.on_sent(cx.now, bytes);
     }
 
-    fn emit_syn(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+    fn emit_syn(&mut self, cx: &mut Cx<'_>, limit: usize, space: &mut [u8]) -> SegmentOut {
+        if limit < DIALECT_MARK.len() {
+            return SegmentOut::TooLong;
+        }
         self.syn_pending = false;
         self.syn_transmissions += 1;
         self.syn_first_sent.get_or_insert(cx.now);
@@ -285,7 +302,13 @@ impl Connection {
             hdr.ack = self.peer_isn.wrapping_add(1);
         }
         hdr.window = self.advertise(cx);
-        emit(&hdr, 0, space)
+        if incoming && cx.dialect == Dialect::Draft {
+            return emit(&hdr, 0, space);
+        }
+        let end = HEADER_LEN + DIALECT_MARK.len();
+        let Some(target) = space.get_mut(HEADER_LEN..end) else { return SegmentOut::TooLong };
+        target.copy_from_slice(&DIALECT_MARK);
+        emit(&hdr, DIALECT_MARK.len(), space)
     }
 
     fn emit_sack(&mut self, blocks: &[(u64, u64)], cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
@@ -303,6 +326,9 @@ impl Connection {
     fn emit_bare_ack(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
         let hdr = self.ack_header(cx);
         self.clear_ack();
+        if fault::point!("proto.send.lose_ack") {
+            return SegmentOut::Idle;
+        }
         emit(&hdr, 0, space)
     }
 

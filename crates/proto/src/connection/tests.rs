@@ -10,6 +10,11 @@ use crate::config::Config;
 use crate::event::{ConnectError, ConnectionId, ReadError};
 use crate::tunnel::path::Path;
 
+mod ends;
+mod handshake;
+mod timers;
+mod windows;
+
 const OUR_ISN: u32 = 1_000;
 const PEER_ISN: u32 = 5_000;
 const MSS: usize = 1_130;
@@ -142,7 +147,7 @@ fn a_repeated_syn_is_answered_with_the_original_syn_ack() {
 }
 
 #[test]
-fn a_repeated_syn_ack_is_acknowledged_and_changes_nothing() {
+fn a_repeated_or_foreign_syn_ack_is_acknowledged_and_changes_nothing() {
     for dialect in BOTH {
         let mut side = Side::connected(dialect);
         side.takes_data(0, 0, b"data");
@@ -152,9 +157,14 @@ fn a_repeated_syn_ack_is_acknowledged_and_changes_nothing() {
         let answer = side.sent();
         assert_eq!(answer.len(), 1);
         assert_eq!((answer[0].0.flags, answer[0].0.ack), (Flags::ACK, PEER_ISN + 5));
-        let other = header(Flags::SYN | Flags::ACK, PEER_ISN + 77, OUR_ISN + 1);
-        assert_eq!(side.takes(&other, b""), SegmentFate::Dropped);
-        assert!(side.sent().is_empty() && side.conn.state == State::Established);
+        // Another ISN is of another connection: the answer makes a peer that has forgotten ours reset it (RFC 5961 §4.2).
+        for flags in [Flags::SYN, Flags::SYN | Flags::ACK] {
+            assert_eq!(side.takes(&header(flags, PEER_ISN + 77, OUR_ISN + 1), b""), SegmentFate::Dropped);
+            let answer = side.sent();
+            assert_eq!(answer.len(), 1);
+            assert_eq!((answer[0].0.flags, answer[0].0.ack), (Flags::ACK, PEER_ISN + 5), "numbers of ours");
+            assert_eq!((answer[0].1.len(), side.conn.state), (0, State::Established));
+        }
     }
 }
 
@@ -352,9 +362,12 @@ fn what_looks_like_sack_but_is_not_outstanding_is_data() {
         let len = sack::encode(&[(OUR_ISN + 1, OUR_ISN + 9_000)], &mut look);
         side.takes_data(0, 0, &look[..len]);
         let mut got = vec![0; 64];
-        assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(len), "beyond what was sent: data");
+        let read = side.with(|c, cx| c.read(&mut got, cx));
+        // A Pilotage peer never sends data of that form.
+        let data = if dialect == Dialect::Draft { len } else { 0 };
+        assert_eq!(read.unwrap_or(0), data, "beyond what was sent");
         let real = sack::encode(&[(OUR_ISN + 101, OUR_ISN + 501)], &mut look);
-        side.takes_data(len as u32, 0, &look[..real]);
+        side.takes_data(data as u32, 0, &look[..real]);
         assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Err(ReadError::Blocked), "SACK");
     }
 }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use pilotage_fault as fault;
+
 /// Key exchange frames per second and source, and their burst (WireGuard's figures).
 const SOURCE_RATE: f64 = 20.0;
 const SOURCE_BURST: f64 = 5.0;
@@ -49,6 +51,9 @@ impl ExchangeLimiter {
     pub(super) fn allow(&mut self, from: SocketAddr, now: Instant, expected: bool) -> bool {
         if self.sources.len() >= SOURCES_MAX {
             self.sources.clear();
+        }
+        if fault::point!("proto.endpoint.exchange_limited") {
+            return false;
         }
         let bucket = self.sources.entry(source(from)).or_insert(Bucket { tokens: SOURCE_BURST, at: now });
         if !bucket.take(now, SOURCE_RATE, SOURCE_BURST) {

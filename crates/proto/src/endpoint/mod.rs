@@ -28,6 +28,7 @@ macro_rules! split {
     };
 }
 mod limits;
+mod memory;
 mod peers;
 mod receive;
 mod streams;
@@ -72,9 +73,17 @@ struct ConnRef {
 #[derive(Debug, Default)]
 struct ListenQueue {
     waiting: VecDeque<ConnectionId>,
-    /// Connections that answered a SYN and are not established yet: they will want a place too.
-    half_open: usize,
+    /// Connections that answered a SYN and are not established yet, the oldest first: they will want a place too.
+    half_open: VecDeque<HalfOpen>,
     announced: bool,
+}
+
+/// An incoming connection that is not established yet.
+#[derive(Debug, Clone, Copy)]
+struct HalfOpen {
+    tunnel: u32,
+    id: ConnectionId,
+    since: Instant,
 }
 
 /// Datagrams that wait for `recv_datagram` on one port.
@@ -103,7 +112,7 @@ pub struct Endpoint {
     refs: Vec<ConnRef>,
     free_refs: Vec<u32>,
     open_connections: usize,
-    /// Received and unread bytes of all connections.
+    /// Memory of the receive buffers of all connections.
     unread: usize,
     listeners: HashMap<u16, ListenQueue>,
     datagram_ports: HashMap<u16, DatagramQueue>,
@@ -356,7 +365,7 @@ impl Endpoint {
         let Some((tunnel, _)) = split!(self, index, now) else { return };
         let Tunnel { slots, path, .. } = tunnel;
         let Some(conn) = slots.get_mut(slot) else { return };
-        let unread = conn.held();
+        let unread = conn.allocated();
         self.unread = self.unread + unread - conn.counted_unread;
         conn.counted_unread = unread;
         let notify = std::mem::take(&mut conn.notify);

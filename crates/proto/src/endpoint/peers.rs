@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::frame::{self, Frame};
 use pilotage_wire::{Address, NodeId};
 
@@ -23,6 +24,8 @@ const PUNCHES_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct PendingLookup {
     frame: Option<Vec<u8>>,
+    /// Length of the frame, which is what may be answered (rule C16).
+    len: usize,
     route: Route,
     since: Instant,
 }
@@ -33,7 +36,7 @@ pub(super) struct Punches(VecDeque<SocketAddr>);
 
 impl Punches {
     pub(super) fn push_back_bounded(&mut self, to: SocketAddr) {
-        if self.0.len() < PUNCHES_MAX {
+        if self.0.len() < PUNCHES_MAX && !fault::point!("proto.endpoint.lose_punch") {
             self.0.push_back(to);
         }
     }
@@ -68,14 +71,17 @@ impl Endpoint {
             let relay = self.beacon_addr;
             let Some((tunnel, cx)) = split!(self, index, now) else { return Err(ConnectError::UnknownPeer) };
             let cfg = cx.cfg;
-            tunnel.update(&peer, cfg, relay)?;
+            tunnel.update(&peer, cfg, relay, now)?;
             self.mark_dirty(index, now);
             return Ok(());
+        }
+        if fault::point!("proto.endpoint.peers_full") {
+            self.evict_idle_peer();
         }
         if self.by_node.len() >= self.cfg.max_peers && !self.evict_idle_peer() {
             return Err(ConnectError::LimitReached);
         }
-        let tunnel = Box::new(Tunnel::new(&peer, &self.cfg, self.beacon_addr));
+        let tunnel = Box::new(Tunnel::new(&peer, &self.cfg, self.beacon_addr, now));
         let index = match self.free_tunnels.pop() {
             Some(index) => index,
             None => {
@@ -111,22 +117,19 @@ impl Endpoint {
     /// Answers [`Event::LookupPeer`]: what is known of the peer, or `None` to refuse it.
     pub fn resolve_peer(&mut self, now: Instant, node: NodeId, peer: Option<PeerConfig>) {
         let pending = self.lookups.remove(&node);
-        let Some(mut peer) = peer else {
+        let Some(peer) = peer else {
             self.stats.drop_bad_key_exchange += 1;
             return;
         };
-        let route = pending.as_ref().map(|p| p.route);
-        if peer.endpoint.is_none()
-            && let Some(Route::Direct(from)) = route
-        {
-            peer.endpoint = Some(from); // it is where its frame came from; believed only until keys agree
-        }
         if let Err(error) = self.add_peer(now, peer) {
             self.stats.refused += 1;
             self.events.push_back(Event::TunnelDown { peer: node, reason: error });
             return;
         }
         let Some(&index) = self.by_node.get(&node) else { return };
+        if let (Some(pending), Some(tunnel)) = (&pending, self.tunnel_mut(index)) {
+            tunnel.on_received(pending.route, pending.len, now);
+        }
         match pending {
             Some(PendingLookup { frame: Some(stored), route, .. }) => {
                 if let (Ok(Frame::Pila(pila)), Some((tunnel, mut cx))) =
@@ -154,19 +157,22 @@ impl Endpoint {
         presented_key: [u8; 32],
         route: Route,
         frame: Option<Vec<u8>>,
+        len: usize,
     ) {
         if let Some(pending) = self.lookups.get_mut(&node) {
             if frame.is_some() {
                 pending.frame = frame;
+                pending.len = len;
                 pending.route = route;
             }
             return;
         }
-        if self.lookups.len() >= LOOKUPS_MAX || self.closing {
+        let full = fault::point!("proto.endpoint.lookups_full");
+        if full || self.lookups.len() >= LOOKUPS_MAX || self.closing {
             self.stats.drop_rate_limited += 1;
             return;
         }
-        self.lookups.insert(node, PendingLookup { frame, route, since: now });
+        self.lookups.insert(node, PendingLookup { frame, len, route, since: now });
         self.events.push_back(Event::LookupPeer { node, presented_key, from: route.remote() });
     }
 

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use pilotage_nat::ClientEvent;
 use pilotage_wire::NodeId;
-use pilotage_wire::beacon::{DELIVER_HEADER_LEN, Message};
-use pilotage_wire::frame::{self, Frame, Pila};
+use pilotage_wire::beacon::Message;
+use pilotage_wire::frame::{self, Frame, PILS_HEADER_LEN, Pila};
 use pilotage_wire::packet::Packet;
 
 use super::Endpoint;
@@ -36,9 +36,9 @@ impl Endpoint {
         match self.beacon.handle(from, &message, now) {
             ClientEvent::Observed(_) => {}
             ClientEvent::Punch(to) => self.punches.push_back_bounded(to),
-            ClientEvent::Relayed { .. } => {
-                // A relayed frame lies behind type and sender id; its own sender id is what counts.
-                if let Some(inner) = data.get_mut(DELIVER_HEADER_LEN..) {
+            ClientEvent::Relayed { frame, .. } => {
+                // What the beacon says about the sender does not count: the frame has a sender id of its own.
+                if let Some(inner) = data.get_mut(frame) {
                     self.on_frame(now, Route::Relay(from), inner);
                 }
             }
@@ -71,10 +71,12 @@ impl Endpoint {
     ) {
         let Some(&index) = self.by_node.get(&sender) else {
             self.stats.drop_no_session += 1;
-            self.request_lookup(now, sender, [0; 32], route, None);
+            let len = PILS_HEADER_LEN + ciphertext.len();
+            self.request_lookup(now, sender, [0; 32], route, None, len);
             return;
         };
         let Some((tunnel, mut cx)) = split!(self, index, now) else { return };
+        tunnel.on_received(route, PILS_HEADER_LEN + ciphertext.len(), now);
         if tunnel.current.is_none() {
             cx.stats.drop_no_session += 1;
             tunnel.on_frame_without_keys(route, &mut cx);
@@ -89,6 +91,8 @@ impl Endpoint {
             }
             Err(OpenError::Unauthentic) => {
                 cx.stats.drop_unauthentic += 1;
+                tunnel.on_unopened(route, &mut cx);
+                self.mark_dirty(index, now);
                 return;
             }
         };
@@ -141,16 +145,18 @@ impl Endpoint {
             self.stats.drop_bad_key_exchange += 1; // our own frame reflected, or a clash of ids
             return;
         }
+        let len = frame::PILA_LEN + pila.trailer.len();
         let keyed = known.and_then(|i| self.tunnel(i)).is_some_and(|t| t.key.is_some());
         let Some(index) = known.filter(|_| keyed) else {
             let mut stored = vec![0; frame::PILA_LEN + pila.trailer.len().min(64)];
             let copy = Pila { trailer: &pila.trailer[..pila.trailer.len().min(64)], ..*pila };
             if frame::encode_pila(&copy, &mut stored).is_ok() {
-                self.request_lookup(now, pila.sender, pila.ed25519, route, Some(stored));
+                self.request_lookup(now, pila.sender, pila.ed25519, route, Some(stored), len);
             }
             return;
         };
         let Some((tunnel, mut cx)) = split!(self, index, now) else { return };
+        tunnel.on_received(route, len, now);
         let fate = tunnel.on_pila(pila, route, &mut cx);
         self.count_fate(fate);
         self.mark_dirty(index, now);
@@ -166,6 +172,7 @@ impl Endpoint {
             return;
         };
         let Some((tunnel, mut cx)) = split!(self, index, now) else { return };
+        tunnel.on_received(route, frame::PILK_LEN, now);
         let fate = tunnel.on_pilk(x25519, route, &mut cx);
         self.count_fate(fate);
         self.mark_dirty(index, now);

@@ -1,13 +1,14 @@
 //! Streams and datagrams as the application sees them (spec/stream.md §2, spec/tunnel.md §7).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::packet::Header;
 use pilotage_wire::{Address, SocketAddress};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
 
-use super::{ConnRef, Endpoint, ListenQueue, TimerKey};
+use super::{ConnRef, Endpoint, HalfOpen, ListenQueue, TimerKey};
 use crate::connection::{Connection, Cx, State};
 use crate::event::{
     ConnectError, ConnectionId, ConnectionStats, DatagramIn, Event, PathInfo, ReadError, SendDatagramError,
@@ -17,6 +18,9 @@ use crate::tunnel::DatagramOut;
 
 /// Draft "Ports": ephemeral ports.
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+
+/// A connection that is half-open for this long may have to give its place in the accept queue to another peer's.
+const STALE_HALF_OPEN: Duration = Duration::from_secs(1);
 
 /// Where the upward search for free ports begins: random, so that a restarted node does not reuse ports
 /// that its peers still remember.
@@ -63,13 +67,13 @@ impl Endpoint {
 
     /// A SYN for which there is no connection.
     pub(super) fn on_syn(&mut self, now: Instant, index: u32, hdr: &Header) {
-        let max_queue = self.cfg.accept_queue;
-        let listening = self.listeners.get(&hdr.dst_port);
         // A crowd at the door is no refusal: the SYN is dropped and comes again (as TCP does).
-        if listening.is_some_and(|q| q.waiting.len() + q.half_open >= max_queue) && !self.closing {
+        let crowd = fault::point!("proto.endpoint.accept_queue_full");
+        if !self.closing && (crowd || !self.has_place_for(now, index, hdr.dst_port)) {
             self.stats.drop_segment += 1;
             return;
         }
+        let listening = self.listeners.get(&hdr.dst_port);
         let crowded = self.open_connections >= self.cfg.max_connections
             || self.tunnel(index).is_none_or(|t| t.slots.len() >= self.cfg.max_connections_per_peer);
         if listening.is_none() || crowded || self.closing {
@@ -82,7 +86,7 @@ impl Endpoint {
             return;
         }
         let id = self.new_id();
-        let isn = self.cfg.initial_sequence_number.unwrap_or_else(|| self.rng.next_u32());
+        let isn = self.new_isn();
         let local = SocketAddress { address: hdr.dst, port: hdr.dst_port };
         let remote = SocketAddress { address: hdr.src, port: hdr.src_port };
         let Some((tunnel, cx)) = split!(self, index, now) else { return };
@@ -92,7 +96,7 @@ impl Endpoint {
         self.bind_id(id, slot.map(|s| (index, s)));
         if let Some(slot) = slot {
             if let Some(queue) = self.listeners.get_mut(&hdr.dst_port) {
-                queue.half_open += 1;
+                queue.half_open.push_back(HalfOpen { tunnel: index, id, since: now });
             }
             self.open_connections += 1;
             if let Some(tunnel) = self.tunnel_mut(index) {
@@ -101,12 +105,39 @@ impl Endpoint {
         }
     }
 
+    /// Whether a SYN of this peer finds a place in the port's queue (or nobody listens, which is said elsewhere).
+    ///
+    /// The last quarter of the places is for peers that hold few. In a full queue the oldest half-open connection of
+    /// the peer that holds most of them (two more than this one at least) gives way, if an honest handshake would have been over long ago.
+    fn has_place_for(&mut self, now: Instant, index: u32, port: u16) -> bool {
+        let max = self.cfg.accept_queue;
+        let Some(queue) = self.listeners.get(&port) else { return true };
+        let held = |tunnel: u32| queue.half_open.iter().filter(|h| h.tunnel == tunnel).count();
+        let taken = queue.waiting.len() + queue.half_open.len();
+        if taken < max {
+            return taken < max - max / 4 || held(index) < max.div_ceil(8);
+        }
+        let Some(greediest) = queue.half_open.iter().map(|h| h.tunnel).max_by_key(|t| held(*t)) else {
+            return false;
+        };
+        let oldest = queue.half_open.iter().find(|h| h.tunnel == greediest);
+        let stale = oldest.filter(|h| now.saturating_duration_since(h.since) >= STALE_HALF_OPEN);
+        let Some(HalfOpen { id, .. }) = stale.copied() else { return false };
+        if held(greediest) <= held(index) + 1 {
+            return false;
+        }
+        if let Some((tunnel, slot)) = self.place(id) {
+            self.forget(tunnel, slot, now);
+        }
+        true
+    }
+
     /// An incoming connection is established: into the accept queue with it.
     pub(super) fn announce(&mut self, index: u32, slot: u32, id: ConnectionId, port: u16, now: Instant) {
         let max = self.cfg.accept_queue;
         let room = self.listeners.get_mut(&port).filter(|q| q.waiting.len() < max);
         if let Some(queue) = room {
-            queue.half_open = queue.half_open.saturating_sub(1);
+            queue.half_open.retain(|h| h.id != id);
             queue.waiting.push_back(id);
             if !queue.announced {
                 queue.announced = true;
@@ -145,13 +176,15 @@ impl Endpoint {
         }
         let port = self.free_port(index, to.port).ok_or(ConnectError::LimitReached)?;
         let id = self.new_id();
-        let isn = self.cfg.initial_sequence_number.unwrap_or_else(|| self.rng.next_u32());
+        let isn = self.new_isn();
         // The peer answers to the network that it was called by, so we speak from the same one.
         let local_address = Address { network: to.address.network, node: self.local.node };
         let local = SocketAddress { address: local_address, port };
         let conn = Box::new(Connection::connect(id, local, to, isn, now, &self.cfg));
+        let until = now + self.cfg.connect_timeout;
         let tunnel = self.tunnel_mut(index).ok_or(ConnectError::UnknownPeer)?;
         let needs_keys = !tunnel.can_send();
+        tunnel.prolong_exchange(until);
         let slot = tunnel.slots.insert(conn).ok_or(ConnectError::LimitReached)?;
         tunnel.slots.touch(slot);
         self.open_connections += 1;
@@ -161,6 +194,12 @@ impl Endpoint {
         }
         self.mark_dirty(index, now);
         Ok(id)
+    }
+
+    /// RFC 6528: not to be guessed, and never the same for two connections on the same ports.
+    fn new_isn(&mut self) -> u32 {
+        let random = self.rng.next_u32();
+        self.cfg.initial_sequence_number.map_or(random, |base| base.wrapping_sub(random >> 20))
     }
 
     fn free_port(&mut self, index: u32, remote_port: u16) -> Option<u16> {
@@ -311,7 +350,7 @@ impl Endpoint {
             && !conn.announced
             && let Some(queue) = self.listeners.get_mut(&conn.local.port)
         {
-            queue.half_open = queue.half_open.saturating_sub(1);
+            queue.half_open.retain(|h| h.id != conn.id);
         }
         let Some(tunnel) = self.tunnel_mut(index) else { return };
         if conn.state == State::Done {
@@ -396,7 +435,7 @@ impl Endpoint {
         if payload.is_empty() {
             return; // draft-01 facts §7
         }
-        if queue.waiting.len() >= max {
+        if queue.waiting.len() >= max || fault::point!("proto.endpoint.datagram_queue_full") {
             self.stats.drop_datagram_queue += 1;
             return;
         }

@@ -11,6 +11,11 @@ use super::*;
 use crate::config::{PeerConfig, PeerPolicy};
 use crate::transmit::RecvMeta;
 
+mod api;
+mod faults;
+mod keys;
+mod peers;
+
 struct Two {
     now: Instant,
     hosts: [(Endpoint, SocketAddr); 2],

@@ -197,6 +197,47 @@ fn losses_of_full_datagrams_alone_make_a_black_hole() {
 }
 
 #[test]
+fn losses_of_a_segment_between_base_and_present_size_make_a_black_hole_too() {
+    let (mut mtud, mut path) = searched(9000);
+    for _ in 0..BLACK_HOLE_LOSSES {
+        assert_eq!(mtud.current(), 9000);
+        path.now += path.rtt;
+        mtud.on_acked(1399);
+        mtud.on_lost(path.now, 1400);
+    }
+    assert_eq!(mtud.current(), 1200);
+    // One as large that arrives shows that such a size passes; one of the base size proves nothing by its loss.
+    let (mut mtud, mut path) = searched(9000);
+    for _ in 0..100 {
+        path.now += path.rtt;
+        mtud.on_lost(path.now, 1400);
+        mtud.on_lost(path.now + path.rtt / 2, 5000);
+        mtud.on_acked(1400);
+        mtud.on_lost(path.now + path.rtt / 3, 1200);
+    }
+    assert_eq!(mtud.current(), 9000);
+}
+
+#[test]
+fn no_probe_exceeds_the_limit_and_the_search_goes_on_when_that_grows() {
+    let mut mtud = MtuDiscovery::new(1200, 65_507, true);
+    let now = Instant::now();
+    assert_eq!(mtud.poll_probe_within(now, 1279), None, "the smallest step is too large");
+    assert!(!mtud.is_complete());
+    assert_eq!(mtud.poll_probe_within(now, 12_000), Some(1280), "not the optimistic one");
+    mtud.on_probe_acked(1280, now);
+    // Each comes as soon as it may, and the repetition of a lost one keeps to the limit, too.
+    assert_eq!(mtud.poll_probe_within(now, 1372), Some(1372));
+    mtud.on_acked(1280);
+    let later = mtud.timeout().unwrap();
+    mtud.handle_timeout(later);
+    assert_eq!(mtud.poll_probe_within(later, 1371), None, "the window has shrunk");
+    assert_eq!(mtud.poll_probe_within(later, 1372), Some(1372));
+    mtud.on_probe_acked(1372, later);
+    assert_eq!(mtud.poll_probe_within(later, 70_000), Some(65_507), "now the optimistic one");
+}
+
+#[test]
 fn ordinary_loss_makes_no_black_hole() {
     let (mut mtud, mut path) = searched(9000);
     for _ in 0..1000 {

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod model;
+mod reordering;
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -471,10 +472,28 @@ fn stale_entries_of_the_retransmission_queue_are_bounded() {
     assert!(s.board.resent.len() <= 10 && s.board.lost.len() <= 10);
 }
 
+fn op() -> impl Strategy<Value = model::Op> {
+    use model::Op;
+
+    let block = (0u64..1020, 0u64..300).prop_map(|(a, len)| (a, a + len));
+    prop_oneof![
+        8 => (1u64..40, any::<bool>()).prop_map(|(len, app_limited)| Op::Send { len, app_limited }),
+        8 => (prop_oneof![3 => Just(0u64), 2 => 0u64..300, 1 => 0u64..1010], prop::collection::vec(block, 0..4),
+              prop::bool::weighted(0.8))
+            .prop_map(|(cumulative, blocks, whole)| Op::Ack { cumulative, blocks, whole }),
+        6 => (0u64..20_000).prop_map(|us| Op::Wait { us }),
+        4 => (1usize..6).prop_map(|count| Op::Retransmit { count }),
+        1 => Just(Op::Probe),
+        1 => Just(Op::Rto),
+        3 => Just(Op::Timer),
+        1 => (0u64..1000, 0u64..1000).prop_map(|(segment, at)| Op::Split { segment, at }),
+    ]
+}
+
 proptest! {
     #[test]
-    fn agrees_with_a_model_that_scans_everything(ops in prop::collection::vec(model::op(), 1..150)) {
-        let mut pair = model::Pair::new();
+    fn agrees_with_a_model_that_scans_everything(ops in prop::collection::vec(op(), 1..150)) {
+        let mut pair = model::Pair::new(Instant::now());
         for op in ops {
             pair.apply(op);
         }

@@ -3,9 +3,12 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
 
-use super::{OVERHEAD, Tunnel, TunnelCx};
+use super::{OVERHEAD, Route, Tunnel, TunnelCx};
+use crate::congestion::Controller;
+use crate::connection::Connection;
 use crate::event::Event;
 
 /// Port of the echo (draft "Control").
@@ -13,6 +16,9 @@ const ECHO_PORT: u16 = 0;
 /// Source port of our requests: never 0, because two reference peers answer each other for ever then
 /// (draft-01 facts §8).
 const REQUEST_PORT: u16 = 49_152;
+/// Source port of requests that carry a token in their sequence number and no payload (rule C16): the shortest packet
+/// that every peer answers, because a stranger may be sent no more than came from it.
+const TOKEN_PORT: u16 = 49_153;
 /// Echo requests of one peer that wait for our answer.
 const REPLIES_MAX: usize = 64;
 /// Our own requests that wait for an answer.
@@ -50,17 +56,31 @@ pub(crate) struct MtuProbe {
 #[derive(Debug, Default)]
 pub(crate) struct ControlQueue {
     replies: VecDeque<(Header, Vec<u8>)>,
+    /// Answers that go back by the way on which the request came (RFC 9000 §8.2.2).
+    token_answers: VecDeque<(Route, Header)>,
     /// Headers without payload: resets and answers for closed connections.
     pub(crate) bare: VecDeque<Header>,
     /// When to show the peer its new keys.
     pub(crate) confirm_at: Option<Instant>,
     pub(crate) confirm_tries: u32,
     confirm_now: bool,
+    /// An answer that nobody asked for is to be sent, for the credit that it gives us.
+    credit_now: bool,
 }
 
 impl ControlQueue {
     pub(crate) fn has_work(&self) -> bool {
-        !self.replies.is_empty() || !self.bare.is_empty()
+        self.waiting() > 0 || !self.bare.is_empty() || self.credit_now
+    }
+
+    /// Packets that wait.
+    pub(crate) fn queued(&self) -> usize {
+        self.waiting() + self.bare.len()
+    }
+
+    /// Answers that wait.
+    fn waiting(&self) -> usize {
+        self.replies.len() + self.token_answers.len()
     }
 
     pub(crate) fn confirm_due(&self) -> bool {
@@ -69,14 +89,20 @@ impl ControlQueue {
 
     pub(crate) fn clear(&mut self) {
         self.replies.clear();
+        self.token_answers.clear();
         self.bare.clear();
         self.confirm_at = None;
         self.confirm_now = false;
     }
 
+    /// Sends a packet that needs no answer.
+    pub(crate) fn give_credit(&mut self) {
+        self.credit_now = true;
+    }
+
     /// Queues a payload-free packet; dropped at the bound, since each is only a courtesy.
     pub(crate) fn push_bare(&mut self, hdr: Header) {
-        if self.bare.len() < REPLIES_MAX {
+        if self.bare.len() < REPLIES_MAX && !fault::point!("proto.control.courtesies_full") {
             self.bare.push_back(hdr);
         }
     }
@@ -84,7 +110,7 @@ impl ControlQueue {
 
 /// A control packet to write.
 pub(super) enum ControlOut {
-    Packet { len: usize, candidate: bool },
+    Packet { len: usize },
     TooLong,
     Nothing,
 }
@@ -102,12 +128,23 @@ impl Tunnel {
     /// A control packet of the peer.
     pub(crate) fn on_control(&mut self, hdr: &Header, payload: &[u8], cx: &mut TunnelCx<'_>) {
         if hdr.flags.contains(Flags::ACK) {
+            if fault::point!("proto.control.lose_answer") {
+                return;
+            }
+            if hdr.dst_port == TOKEN_PORT {
+                self.on_token(hdr.seq, cx);
+                return;
+            }
             self.on_echo_answer(payload, cx);
             return;
         }
         // Never answer a request from port 0, and only the echo port exists (draft-01 facts §8).
         let echo = hdr.dst_port == ECHO_PORT && hdr.src_port != 0;
-        if !echo || payload.len() > ECHO_MAX || self.control.replies.len() >= REPLIES_MAX {
+        if hdr.src_port == TOKEN_PORT {
+            self.proof_given();
+        }
+        let full = fault::point!("proto.control.answers_full");
+        if !echo || full || payload.len() > ECHO_MAX || self.control.waiting() >= REPLIES_MAX {
             cx.stats.drop_segment += 1;
             return;
         }
@@ -125,6 +162,13 @@ impl Tunnel {
         // Only the one-way size of a probe matters; the short answer spares the reverse path.
         let short = payload.starts_with(&PROBE_MARK) && payload.len() > TOKEN_LEN;
         let body = if short { &payload[..TOKEN_LEN] } else { payload };
+        if hdr.src_port == TOKEN_PORT
+            && body.is_empty()
+            && let Some(route) = self.arrived
+        {
+            self.control.token_answers.push_back((route, answer));
+            return;
+        }
         self.control.replies.push_back((answer, body.to_vec()));
     }
 
@@ -164,6 +208,7 @@ impl Tunnel {
         }
         if self.control.confirm_at.is_some_and(|t| t <= cx.now) {
             self.control.confirm_now = true;
+            self.candidates.iter_mut().for_each(|c| c.show = true);
             self.control.confirm_tries += 1;
             let tries = self.control.confirm_tries;
             let wait = Duration::from_millis(250) * (1 << tries.min(4));
@@ -179,14 +224,19 @@ impl Tunnel {
     /// Begins an MTU probe where there is traffic and a new size to try (RFC 8899; spec/recovery.md, MTU).
     pub(super) fn maybe_probe_mtu(&mut self, cx: &mut TunnelCx<'_>) {
         const TRAFFIC: u64 = 16 * 1024;
-        if self.mtu_probe.is_some() || self.path.bytes_sent < TRAFFIC {
+        if self.mtu_probe.is_some() || self.path.mtu.is_complete() || self.path.bytes_sent < TRAFFIC {
             return;
         }
         if !self.current.as_ref().is_some_and(|s| s.confirmed) {
             return;
         }
         self.path.mtu.set_rtt(self.path.rtt.smoothed());
-        if let Some(size) = self.path.mtu.poll_probe(cx.now) {
+        // No larger than the window, and not while data is being repaired: the probe would take its place in the queue.
+        let window = usize::try_from(self.path.controller.window()).unwrap_or(usize::MAX);
+        if self.slots.any(Connection::is_repairing) {
+            return;
+        }
+        if let Some(size) = self.path.mtu.poll_probe_within(cx.now, window.saturating_add(OVERHEAD)) {
             let token = u64::from_be_bytes(random8(cx));
             self.mtu_probe = Some(MtuProbe { token, size, sent: false });
         }
@@ -200,13 +250,20 @@ impl Tunnel {
         cx: &mut TunnelCx<'_>,
     ) -> ControlOut {
         if self.control.confirm_now {
+            if limit < TOKEN_LEN {
+                return ControlOut::TooLong;
+            }
             self.control.confirm_now = false;
-            let candidate = self.candidate.is_some();
-            let needed = candidate || self.current.as_ref().is_some_and(|s| !s.confirmed);
-            if needed {
-                return self.write_confirmation(space, cx, candidate);
+            if fault::point!("proto.control.lose_confirmation") {
+                return ControlOut::Nothing;
+            }
+            if self.current.as_ref().is_some_and(|s| !s.confirmed) {
+                return self.write_confirmation(space, cx);
             }
             self.control.confirm_at = None;
+        }
+        if std::mem::take(&mut self.control.credit_now) {
+            return self.write_credit(space, cx);
         }
         if let Some(hdr) = self.control.bare.pop_front() {
             return encoded(&hdr, 0, space);
@@ -230,11 +287,19 @@ impl Tunnel {
             return out;
         }
         if let Some(i) = self.pings.iter().position(|p| p.sent.is_none()) {
+            if limit < TOKEN_LEN {
+                return ControlOut::TooLong;
+            }
             self.pings[i].sent = Some(cx.now);
             let token = self.pings[i].token;
-            return self.write_echo(&PING_MARK, token, TOKEN_LEN, space, cx, false);
+            return self.write_echo(&PING_MARK, token, TOKEN_LEN, space, cx);
         }
         ControlOut::Nothing
+    }
+
+    /// A probe is to leave as soon as no data may.
+    pub(super) fn probe_waits(&self) -> bool {
+        self.mtu_probe.as_ref().is_some_and(|p| !p.sent) && self.path.route.is_some_and(|r| self.trusts(r))
     }
 
     /// The probe that is to leave now, as (datagram size, packet length): it is a batch of its own.
@@ -243,20 +308,57 @@ impl Tunnel {
         let probe = self.mtu_probe.as_mut().filter(|p| !p.sent)?;
         probe.sent = true;
         let (token, len) = (probe.token, probe.size.checked_sub(OVERHEAD + prefix)?);
-        match self.write_echo(&PROBE_MARK, token, len.max(TOKEN_LEN), space, cx, false) {
-            ControlOut::Packet { len, .. } => Some(len),
+        match self.write_echo(&PROBE_MARK, token, len.max(TOKEN_LEN), space, cx) {
+            ControlOut::Packet { len } => Some(len),
             _ => None,
         }
     }
 
     /// An echo request whose answer nobody waits for: that it opens at the peer is what counts.
-    pub(super) fn write_confirmation(
-        &self,
-        space: &mut [u8],
-        cx: &TunnelCx<'_>,
-        candidate: bool,
-    ) -> ControlOut {
-        self.write_echo(&PING_MARK, CONFIRM_TOKEN, TOKEN_LEN, space, cx, candidate)
+    pub(super) fn write_confirmation(&self, space: &mut [u8], cx: &TunnelCx<'_>) -> ControlOut {
+        self.write_echo(&PING_MARK, CONFIRM_TOKEN, TOKEN_LEN, space, cx)
+    }
+
+    /// An answer without a question: peers ignore it, and may send us as many bytes (rule C16).
+    fn write_credit(&self, space: &mut [u8], cx: &TunnelCx<'_>) -> ControlOut {
+        let hdr = Header {
+            flags: Flags::ACK,
+            protocol: Protocol::Control,
+            src: cx.local,
+            dst: self.address,
+            src_port: ECHO_PORT,
+            dst_port: REQUEST_PORT,
+            seq: 0,
+            ack: 0,
+            window: 0,
+        };
+        encoded(&hdr, 0, space)
+    }
+
+    /// The next answer to a request for our token, with the way that it takes.
+    pub(super) fn next_token_answer(&mut self) -> Option<(Route, Header)> {
+        self.control.token_answers.pop_front()
+    }
+
+    /// A packet without payload.
+    pub(super) fn write_bare(hdr: &Header, space: &mut [u8]) -> ControlOut {
+        encoded(hdr, 0, space)
+    }
+
+    /// A request for the token of an address.
+    pub(super) fn write_token(&self, token: u32, space: &mut [u8], cx: &TunnelCx<'_>) -> ControlOut {
+        let hdr = Header {
+            flags: Flags::EMPTY,
+            protocol: Protocol::Control,
+            src: cx.local,
+            dst: self.address,
+            src_port: TOKEN_PORT,
+            dst_port: ECHO_PORT,
+            seq: token,
+            ack: 0,
+            window: 0,
+        };
+        encoded(&hdr, 0, space)
     }
 
     fn write_echo(
@@ -266,7 +368,6 @@ impl Tunnel {
         len: usize,
         space: &mut [u8],
         cx: &TunnelCx<'_>,
-        candidate: bool,
     ) -> ControlOut {
         let Some(payload) = space.get_mut(HEADER_LEN..HEADER_LEN + len) else { return ControlOut::Nothing };
         payload.fill(0);
@@ -283,16 +384,13 @@ impl Tunnel {
             ack: 0,
             window: 0,
         };
-        match encoded(&hdr, len, space) {
-            ControlOut::Packet { len, .. } => ControlOut::Packet { len, candidate },
-            other => other,
-        }
+        encoded(&hdr, len, space)
     }
 }
 
 fn encoded(hdr: &Header, payload_len: usize, space: &mut [u8]) -> ControlOut {
     match hdr.encode(space, payload_len) {
-        Ok(len) => ControlOut::Packet { len, candidate: false },
+        Ok(len) => ControlOut::Packet { len },
         Err(_) => ControlOut::Nothing,
     }
 }

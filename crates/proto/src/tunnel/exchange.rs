@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::frame::{self, PILA_LEN, Pila, PilaTrailer};
 use rand_core::Rng;
 
@@ -20,10 +21,12 @@ use crate::event::{ConnectError, Event};
 
 /// Version of our dialect, carried in the trailer of PILA (spec/tunnel.md §3.4).
 const DIALECT_VERSION: u8 = 1;
+/// Bytes of our trailer: capabilities, flags, mark and version.
+const PILA_TRAILER_LEN: usize = 7;
 /// First wait for an answer; doubles up to [`RETRY_MAX`].
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 /// Longest wait between two tries.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_millis(500);
 /// From this try on the relay is used beside the direct route.
 const RELAY_FROM: u32 = 1;
 /// From this try on each one carries a fresh key: a reference peer that already has a session with us
@@ -34,6 +37,14 @@ const ANSWER_BURST: u32 = 4;
 /// Keys of the peer that were replaced while we kept ours (rule C1). Half of that many make us renew ours, which
 /// makes the list needless.
 const RETIRED_MAX: usize = 64;
+/// Keys that wait to be shown by the peer, at one time: with old frames of ours replayed as fast as the limits of rule
+/// C10 allow, the peer's present ones stay long enough to be shown.
+const CANDIDATES_MAX: usize = 8;
+/// When keys that were shown are shown again.
+const CONFIRM_AGAIN: Duration = Duration::from_millis(500);
+/// Time without a valid frame after which one that does not open makes us ask for keys, and time between two such
+/// requests.
+const UNOPENED_AFTER: Duration = Duration::from_secs(2);
 /// Longest wait between two tries to revive a silent peer (rule C9).
 const REVIVE_MAX: Duration = Duration::from_secs(4);
 
@@ -42,6 +53,17 @@ const REVIVE_MAX: Duration = Duration::from_secs(4);
 pub(crate) struct ExchangeFrame {
     pub(crate) route: Route,
     pub(crate) bytes: Vec<u8>,
+}
+
+/// Keys agreed by a verified frame that no frame of the peer has opened under yet (rule C2).
+#[derive(Debug)]
+pub(crate) struct Candidate {
+    pub(crate) session: Session,
+    /// Where the key exchange frame came from: the confirmation goes there.
+    pub(crate) route: Route,
+    pub(crate) until: Instant,
+    /// To be shown to the peer with the next frame.
+    pub(crate) show: bool,
 }
 
 /// What is under way with one peer.
@@ -66,6 +88,8 @@ pub(crate) struct KeyExchange {
     /// A frame under another identity came from where the peer should be.
     wrong_key: bool,
     outbox: Vec<ExchangeFrame>,
+    /// When we last asked because of a frame that did not open.
+    unopened: Option<Instant>,
 }
 
 impl KeyExchange {
@@ -94,6 +118,9 @@ impl KeyExchange {
     }
 
     fn may_answer(&mut self, now: Instant) -> bool {
+        if fault::point!("proto.exchange.answers_used_up") {
+            return false;
+        }
         match self.answers_refilled {
             None => self.answers_left = ANSWER_BURST,
             Some(at) => {
@@ -130,9 +157,19 @@ impl Tunnel {
             return;
         }
         self.exchange.started = Some(cx.now);
+        if let Some(endpoint) = self.introduced {
+            self.addresses.introduce(endpoint, cx.now); // the application wants it anew
+        }
         self.exchange.give_up_at = Some(cx.now + cx.cfg.connect_timeout);
         self.exchange.attempt = 0;
         self.ask(cx);
+    }
+
+    /// Somebody new waits for keys: an exchange that is under way gets the full time again.
+    pub(crate) fn prolong_exchange(&mut self, until: Instant) {
+        if let Some(at) = &mut self.exchange.give_up_at {
+            *at = until.max(*at);
+        }
     }
 
     /// Sends the request and plans the next one.
@@ -179,15 +216,30 @@ impl Tunnel {
     }
 
     fn queue_pila(&mut self, route: Route, flags: u64, cx: &mut TunnelCx<'_>) {
-        if self.exchange.outbox.len() >= 4 {
+        if self.exchange.outbox.len() >= 4 || fault::point!("proto.exchange.lose_frame") {
             return;
         }
+        self.addresses.refill(cx.now);
+        // Without our mark the frame is as short as any, so an answer never exceeds the question (rule C16).
+        let stranger = match route {
+            Route::Direct(addr) if !self.trusts(route) => Some(self.addresses.allowance(addr)),
+            _ => None,
+        };
+        let full = PILA_LEN + PILA_TRAILER_LEN;
+        if stranger.is_some_and(|allowed| allowed < PILA_LEN) {
+            return;
+        }
+        let bare = stranger.is_some_and(|allowed| allowed < full);
         let x25519 = self.exchange_key(cx).public();
         let sender = cx.local.node;
         let signature = cx.identity.sign(&frame::pila_signed_message(sender, &x25519));
         let mut trailer = [0u8; 32];
-        let trailer_len =
-            PilaTrailer { capabilities: 0, flags, pilotage: Some(DIALECT_VERSION) }.encode(&mut trailer);
+        let trailer_len = if bare {
+            0
+        } else {
+            PilaTrailer { capabilities: 0, flags, pilotage: Some(DIALECT_VERSION) }.encode(&mut trailer)
+        };
+        debug_assert!(trailer_len <= PILA_TRAILER_LEN);
         let pila = Pila {
             sender,
             x25519,
@@ -198,6 +250,9 @@ impl Tunnel {
         let mut bytes = vec![0; PILA_LEN + trailer_len];
         if let Ok(len) = frame::encode_pila(&pila, &mut bytes) {
             bytes.truncate(len);
+            if !self.pay(route, len) {
+                return;
+            }
             self.exchange.outbox.push(ExchangeFrame { route, bytes });
         }
     }
@@ -235,7 +290,7 @@ impl Tunnel {
         if !crypto::verify(&pila.ed25519, &message, &pila.signature) {
             return ExchangeFate::BadSignature;
         }
-        if trailer.pilotage.is_some() {
+        if trailer.pilotage.is_some() && !self.dialect_shown {
             self.dialect = Dialect::Pilotage;
         }
         self.authenticated = true;
@@ -256,19 +311,18 @@ impl Tunnel {
     }
 
     fn adopt_key(&mut self, peer_public: [u8; 32], route: Route, answer: bool, cx: &mut TunnelCx<'_>) {
-        let already = self.candidate.as_ref().is_some_and(|(s, _)| s.peer_public == peer_public);
         let local_public = self.exchange_key(cx).public();
-        let same = already && self.candidate.as_ref().is_some_and(|(s, _)| s.local_public == local_public);
-        if !same {
+        let same = |s: &Session| s.peer_public == peer_public && s.local_public == local_public;
+        let known =
+            self.candidates.iter().any(|c| same(&c.session)) || self.current.as_ref().is_some_and(same);
+        if !known {
             let random = random4(cx);
             let Some(session) = Session::new(self.exchange_key(cx), peer_public, random, cx.now) else {
                 cx.stats.drop_bad_key_exchange += 1;
                 return;
             };
-            let confirmed = self.current.as_ref().is_some_and(|s| s.confirmed);
-            if confirmed {
-                self.candidate = Some((session, cx.now + CANDIDATE_KEPT));
-                self.candidate_route = Some(route);
+            if self.current.is_some() {
+                self.add_candidate(session, route, cx.now);
             } else {
                 self.first_contact(session, route, cx);
             }
@@ -277,19 +331,37 @@ impl Tunnel {
             self.queue_pila(route, PilaTrailer::ANSWER, cx);
         }
         if self.exchange.asked {
-            // We asked: it is on us to show the new keys first.
-            // First contact needs no extra frame where data follows anyway.
-            let wait = if self.candidate.is_some() { Duration::ZERO } else { Duration::from_millis(100) };
-            self.control.confirm_at = Some(cx.now + wait);
-            self.control.confirm_tries = 0;
+            // We asked: it is on us to show the new keys first. First contact needs no extra frame where data follows
+            // anyway.
+            match self.candidates.iter_mut().find(|c| same(&c.session)) {
+                Some(candidate) => candidate.show = true,
+                None => {
+                    self.control.confirm_at = Some(cx.now + Duration::from_millis(100));
+                    self.control.confirm_tries = 0;
+                    return;
+                }
+            }
+            if self.control.confirm_at.is_none() {
+                self.control.confirm_at = Some(cx.now + CONFIRM_AGAIN);
+                self.control.confirm_tries = 1;
+            }
         }
     }
 
-    /// No confirmed session: the new keys serve at once (rule C2, "first contact").
+    /// Keys that the peer has not shown. Which of several are the peer's present ones and which come of replayed frames
+    /// only the peer can tell, so none replaces another before the bound is reached.
+    fn add_candidate(&mut self, session: Session, route: Route, now: Instant) {
+        if self.candidates.len() >= CANDIDATES_MAX {
+            self.candidates.remove(0);
+        }
+        self.candidates.push(Candidate { session, route, until: now + CANDIDATE_KEPT, show: false });
+    }
+
+    /// No session at all: the new keys serve at once (rule C2, "first contact").
     fn first_contact(&mut self, session: Session, route: Route, cx: &mut TunnelCx<'_>) {
-        let replaced = self.current.replace(session);
-        if let Some(old) = replaced {
-            self.previous = Some((old, cx.now + PREVIOUS_KEPT));
+        self.current = Some(session);
+        if self.exchange.asked {
+            self.plan_proof(cx.now);
         }
         if let Some(rekey) = self.exchange.rekey.take() {
             self.exchange.set_local(rekey);
@@ -315,8 +387,12 @@ impl Tunnel {
     }
 
     /// A frame opened under the candidate: the peer holds the new keys.
-    pub(crate) fn promote_candidate(&mut self, cx: &mut TunnelCx<'_>) {
-        let Some((session, _)) = self.candidate.take() else { return };
+    pub(crate) fn promote_candidate(&mut self, index: usize, cx: &mut TunnelCx<'_>) {
+        if index >= self.candidates.len() {
+            return;
+        }
+        let session = self.candidates.swap_remove(index).session;
+        self.candidates.clear();
         if let Some(rekey) = self.exchange.rekey.take()
             && rekey.public() == session.local_public
         {
@@ -345,10 +421,18 @@ impl Tunnel {
         let due = current.counter >= cx.cfg.rekey_after_frames
             || old
             || current.prefix_collides()
+            || fault::point!("proto.exchange.renew_early")
             || self.exchange.retired.len() >= RETIRED_MAX / 2;
-        if !due || !current.confirmed || self.exchange.rekey.is_some() || self.candidate.is_some() {
+        // Keys of the peer's that are on their way save us ours; but replayed frames can feign them for ever.
+        let overdue = current.counter >= cx.cfg.rekey_after_frames.saturating_mul(2)
+            || cx.now.saturating_duration_since(current.created) >= cx.cfg.rekey_after * 2;
+        let waits = !self.candidates.is_empty() && !overdue;
+        if !due || !current.confirmed || self.exchange.rekey.is_some() || waits {
             return;
         }
+        // Keys made with our old pair must not come into use beside those of the new one: the two sides could end up
+        // with different ones.
+        self.candidates.clear();
         self.exchange.rekey = Some(new_key(cx));
         self.exchange.attempt = 0;
         self.ask(cx);
@@ -395,6 +479,20 @@ impl Tunnel {
             self.exchange.asked = true;
             self.queue_pila(route, PilaTrailer::REQUEST, cx);
         }
+    }
+
+    /// A frame that nothing opens came from where the peer is, and nothing valid has come for a while: the two may hold
+    /// different keys (rule C9). Our request costs an attacker as much as it costs us, and is sent seldom.
+    pub(crate) fn on_unopened(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
+        let elapsed = |t: Option<Instant>| t.map(|t| cx.now.saturating_duration_since(t));
+        let heard = elapsed(self.last_valid).is_some_and(|t| t < UNOPENED_AFTER);
+        let asked = elapsed(self.exchange.unopened).is_some_and(|t| t < UNOPENED_AFTER);
+        if heard || asked || self.path.route != Some(route) || self.key.is_none() {
+            return;
+        }
+        self.exchange.unopened = Some(cx.now);
+        self.exchange.asked = true;
+        self.queue_pila(route, PilaTrailer::REQUEST, cx);
     }
 
     pub(crate) fn on_exchange_timeout(&mut self, cx: &mut TunnelCx<'_>) {

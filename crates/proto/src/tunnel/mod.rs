@@ -4,12 +4,13 @@
 //! authenticated packets. Flow out: [`Tunnel::poll_transmit`] fills one batch. Time:
 //! [`Tunnel::deadline`] and [`Tunnel::on_timeout`].
 //!
-//! Rules C1–C15 are those of spec/tunnel.md §6 (hardened draft mode).
+//! Rules C1–C16 are those of spec/tunnel.md §6 (hardened draft mode).
 
 mod control;
 mod exchange;
 mod packets;
 pub(crate) mod path;
+mod proof;
 mod session;
 mod slots;
 mod transmit;
@@ -18,6 +19,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use pilotage_fault as fault;
 use pilotage_wire::frame::{PILS_HEADER_LEN, TAG_LEN};
 use pilotage_wire::packet::HEADER_LEN;
 use pilotage_wire::{Address, NodeId};
@@ -29,7 +31,7 @@ use crate::crypto::Identity;
 use crate::event::{ConnectError, EndpointStats, Event, TunnelInfo};
 
 pub(crate) use control::PendingPing;
-pub(crate) use exchange::{ExchangeFate, KeyExchange};
+pub(crate) use exchange::{Candidate, ExchangeFate, KeyExchange};
 pub(crate) use packets::Inner;
 pub(crate) use path::{Path, Route};
 pub(crate) use session::{OpenError, Session};
@@ -45,6 +47,10 @@ const CANDIDATE_KEPT: Duration = Duration::from_secs(10);
 const UPGRADE_FIRST: Duration = Duration::from_secs(1);
 /// Longest wait between two such tries.
 const UPGRADE_MAX: Duration = Duration::from_secs(30);
+/// First wait before something is sent only for the credit that it gives us; doubles.
+const PROVE_FIRST: Duration = Duration::from_millis(500);
+/// How often that is done.
+const PROVES_MAX: u32 = 6;
 /// Outgoing datagrams that wait, in packets.
 const DATAGRAMS_OUT: usize = 256;
 
@@ -78,8 +84,21 @@ pub(crate) struct Tunnel {
     pub(crate) key: Option<[u8; 32]>,
     pub(crate) policy: PeerPolicy,
     pub(crate) dialect: Dialect,
+    /// The dialect was learnt from a handshake, which is sealed: the unsigned mark says nothing any more.
+    pub(crate) dialect_shown: bool,
     pub(crate) authenticated: bool,
     pub(crate) path: Path,
+    /// Which addresses have shown that the peer is there (rule C16).
+    pub(crate) addresses: proof::Addresses,
+    /// An unproven address that the newest frame came from, to be asked for its token.
+    pub(crate) ask_token: Option<SocketAddr>,
+    /// When to send something only for the credit that it gives us at the peer, and how often that was done.
+    prove_at: Option<Instant>,
+    proves: u32,
+    /// Where the newest frame came from, if that address is not proven yet.
+    pub(crate) newest_route: Option<Route>,
+    /// By which way the packet came that is being handled.
+    arrived: Option<Route>,
     /// The address that the caller gave, tried first.
     pub(crate) introduced: Option<SocketAddr>,
     pub(crate) exchange: KeyExchange,
@@ -88,9 +107,7 @@ pub(crate) struct Tunnel {
     /// Replaced keys, for receiving only.
     pub(crate) previous: Option<(Session, Instant)>,
     /// Keys that the peer has not shown yet (rule C2).
-    pub(crate) candidate: Option<(Session, Instant)>,
-    /// Where the key exchange frame of the candidate came from: its confirmation goes there.
-    pub(crate) candidate_route: Option<Route>,
+    pub(crate) candidates: Vec<Candidate>,
     /// Another route to try with one echo request: if the peer's answer comes by it, the path follows (rule C3).
     pub(crate) try_route: Option<Route>,
     /// When to try the direct route again while the relay is in use, and how long to wait after that.
@@ -119,7 +136,11 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) fn new(peer: &PeerConfig, cfg: &Config, relay: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(peer: &PeerConfig, cfg: &Config, relay: Option<SocketAddr>, now: Instant) -> Self {
+        let mut addresses = proof::Addresses::default();
+        if let Some(endpoint) = peer.endpoint {
+            addresses.introduce(endpoint, now);
+        }
         let route = peer.endpoint.map(Route::Direct).or(relay.map(Route::Relay));
         Self {
             node: peer.address.node,
@@ -127,14 +148,20 @@ impl Tunnel {
             key: peer.key,
             policy: peer.policy,
             dialect: Dialect::Draft,
+            dialect_shown: false,
             authenticated: false,
             path: Path::new(route, cfg),
+            addresses,
+            prove_at: None,
+            proves: 0,
+            ask_token: None,
+            newest_route: None,
+            arrived: None,
             introduced: peer.endpoint,
             exchange: KeyExchange::default(),
             current: None,
             previous: None,
-            candidate: None,
-            candidate_route: None,
+            candidates: Vec::new(),
             try_route: None,
             upgrade_at: None,
             upgrade_wait: UPGRADE_FIRST,
@@ -160,6 +187,7 @@ impl Tunnel {
         peer: &PeerConfig,
         cfg: &Config,
         relay: Option<SocketAddr>,
+        now: Instant,
     ) -> Result<(), ConnectError> {
         match (self.key, peer.key) {
             (Some(old), Some(new)) if old != new => return Err(ConnectError::PinMismatch),
@@ -170,6 +198,7 @@ impl Tunnel {
         self.address = peer.address;
         if let Some(endpoint) = peer.endpoint {
             self.introduced = Some(endpoint);
+            self.addresses.introduce(endpoint, now);
         }
         // A path that carried a valid frame is better than what anybody tells us (rule C3).
         let heard = self.current.as_ref().is_some_and(|s| s.confirmed);
@@ -182,6 +211,72 @@ impl Tunnel {
             self.path.route = relay.map(Route::Relay);
         }
         Ok(())
+    }
+
+    /// Whether an address may be sent anything: it proved itself (rule C16). The relay is the caller's own.
+    pub(crate) fn trusts(&self, route: Route) -> bool {
+        match route {
+            Route::Relay(_) => true,
+            Route::Direct(addr) => self.addresses.is_proven(addr),
+        }
+    }
+
+    /// A datagram of this peer, genuine or not, came by a way.
+    pub(crate) fn on_received(&mut self, route: Route, len: usize, now: Instant) {
+        if let (Route::Direct(addr), false) = (route, self.trusts(route)) {
+            self.addresses.on_received(addr, len, now);
+        }
+    }
+
+    /// The unproven address that we use, or would like to use, whose token is to be asked for again first, and when.
+    fn next_token(&self) -> Option<(Instant, SocketAddr)> {
+        if self.current.is_none() || self.ask_token.is_some() {
+            return None;
+        }
+        [self.newest_route, self.path.route]
+            .into_iter()
+            .flatten()
+            .filter(|route| !self.trusts(*route))
+            .filter_map(|route| {
+                Some((self.addresses.ask_deadline(route.remote(), OVERHEAD)?, route.remote()))
+            })
+            .min_by_key(|(at, _)| *at)
+    }
+
+    fn on_proof_timeout(&mut self, now: Instant) {
+        self.addresses.refill(now);
+        if let Some((at, addr)) = self.next_token()
+            && at <= now
+        {
+            self.ask_token = Some(addr);
+        }
+        if self.prove_at.is_some_and(|t| t <= now) {
+            self.prove_at = (self.proves < PROVES_MAX).then(|| now + PROVE_FIRST * (1 << self.proves.min(8)));
+            self.proves += 1;
+            if self.slots.len() > 0 {
+                self.control.give_credit();
+            }
+        }
+    }
+
+    /// New keys, and we asked for them: until the peer asks for the token of our address it may have no credit left to
+    /// do so, and we nothing to send (RFC 9002 §6.2.2.1). So we send a little now and then.
+    fn plan_proof(&mut self, now: Instant) {
+        self.proves = 0;
+        self.prove_at = Some(now + PROVE_FIRST);
+    }
+
+    /// The peer has asked for our token, or showed that it need not.
+    pub(crate) fn proof_given(&mut self) {
+        self.prove_at = None;
+    }
+
+    /// Counts a datagram that is to leave by a way; `false` if it must not.
+    pub(crate) fn pay(&mut self, route: Route, len: usize) -> bool {
+        match route {
+            Route::Direct(addr) if !self.trusts(route) => self.addresses.pay(addr, len),
+            _ => true,
+        }
     }
 
     /// Whether packets can leave now: keys, or the permission to do without.
@@ -206,20 +301,22 @@ impl Tunnel {
     pub(crate) fn fail(&mut self, error: ConnectError, cx: &mut TunnelCx<'_>) {
         self.exchange.stop();
         self.current = None;
-        self.candidate = None;
+        self.candidates.clear();
         self.revive_at = None;
         self.pings.clear();
         self.datagrams.clear();
         self.control.clear();
         let path = &mut self.path;
         self.slots.for_each(|c| c.on_tunnel_failed(error, path));
+        // Else what failed would count as waiting for keys, and the next exchange would begin at once.
+        self.slots.clear_ready();
         self.slots.touch_all();
         cx.events.push_back(Event::TunnelDown { peer: self.node, reason: error });
     }
 
     /// The next time at which [`Self::on_timeout`] has something to do, connections excluded.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let candidate = self.candidate.as_ref().map(|(_, until)| *until);
+        let candidate = self.candidates.iter().map(|c| c.until).min();
         let previous = self.previous.as_ref().map(|(_, until)| *until);
         [
             candidate,
@@ -228,6 +325,8 @@ impl Tunnel {
             self.revive_at,
             self.upgrade_at,
             self.control.confirm_at,
+            self.prove_at,
+            self.next_token().map(|(at, _)| at),
             self.path.paced_until,
             self.path.mtu.timeout(),
             self.slots.next_time_wait(),
@@ -240,10 +339,8 @@ impl Tunnel {
     /// Does what is due. Connections have their own deadlines.
     pub(crate) fn on_timeout(&mut self, cx: &mut TunnelCx<'_>) {
         let now = cx.now;
-        if self.candidate.as_ref().is_some_and(|(_, until)| *until <= now) {
-            self.candidate = None;
-            self.control.confirm_at = None;
-        }
+        self.candidates.retain(|c| c.until > now);
+        self.on_proof_timeout(now);
         if self.previous.as_ref().is_some_and(|(_, until)| *until <= now) {
             self.previous = None;
         }
@@ -309,7 +406,7 @@ impl Tunnel {
 
     /// Takes an outgoing datagram; `false` if the queue is full.
     pub(crate) fn queue_datagram(&mut self, datagram: DatagramOut) -> bool {
-        if self.datagrams.len() >= DATAGRAMS_OUT {
+        if self.datagrams.len() >= DATAGRAMS_OUT || fault::point!("proto.tunnel.datagrams_full") {
             return false;
         }
         self.datagrams.push_back(datagram);

@@ -1,10 +1,11 @@
 //! Sealed frames in, packets to connections (spec/tunnel.md §4, §6).
 
+use pilotage_fault as fault;
 use pilotage_wire::NodeId;
 use pilotage_wire::packet::{Flags, Header, Packet, Protocol};
 
 use super::{OpenError, Route, Session, Tunnel, TunnelCx};
-use crate::connection::Dialect;
+use crate::connection::{DIALECT_MARK, Dialect, SegmentFate};
 use crate::event::Event;
 
 /// How recently the direct route must have carried a frame to be kept when one comes by the relay.
@@ -39,15 +40,25 @@ impl Tunnel {
         let which = self.session_for(prefix, sender, nonce, ciphertext);
         let session = match which {
             Which::Current => self.current.as_mut(),
-            Which::Candidate => self.candidate.as_mut().map(|(s, _)| s),
+            Which::Candidate(i) => self.candidates.get_mut(i).map(|c| &mut c.session),
             Which::Previous => self.previous.as_mut().map(|(s, _)| s),
         };
         let Some(session) = session else { return Err(OpenError::Unauthentic) };
         let (plain, highest) = session.open(sender, nonce, ciphertext)?;
+        // Rule C4 comes first. The derived key does not name the two sides: a third party that signed the peer's
+        // X25519 key as its own can show us frames that we were never meant to get. They prove nothing.
+        if !is_between(self.node, cx.local.node, plain) {
+            return Ok(plain);
+        }
+        session.confirmed = true;
+        if fault::point!("proto.tunnel.lose_opened_frame") {
+            return Err(OpenError::Replay); // its counter is used up, as if it had come twice and the first been lost
+        }
         self.last_valid = Some(cx.now);
         self.revive_at = None;
-        if which == Which::Candidate {
-            self.promote_candidate(cx);
+        self.arrived = Some(route);
+        if let Which::Candidate(i) = which {
+            self.promote_candidate(i, cx);
         }
         if highest && which != Which::Previous {
             self.on_valid_route(route, cx);
@@ -59,18 +70,19 @@ impl Tunnel {
     /// hand a copy is tried, because opening destroys what does not verify.
     fn session_for(&mut self, prefix: [u8; 4], sender: NodeId, nonce: &[u8; 12], ciphertext: &[u8]) -> Which {
         let known = |s: Option<&Session>| s.is_some_and(|s| s.knows_prefix(prefix));
-        if known(self.current.as_ref()) || (self.candidate.is_none() && self.previous.is_none()) {
+        if known(self.current.as_ref()) || (self.candidates.is_empty() && self.previous.is_none()) {
             return Which::Current;
         }
-        if known(self.candidate.as_ref().map(|(s, _)| s)) {
-            return Which::Candidate;
+        if let Some(i) = self.candidates.iter().position(|c| c.session.knows_prefix(prefix)) {
+            return Which::Candidate(i);
         }
         if known(self.previous.as_ref().map(|(s, _)| s)) {
             return Which::Previous;
         }
-        for which in [Which::Candidate, Which::Current] {
+        let newest_first = (0..self.candidates.len()).rev().map(Which::Candidate);
+        for which in newest_first.chain([Which::Current]) {
             let session = match which {
-                Which::Candidate => self.candidate.as_ref().map(|(s, _)| s),
+                Which::Candidate(i) => self.candidates.get(i).map(|c| &c.session),
                 _ => self.current.as_ref(),
             };
             if let Some(session) = session {
@@ -84,18 +96,45 @@ impl Tunnel {
         Which::Previous
     }
 
-    /// Rule C3: the path follows the newest authentic frame; a relayed one does not replace a direct route that works.
+    /// Rules C3, C16: the path follows the newest authentic frame to a proven address; a relayed one does not replace a direct route that works.
     fn on_valid_route(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
         if let Route::Direct(_) = route {
             self.path.direct_heard = Some(cx.now);
+        }
+        let trusted = self.trusts(route);
+        if let (Route::Direct(addr), false) = (route, trusted)
+            && self.addresses.wants_token(addr, cx.now)
+        {
+            self.ask_token = Some(addr);
         }
         let Some(old) = self.path.route else {
             self.path.route = Some(route);
             return;
         };
         if old == route {
+            self.newest_route = None;
             return;
         }
+        if !trusted {
+            self.newest_route = Some(route); // until its token comes back
+            return;
+        }
+        self.follow(old, route, cx);
+    }
+
+    /// A token came back: the address is the peer's, and if the newest frame came from there the path follows.
+    pub(super) fn on_token(&mut self, token: u32, cx: &mut TunnelCx<'_>) {
+        let Some(route @ Route::Direct(addr)) = self.arrived else { return };
+        if self.addresses.on_token(addr, token)
+            && self.newest_route == Some(route)
+            && let Some(old) = self.path.route
+        {
+            self.follow(old, route, cx);
+        }
+    }
+
+    fn follow(&mut self, old: Route, route: Route, cx: &mut TunnelCx<'_>) {
+        self.newest_route = None;
         let direct_works =
             self.path.direct_heard.is_some_and(|t| cx.now.saturating_duration_since(t) < DIRECT_FRESH)
                 && matches!(old, Route::Direct(_));
@@ -115,6 +154,14 @@ impl Tunnel {
             self.path = super::Path::new(Some(new), cx.cfg);
             self.path.in_flight = in_flight;
             self.path.direct_heard = direct_heard;
+            if matches!(old, Route::Direct(_)) {
+                // What is on its way to where the peer no longer is will not arrive; waiting for the initial timeout of
+                // the new path would only show that a second later. The new window bounds what goes out again.
+                let Self { slots, path, .. } = self;
+                slots.for_each(|c| c.on_old_path_gone(cx.now, path));
+                slots.touch_all();
+                self.blocked = false;
+            }
         }
         if let Some(path) = self.path.info() {
             cx.events.push_back(Event::PathChanged { peer: self.node, path });
@@ -147,24 +194,35 @@ impl Tunnel {
 
     fn on_stream<'a>(&mut self, hdr: &Header, payload: &'a [u8], cx: &mut TunnelCx<'_>) -> Inner<'a> {
         let ports = (hdr.dst_port, hdr.src_port);
-        let Some(slot) = self.slots.find(ports) else {
-            return self.on_stray_segment(hdr, payload.len(), cx);
+        if hdr.flags.contains(Flags::SYN | Flags::ACK) {
+            self.learn_dialect(payload == DIALECT_MARK);
+        }
+        let mut found = self.slots.find(ports);
+        if let Some(slot) = found.filter(|s| self.slots.get(*s).is_some_and(|c| c.gives_way_to(hdr))) {
+            self.slots.release_ports(slot);
+            found = None;
+        }
+        let Some(slot) = found else {
+            return self.on_stray_segment(hdr, payload, cx);
         };
         let (cfg, now) = (cx.cfg, cx.now);
         let fate = self.with_connection(slot, cfg, now, |c, ccx| c.on_segment(hdr, payload, ccx));
-        if fate != Some(crate::connection::SegmentFate::Accepted) {
-            cx.stats.drop_segment += 1;
+        match fate {
+            Some(SegmentFate::Accepted) => {}
+            Some(SegmentFate::Refused) => self.refuse(hdr, payload.len()),
+            Some(SegmentFate::Dropped) | None => cx.stats.drop_segment += 1,
         }
         Inner::Connection(slot)
     }
 
     /// A segment of no connection: a SYN, a leftover of a closed one, or something to reset.
-    fn on_stray_segment<'a>(&mut self, hdr: &Header, payload_len: usize, cx: &mut TunnelCx<'_>) -> Inner<'a> {
+    fn on_stray_segment<'a>(&mut self, hdr: &Header, payload: &[u8], cx: &mut TunnelCx<'_>) -> Inner<'a> {
         let ports = (hdr.dst_port, hdr.src_port);
         if hdr.flags.contains(Flags::RST) {
             return Inner::Done;
         }
         if hdr.flags.contains(Flags::SYN) && !hdr.flags.contains(Flags::ACK) {
+            self.learn_dialect(payload == DIALECT_MARK);
             return Inner::Syn(*hdr);
         }
         if self.slots.is_time_wait(ports) {
@@ -184,8 +242,15 @@ impl Tunnel {
         if self.dialect == Dialect::Draft && hdr.flags.contains(Flags::FIN) {
             return Inner::Done; // a reference peer answers everything about FIN: end it here
         }
-        self.refuse(hdr, payload_len);
+        self.refuse(hdr, payload.len());
         Inner::Done
+    }
+
+    /// What the handshake of a connection says about the peer is sealed, so it is believed, unlike the unsigned mark of
+    /// the key exchange frame (spec/tunnel.md §3.4).
+    fn learn_dialect(&mut self, marked: bool) {
+        self.dialect_shown = true;
+        self.dialect = if marked { Dialect::Pilotage } else { Dialect::Draft };
     }
 
     /// Answers a segment with RST (RFC 9293 §3.10.7.1).
@@ -198,6 +263,11 @@ impl Tunnel {
         answer.ack = hdr.seq.wrapping_add(payload_len as u32).wrapping_add(counted);
         self.control.push_bare(answer);
     }
+}
+
+/// Whether a packet says that it goes from `peer` to `local`. What does not decode does not.
+fn is_between(peer: NodeId, local: NodeId, plain: &[u8]) -> bool {
+    Packet::decode_trusted(plain).is_ok_and(|p| p.header.src.node == peer && p.header.dst.node == local)
 }
 
 fn reply_header(hdr: &Header, flags: Flags) -> Header {
@@ -217,6 +287,6 @@ fn reply_header(hdr: &Header, flags: Flags) -> Header {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     Current,
-    Candidate,
+    Candidate(usize),
     Previous,
 }

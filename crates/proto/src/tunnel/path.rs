@@ -141,10 +141,11 @@ impl Path {
         self.update_mss();
     }
 
-    /// A connection's retransmission timer fired with `in_flight` bytes of the path outstanding.
-    pub(crate) fn on_rto(&mut self, now: Instant, in_flight: u64, full_sized: bool) {
+    /// A connection's retransmission timer fired with `in_flight` bytes of the path outstanding, of which `lost` are
+    /// taken for lost.
+    pub(crate) fn on_rto(&mut self, now: Instant, in_flight: u64, lost: u64) {
         self.controller.on_rto(now, in_flight);
-        if full_sized {
+        if self.size_of(lost) > self.mtu.base() {
             self.mtu.on_rto();
             self.update_mss();
         }

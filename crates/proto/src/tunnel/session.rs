@@ -17,6 +17,8 @@ const MAX_PREFIXES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Session {
     aead: SessionAead,
+    #[cfg(debug_assertions)]
+    name: u128,
     /// Our X25519 public key of this session.
     pub(crate) local_public: [u8; 32],
     /// The peer's X25519 public key of this session.
@@ -56,6 +58,8 @@ impl Session {
         send_prefix[0] = (send_prefix[0] & 0x7f) | if local_public > peer_public { 0x80 } else { 0 };
         Some(Self {
             aead: SessionAead::new(key.as_bytes()),
+            #[cfg(debug_assertions)]
+            name: crate::audit::name(key.as_bytes()),
             local_public,
             peer_public,
             send_prefix,
@@ -76,6 +80,12 @@ impl Session {
         nonce[..4].copy_from_slice(&self.send_prefix);
         nonce[4..].copy_from_slice(&self.counter.to_be_bytes());
         frame::encode_pils_header(sender, &nonce, frame).ok()?;
+        #[cfg(debug_assertions)]
+        crate::audit::note(crate::audit::Sealed {
+            key: self.name,
+            prefix: self.send_prefix,
+            counter: self.counter,
+        });
         self.aead.seal_in_place(&nonce, &sender.0.to_be_bytes(), &mut frame[PILS_HEADER_LEN..]);
         Some(total)
     }
@@ -96,7 +106,7 @@ impl Session {
     }
 
     /// Opens a frame in place: replay check, tag, then the window moves (rule C7). Also tells whether its
-    /// counter is the highest of its prefix so far (rule C3).
+    /// counter is the highest of its prefix so far (rule C3). What the frame proves is the caller's affair (rule C4).
     pub(crate) fn open<'a>(
         &mut self,
         sender: NodeId,
@@ -126,7 +136,9 @@ impl Session {
         };
         let highest = window.highest().is_none_or(|h| counter > h);
         window.mark(counter);
-        self.confirmed = true;
         Ok((plain, highest))
     }
 }
+
+#[cfg(test)]
+mod tests;

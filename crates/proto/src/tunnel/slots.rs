@@ -40,7 +40,12 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn len(&self) -> usize {
-        self.by_ports.len()
+        self.slots.len() - self.free.len()
+    }
+
+    /// All connections.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.slots.iter().flatten().map(Box::as_ref)
     }
 
     /// Adds a connection; `None` if the port pair is taken.
@@ -88,10 +93,22 @@ impl Slots {
 
     pub(crate) fn remove(&mut self, slot: u32) -> Option<Box<Connection>> {
         let conn = self.slots.get_mut(slot as usize)?.take()?;
-        self.by_ports.remove(&(conn.local.port, conn.remote.port));
+        let ports = (conn.local.port, conn.remote.port);
+        if self.by_ports.get(&ports) == Some(&slot) {
+            self.by_ports.remove(&ports);
+        }
         self.last = None;
         self.free.push(slot);
         Some(conn)
+    }
+
+    /// Frees the ports of a connection that is over, although the application still holds it.
+    pub(crate) fn release_ports(&mut self, slot: u32) {
+        if let Some(conn) = self.get(slot) {
+            let ports = (conn.local.port, conn.remote.port);
+            self.by_ports.remove(&ports);
+            self.last = None;
+        }
     }
 
     pub(crate) fn any(&self, f: impl Fn(&Connection) -> bool) -> bool {
@@ -171,6 +188,13 @@ impl Slots {
         }
     }
 
+    /// Nobody has anything to send any more.
+    pub(crate) fn clear_ready(&mut self) {
+        while self.any_ready() {
+            self.drop_front();
+        }
+    }
+
     // ---- TIME_WAIT
 
     pub(crate) fn remember(&mut self, ports: PortPair, (seq, ack): (u32, u32), expires: Instant) {
@@ -211,3 +235,6 @@ impl Slots {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use pilotage_fault as fault;
 use pilotage_wire::beacon;
 use pilotage_wire::frame::{self, PILS_HEADER_LEN, TAG_LEN};
 use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
@@ -47,10 +48,9 @@ impl Batch {
 
 /// What the next packet of the tunnel is.
 enum Next {
-    /// Length of the unsealed packet; `candidate`: to be sealed under the keys awaiting confirmation.
+    /// Length of the unsealed packet.
     Packet {
         len: usize,
-        candidate: bool,
     },
     TooLong,
     Nothing,
@@ -74,13 +74,8 @@ impl Tunnel {
         let route = self.path.route.or(cx.relay.map(Route::Relay))?;
         self.path.route = Some(route);
         self.rekey_if_due(cx);
-        if self.candidate.is_some() && self.control.confirm_due() {
-            let route = self.candidate_route.unwrap_or(route);
-            if let Some(transmit) =
-                self.emit_control_on(route, buf, cx, |t, space, cx| t.poll_control(usize::MAX, space, cx))
-            {
-                return Some(transmit);
-            }
+        if let Some(transmit) = self.show_candidate(buf, cx) {
+            return Some(transmit);
         }
         // Only what brings the new keys into use may still leave then.
         if self.is_exhausted(cx.cfg.rekey_after_frames) && !self.control.confirm_due() {
@@ -88,16 +83,42 @@ impl Tunnel {
         }
         if let Some(other) = self.try_route.take()
             && let Some(transmit) =
-                self.emit_control_on(other, buf, cx, |t, space, cx| t.write_confirmation(space, cx, false))
+                self.emit_control_on(other, None, buf, cx, |t, space, cx| t.write_confirmation(space, cx))
         {
             return Some(transmit);
         }
-        self.plan_upgrade(cx.now);
-        self.maybe_probe_mtu(cx);
-        if let Some(transmit) = self.emit_probe(route, buf, cx) {
+        while let Some((route, hdr)) = self.next_token_answer() {
+            let sent =
+                self.emit_control_on(route, None, buf, cx, |_, space, _| Self::write_bare(&hdr, space));
+            if sent.is_some() {
+                return sent;
+            }
+        }
+        if let Some(transmit) = self.emit_token(buf, cx) {
             return Some(transmit);
         }
-        self.fill_batch(route, buf, cx)
+        self.plan_upgrade(cx.now);
+        let batch = self.fill_batch(self.payable(route), buf, cx);
+        // Behind the data, which a large probe could otherwise push out of a short queue. In a transfer that never pauses
+        // every acknowledgement brings new data to send, so the end of that is the time for it.
+        if self.trusts(route) && (batch.is_none() || !self.wants_poll(cx.now)) {
+            self.maybe_probe_mtu(cx);
+            return batch.or_else(|| self.emit_probe(route, buf, cx));
+        }
+        batch
+    }
+
+    /// A stranger that may be sent nothing now keeps nothing from the address that the caller gave (rule C16): the first
+    /// key exchange frame of the peer may have been a copy that somebody sent from elsewhere.
+    fn payable(&self, route: Route) -> Route {
+        match (route, self.introduced) {
+            (Route::Direct(addr), Some(known))
+                if !self.trusts(route) && self.addresses.allowance(addr) <= OVERHEAD =>
+            {
+                Route::Direct(known)
+            }
+            _ => route,
+        }
     }
 
     fn fill_batch(&mut self, route: Route, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
@@ -105,9 +126,13 @@ impl Tunnel {
             used: 0,
             segment: 0,
             count: 0,
-            max_count: buf.max_segments(),
+            max_count: if fault::point!("proto.transmit.single") { 1 } else { buf.max_segments() },
             full: self.path.datagram_size(),
         };
+        if let (Route::Direct(addr), false) = (route, self.trusts(route)) {
+            batch.max_count = 1;
+            batch.full = batch.full.min(self.addresses.allowance_for_data(addr));
+        }
         let prefix = self.path.prefix();
         while let Some(size) = batch.limit() {
             if size <= OVERHEAD + prefix {
@@ -116,17 +141,21 @@ impl Tunnel {
             let space = &mut buf.data_mut()[batch.used..];
             let body = prefix + PILS_HEADER_LEN;
             let limit = size - OVERHEAD - prefix;
-            let (len, candidate) = match self.next_packet(limit, space.get_mut(body..)?, cx) {
-                Next::Packet { len, candidate } => (len, candidate),
+            let len = match self.next_packet(limit, space.get_mut(body..)?, cx) {
+                Next::Packet { len } => len,
                 Next::TooLong | Next::Nothing => break,
             };
-            let Some(total) = self.seal(route, len, candidate, space, cx) else { break };
-            if !batch.push(total) || candidate {
+            let Some(total) = self.seal(route, len, None, space, cx) else { break };
+            if !batch.push(total) {
                 break;
             }
         }
         // The connection in front has had its share of this batch.
         self.slots.rotate();
+        if batch.count > 0 && !self.pay(route, batch.used) {
+            debug_assert!(false, "the allowance was looked at");
+            return None;
+        }
         (batch.count > 0).then(|| Transmit {
             destination: route.remote(),
             size: batch.used,
@@ -137,7 +166,7 @@ impl Tunnel {
     /// The next packet in order of urgency: control, datagrams, connections in turn.
     fn next_packet(&mut self, limit: usize, space: &mut [u8], cx: &mut TunnelCx<'_>) -> Next {
         match self.poll_control(limit, space, cx) {
-            ControlOut::Packet { len, candidate } => return Next::Packet { len, candidate },
+            ControlOut::Packet { len } => return Next::Packet { len },
             ControlOut::TooLong => return Next::TooLong,
             ControlOut::Nothing => {}
         }
@@ -161,7 +190,7 @@ impl Tunnel {
                 .unwrap_or(SegmentOut::Idle);
             self.slots.touch(slot);
             match out {
-                SegmentOut::Packet(len) => return Next::Packet { len, candidate: false },
+                SegmentOut::Packet(len) => return Next::Packet { len },
                 SegmentOut::TooLong => return Next::TooLong,
                 SegmentOut::Idle => self.slots.drop_front(),
                 SegmentOut::PathBlocked => {
@@ -200,7 +229,7 @@ impl Tunnel {
             window: 0,
         };
         match hdr.encode(space, len) {
-            Ok(len) => Some(Next::Packet { len, candidate: false }),
+            Ok(len) => Some(Next::Packet { len }),
             Err(_) => None,
         }
     }
@@ -212,12 +241,15 @@ impl Tunnel {
         &mut self,
         route: Route,
         len: usize,
-        candidate: bool,
+        candidate: Option<usize>,
         space: &mut [u8],
         cx: &TunnelCx<'_>,
     ) -> Option<usize> {
         let prefix = self.write_prefix(route, space, cx)?;
-        let session = if candidate { self.candidate.as_mut().map(|(s, _)| s) } else { self.current.as_mut() };
+        let session = match candidate {
+            Some(i) => self.candidates.get_mut(i).map(|c| &mut c.session),
+            None => self.current.as_mut(),
+        };
         let frame = space.get_mut(prefix..)?;
         let sealed = match session {
             Some(session) => session.seal(cx.local.node, frame, len)?,
@@ -251,7 +283,7 @@ impl Tunnel {
     fn emit_probe(&mut self, route: Route, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
         let prefix = self.path.prefix();
         let len = self.poll_probe(buf.data_mut().get_mut(prefix + PILS_HEADER_LEN..)?, cx)?;
-        let size = self.seal(route, len, false, buf.data_mut(), cx)?;
+        let size = self.seal(route, len, None, buf.data_mut(), cx)?;
         Some(Transmit { destination: route.remote(), size, segment_size: None })
     }
 
@@ -260,14 +292,45 @@ impl Tunnel {
     fn emit_control_on(
         &mut self,
         route: Route,
+        candidate: Option<usize>,
         buf: &mut TransmitBuf,
         cx: &mut TunnelCx<'_>,
         write: impl FnOnce(&mut Self, &mut [u8], &mut TunnelCx<'_>) -> ControlOut,
     ) -> Option<Transmit> {
         let space = buf.data_mut().get_mut(route.prefix() + PILS_HEADER_LEN..)?;
-        let ControlOut::Packet { len, candidate } = write(self, space, cx) else { return None };
+        let ControlOut::Packet { len } = write(self, space, cx) else { return None };
+        if !self.pay(route, len + OVERHEAD - HEADER_LEN + route.prefix()) {
+            return None;
+        }
         let size = self.seal(route, len, candidate, buf.data_mut(), cx)?;
         Some(Transmit { destination: route.remote(), size, segment_size: None })
+    }
+
+    /// Shows the peer the next of the keys that wait for that, where their key exchange frame came from (rule C2).
+    fn show_candidate(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        while let Some(i) = self.candidates.iter().position(|c| c.show) {
+            let candidate = &mut self.candidates[i];
+            candidate.show = false;
+            let route = candidate.route;
+            if let Some(transmit) =
+                self.emit_control_on(route, Some(i), buf, cx, |t, space, cx| t.write_confirmation(space, cx))
+            {
+                return Some(transmit);
+            }
+        }
+        None
+    }
+
+    /// Asks an unproven address for its token (rule C16).
+    fn emit_token(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        let addr = self.ask_token.take()?;
+        let route = Route::Direct(addr);
+        if self.trusts(route) || self.addresses.allowance(addr) < OVERHEAD {
+            return None;
+        }
+        let random = rand_core::Rng::next_u32(cx.rng);
+        let token = self.addresses.token(addr, cx.now, random)?;
+        self.emit_control_on(route, None, buf, cx, |t, space, cx| t.write_token(token, space, cx))
     }
 
     /// Whether the endpoint should poll this tunnel.
@@ -279,7 +342,10 @@ impl Tunnel {
         self.can_send()
             && (self.control.has_work()
                 || self.try_route.is_some()
+                || self.ask_token.is_some()
                 || self.control.confirm_due()
+                || self.candidates.iter().any(|c| c.show)
+                || self.probe_waits()
                 || !self.datagrams.is_empty()
                 || self.pings.iter().any(|p| p.sent.is_none())
                 || (self.slots.any_ready() && !self.blocked && !paced))

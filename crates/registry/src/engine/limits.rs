@@ -1,6 +1,7 @@
 //! Rate limits per source (spec/registry.md §9.1): the generic cell rate algorithm, one timestamp per class.
 
 use super::{Config, RateLimits, Refusal};
+use pilotage_fault as fault;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -57,6 +58,10 @@ impl Limiter {
         let (limit, what) = self.limit(class);
         if limit == 0 {
             return Ok(());
+        }
+        // Others behind the same address have used it up.
+        if fault::point!("registry.engine.limited") {
+            return Err(Refusal::RateLimited { what, retry: Duration::from_secs(1) });
         }
         let interval = WINDOW / limit;
         let cell = &mut self.cells(now, prefix(source))[class as usize];

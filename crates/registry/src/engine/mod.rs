@@ -18,6 +18,9 @@ mod limits;
 mod ops;
 mod record;
 mod table;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod toy;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test needs some starting point in time")]

@@ -1,8 +1,12 @@
 //! One function per operation, in the order in which a node meets them.
 
 use super::table::Node;
+#[cfg(feature = "fuzzing")]
+use super::toy::{VerifyingKey, is_canonical, verifies, verifying_key};
 use super::{ConnState, Context, Engine, MAX_LAN_ADDRS, Proof, Record, Refusal};
+#[cfg(not(feature = "fuzzing"))]
 use ed25519_dalek::VerifyingKey;
+use pilotage_fault as fault;
 use pilotage_wire::addressing::node_ids;
 use pilotage_wire::registry as wire;
 use pilotage_wire::registry::{Base64, Beacon, Reply, Signature};
@@ -16,7 +20,9 @@ const MAX_BEACON_ADDR: usize = 260;
 impl Engine {
     /// spec/registry.md §4.1.
     pub(super) fn challenge(&self, ctx: &Context<'_>, conn: &mut ConnState) -> Result<Reply, Refusal> {
-        let nonce = (ctx.random)().ok_or(Refusal::NoRandom)?;
+        let nonce = (ctx.random)()
+            .filter(|_| !fault::point!("registry.engine.no_random"))
+            .ok_or(Refusal::NoRandom)?;
         conn.challenge = Some((nonce, ctx.now));
         Ok(Reply::Challenge { nonce: Base64(nonce) })
     }
@@ -31,7 +37,7 @@ impl Engine {
         let public_key = request.public_key.0;
         let key = verifying_key(&public_key)?;
         // One point, one encoding: otherwise a key would have several addresses.
-        if key.to_edwards().compress().to_bytes() != public_key {
+        if !is_canonical(&key, &public_key) {
             return Err(Refusal::BadKey);
         }
         let endpoint = observed(ctx.source, &request.listen_addr).ok_or(Refusal::BadListenAddr)?;
@@ -138,7 +144,7 @@ impl Engine {
         proof: Proof,
     ) -> Result<(NodeId, Record), Refusal> {
         let full = Refusal::Full(self.table.len());
-        if self.table.len() >= self.config.max_nodes {
+        if self.table.len() >= self.config.max_nodes || fault::point!("registry.engine.table_full") {
             return Err(full);
         }
         let (salt, id) = node_ids(&public_key).find(|(_, id)| self.table.get(*id).is_none()).ok_or(full)?;
@@ -213,7 +219,8 @@ impl Engine {
             return Err(hidden);
         }
         let endpoint = node.record.endpoint.ok_or(hidden)?;
-        if !self.is_online(node, ctx.now) {
+        // Its last heartbeats may have been lost.
+        if !self.is_online(node, ctx.now) || fault::point!("registry.engine.peer_silent") {
             return Err(Refusal::Offline(id, self.config.presence.as_secs()));
         }
         Ok(Reply::Resolved(wire::Resolved {
@@ -354,6 +361,10 @@ impl Engine {
 
     fn expire_beacons(&mut self, now: Instant) {
         let life = self.config.beacon_life;
+        // Their announcements came late.
+        if fault::point!("registry.engine.beacons_expire") {
+            self.beacons.clear();
+        }
         self.beacons.retain(|(_, seen)| now.duration_since(*seen) < life);
     }
 
@@ -401,7 +412,12 @@ impl Engine {
     fn take_challenge(&self, ctx: &Context<'_>, conn: &mut ConnState) -> Result<[u8; 32], Refusal> {
         let life = self.config.challenge_life;
         match conn.challenge.take() {
-            Some((nonce, issued)) if ctx.now.duration_since(issued) < life => Ok(nonce),
+            Some((nonce, issued))
+                if ctx.now.duration_since(issued) < life
+                    && !fault::point!("registry.engine.challenge_expired") =>
+            {
+                Ok(nonce)
+            }
             _ => Err(Refusal::NoChallenge(life.as_secs())),
         }
     }
@@ -452,10 +468,17 @@ fn parse_lan_addrs(addrs: &[String]) -> Vec<SocketAddr> {
 }
 
 /// Small-order keys would verify signatures that nobody made.
+#[cfg(not(feature = "fuzzing"))]
 fn verifying_key(public_key: &[u8; 32]) -> Result<VerifyingKey, Refusal> {
     VerifyingKey::from_bytes(public_key).ok().filter(|key| !key.is_weak()).ok_or(Refusal::BadKey)
 }
 
+#[cfg(not(feature = "fuzzing"))]
+fn is_canonical(key: &VerifyingKey, public_key: &[u8; 32]) -> bool {
+    key.to_edwards().compress().to_bytes() == *public_key
+}
+
+#[cfg(not(feature = "fuzzing"))]
 fn verifies(key: &VerifyingKey, message: &[u8], signature: &Signature) -> bool {
     let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
     key.verify_strict(message, &signature).is_ok()

@@ -1,41 +1,20 @@
 //! One TCP connection: buffers and their bounds.
 
-use crate::engine::{ConnState, Outcome};
+use crate::service::{KEEP_BUFFER, Session};
 use mio::net::TcpStream;
-use pilotage_wire::registry::{LENGTH_PREFIX, MAX_MESSAGE, Reply, Request, next_frame};
+use pilotage_wire::registry::Reply;
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// Input kept: one message of the largest size. Bytes.
-const MAX_INPUT: usize = LENGTH_PREFIX + MAX_MESSAGE;
 /// Unsent output from which on requests of this connection are not read. Bytes.
 const MAX_OUTPUT: usize = 128 * 1024;
-/// Requests of one connection decided per turn, so that none starves the others.
-const MAX_REQUESTS_PER_TURN: usize = 32;
 const READ_CHUNK: usize = 16 * 1024;
-/// Buffers larger than this are given back when they run empty: an idle connection costs little. Bytes.
-const KEEP_BUFFER: usize = 4 * 1024;
-
-/// One request of a batch with its reply, which waits for the commit.
-#[derive(Debug)]
-pub(super) struct Item {
-    pub(super) conn: usize,
-    pub(super) source: IpAddr,
-    /// `None` if the message was not understood.
-    pub(super) request: Option<Request>,
-    /// The connection's state that the request met.
-    pub(super) state_before: ConnState,
-    pub(super) reply: Reply,
-    pub(super) wrote: bool,
-}
 
 #[derive(Debug)]
 pub(super) struct Conn {
     stream: TcpStream,
-    pub(super) source: IpAddr,
-    state: ConnState,
-    input: Vec<u8>,
+    session: Session,
     output: Vec<u8>,
     /// Bytes of `output` already sent.
     sent: usize,
@@ -45,11 +24,8 @@ pub(super) struct Conn {
     pub(super) queued: bool,
     /// The peer sends no more.
     eof: bool,
-    /// Close as soon as the output is sent: the input cannot be understood any more.
-    closing: bool,
     /// Socket error.
     broken: bool,
-    last_request: Instant,
     /// Since when output waits for the peer.
     blocked_since: Option<Instant>,
 }
@@ -58,17 +34,13 @@ impl Conn {
     pub(super) fn new(stream: TcpStream, source: IpAddr, now: Instant) -> Self {
         Self {
             stream,
-            source,
-            state: ConnState::default(),
-            input: Vec::new(),
+            session: Session::new(source, now),
             output: Vec::new(),
             sent: 0,
             readable: true,
             queued: false,
             eof: false,
-            closing: false,
             broken: false,
-            last_request: now,
             blocked_since: None,
         }
     }
@@ -77,19 +49,21 @@ impl Conn {
         &mut self.stream
     }
 
-    /// Fills the input buffer up to its bound.
+    /// Fills the session's input up to its bound.
     pub(super) fn read(&mut self) {
-        while self.readable && !self.eof && !self.closing && self.input.len() < MAX_INPUT {
-            let old = self.input.len();
-            let chunk = READ_CHUNK.min(MAX_INPUT - old);
-            self.input.resize(old + chunk, 0);
-            let result = self.stream.read(&mut self.input[old..]);
-            self.input.truncate(old + *result.as_ref().unwrap_or(&0));
-            match result {
+        let mut chunk = [0; READ_CHUNK];
+        while self.readable && !self.eof && !self.session.is_closing() {
+            let room = self.session.room().min(READ_CHUNK);
+            if room == 0 {
+                return;
+            }
+            match self.stream.read(&mut chunk[..room]) {
                 Ok(0) => self.eof = true,
                 // Only `WouldBlock` ends this: a short read may be followed by an end of stream whose event is already
                 // spent.
-                Ok(_) => {}
+                Ok(n) => {
+                    self.session.feed(&chunk[..n]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => self.broken = true,
@@ -100,52 +74,23 @@ impl Conn {
         }
     }
 
-    /// Decides the complete requests in the input, a bounded number of them.
-    pub(super) fn decide(
-        &mut self,
-        at: usize,
-        now: Instant,
-        batch: &mut Vec<Item>,
-        mut apply: impl FnMut(&mut ConnState, &Request) -> Outcome,
-    ) {
-        let mut used = 0;
-        for _ in 0..MAX_REQUESTS_PER_TURN {
-            if self.closing || self.broken {
-                break;
-            }
-            let json = match next_frame(&self.input[used..]) {
-                Ok(Some(json)) => json,
-                Ok(None) => break,
-                Err(error) => {
-                    // The stream cannot be followed beyond this point.
-                    self.closing = true;
-                    batch.push(self.item(at, None, Reply::error(error), false));
-                    break;
-                }
-            };
-            used += LENGTH_PREFIX + json.len();
-            self.last_request = now;
-            let item = match Request::parse(json) {
-                Err(error) => self.item(at, None, Reply::error(error), false),
-                Ok(request) => {
-                    let state_before = self.state;
-                    let outcome = apply(&mut self.state, &request);
-                    Item { state_before, ..self.item(at, Some(request), outcome.reply, outcome.wrote) }
-                }
-            };
-            batch.push(item);
-        }
-        self.input.drain(..used);
-        if self.input.is_empty() && self.input.capacity() > KEEP_BUFFER {
-            self.input = Vec::new();
-        }
+    /// What can be decided; nothing after a socket error.
+    pub(super) fn session(&mut self) -> Option<&mut Session> {
+        (!self.broken).then_some(&mut self.session)
     }
 
-    fn item(&self, conn: usize, request: Option<Request>, reply: Reply, wrote: bool) -> Item {
-        Item { conn, source: self.source, request, state_before: self.state, reply, wrote }
+    /// As if the connection had broken: nothing more is sent.
+    pub(super) fn break_off(&mut self) {
+        self.broken = true;
+        self.output.clear();
+        self.sent = 0;
     }
 
     pub(super) fn push_reply(&mut self, reply: &Reply) {
+        // A reply without those before it would be taken for another's.
+        if self.broken {
+            return;
+        }
         if reply.encode(&mut self.output).is_err() {
             // Cannot happen with bounded tables; the order of replies must hold in any case.
             let fallback = Reply::error("reply is too long for the protocol");
@@ -185,25 +130,25 @@ impl Conn {
 
     /// More to do without waiting for the socket.
     pub(super) fn has_work(&self) -> bool {
-        if self.closing || self.broken || self.is_congested() {
+        if self.session.is_closing() || self.broken || self.is_congested() {
             return false;
         }
-        self.has_request() || (self.readable && !self.eof)
+        self.session.has_request() || (self.readable && !self.eof)
     }
 
-    fn has_request(&self) -> bool {
-        !matches!(next_frame(&self.input), Ok(None))
+    pub(super) fn source(&self) -> IpAddr {
+        self.session.source()
     }
 
     /// Nothing more can happen here.
     pub(super) fn is_finished(&self) -> bool {
         let sent_all = self.sent >= self.output.len();
-        self.broken || (sent_all && (self.closing || (self.eof && !self.has_request())))
+        self.broken || (sent_all && (self.session.is_closing() || (self.eof && !self.session.has_request())))
     }
 
     /// Closed because of an oversized message.
     pub(super) fn was_cut(&self) -> bool {
-        self.closing
+        self.session.is_closing()
     }
 
     /// Why the connection has to go, if it has to.
@@ -217,6 +162,6 @@ impl Conn {
         if blocked.is_some_and(|time| time >= slow_reader) {
             return Some("replies are not read");
         }
-        (now.duration_since(self.last_request) >= idle).then_some("idle")
+        (now.duration_since(self.session.last_request()) >= idle).then_some("idle")
     }
 }

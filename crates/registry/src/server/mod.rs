@@ -10,12 +10,13 @@ mod conn;
 #[cfg(test)]
 mod tests;
 
-use crate::engine::{self, Context, Engine};
+use crate::engine;
+use crate::service::{Service, Surroundings};
 use crate::store::{Loaded, Store, StoreError};
-use conn::{Conn, Item};
+use conn::Conn;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
-use pilotage_wire::registry::{Reply, Request};
+use pilotage_wire::registry::Reply;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,14 +27,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
-/// Requests decided per turn: bounds the batch, its undo journal and the time between two polls.
-const MAX_BATCH: usize = 1_024;
 /// Connections accepted per turn.
 const MAX_ACCEPT: usize = 256;
 /// Granularity of the idle, slow-reader and store timers.
 const TICK: Duration = Duration::from_secs(1);
-/// Longest pause between two attempts to recover the store.
-const MAX_STORE_RETRY: Duration = Duration::from_secs(10);
 
 /// What a server needs to know.
 #[derive(Debug, Clone)]
@@ -163,16 +160,12 @@ pub struct Server {
     /// After a failure, when to accept again.
     accept_after: Instant,
     shared: Arc<Shared>,
-    engine: Engine,
-    store: Store,
-    /// When to try the store again, and the pause after that.
-    store_retry: (Instant, Duration),
+    service: Service,
     conns: Vec<Option<Conn>>,
     free: Vec<usize>,
     per_source: HashMap<IpAddr, usize>,
     /// Connections with something to read or decide, each at most once.
     ready: VecDeque<usize>,
-    batch: Vec<Item>,
     stats: ServerStats,
 }
 
@@ -190,6 +183,10 @@ fn random() -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).ok()?;
     Some(bytes)
+}
+
+fn surroundings(now: Instant) -> Surroundings<'static> {
+    Surroundings { now, unix: unix_time(), random: &random }
 }
 
 impl Server {
@@ -217,8 +214,8 @@ impl Server {
         records: Loaded,
     ) -> Result<Self, BindError> {
         let now = clock();
-        let engine =
-            Engine::new(config.engine.clone(), records, now).map_err(|error| store.bad_record(&error))?;
+        let service = Service::new(config.engine.clone(), store, records, now)?;
+        let engine = service.engine();
         let socket_error = |source| BindError::Socket { addr: config.listen, source };
         let poll = Poll::new().map_err(socket_error)?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(socket_error)?;
@@ -234,14 +231,11 @@ impl Server {
             acceptable: true,
             accept_after: now,
             shared,
-            engine,
-            store,
-            store_retry: (now, TICK),
+            service,
             conns: Vec::new(),
             free: Vec::new(),
             per_source: HashMap::new(),
             ready: VecDeque::new(),
-            batch: Vec::new(),
             stats: ServerStats::default(),
         };
         server.publish_stats();
@@ -301,7 +295,7 @@ impl Server {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let timers = self.stats.connections > 0 || self.store.is_down() || self.acceptable;
+        let timers = self.stats.connections > 0 || self.service.is_read_only() || self.acceptable;
         timers.then(|| next_tick.saturating_duration_since(clock()))
     }
 
@@ -371,7 +365,7 @@ impl Server {
         let mut touched = Vec::new();
         // Each connection gets its share once per turn; what is left waits for the next one.
         for _ in 0..self.ready.len() {
-            if self.batch.len() >= MAX_BATCH {
+            if self.service.is_full() {
                 break;
             }
             let Some(at) = self.ready.pop_front() else { break };
@@ -382,16 +376,18 @@ impl Server {
                 continue;
             }
             conn.read();
-            let engine = &mut self.engine;
-            let context = Context { now, unix: unix_time(), source: conn.source, random: &random };
-            conn.decide(at, now, &mut self.batch, |state, request| engine.apply(&context, state, request));
+            if let Some(session) = conn.session() {
+                self.service.decide(&surroundings(now), at, session);
+            }
         }
-        self.commit_batch(now);
-        for item in self.batch.drain(..) {
+        self.service.commit(&surroundings(now));
+        for (at, reply) in self.service.drain() {
             self.stats.requests += 1;
-            self.stats.errors += u64::from(matches!(item.reply, Reply::Error { .. }));
-            if let Some(Some(conn)) = self.conns.get_mut(item.conn) {
-                conn.push_reply(&item.reply);
+            self.stats.errors += u64::from(matches!(reply, Some(Reply::Error { .. })));
+            match (self.conns.get_mut(at), reply) {
+                (Some(Some(conn)), Some(reply)) => conn.push_reply(&reply),
+                (Some(Some(conn)), None) => conn.break_off(),
+                _ => {}
             }
         }
         for at in touched {
@@ -405,56 +401,12 @@ impl Server {
         }
     }
 
-    /// Makes the batch durable, or makes its replies say that it is not (spec/registry.md §8.1, §8.3).
-    fn commit_batch(&mut self, now: Instant) {
-        let Some(first) = self.batch.iter().position(|item| item.wrote) else {
-            return;
-        };
-        match self.store.commit(self.engine.staged()) {
-            Ok(()) => {
-                self.engine.commit();
-                self.stats.commits += 1;
-            }
-            Err(error) => {
-                self.engine.rollback();
-                self.suspend_writes(now, &error);
-                let context =
-                    Context { now, unix: unix_time(), source: self.local_addr.ip(), random: &random };
-                for item in &mut self.batch[first..] {
-                    item.decide_again(&mut self.engine, context);
-                }
-            }
-        }
-    }
-
-    fn suspend_writes(&mut self, now: Instant, error: &StoreError) {
-        tracing::error!(%error, "store failed: registrations are refused until it works again");
-        self.stats.store_failures += 1;
-        self.engine.set_read_only(Some(error.to_string()));
-        self.store_retry = (now + TICK, TICK);
-    }
-
     fn tick(&mut self, now: Instant) {
-        if self.store.is_down() && now >= self.store_retry.0 {
-            let engine = &self.engine;
-            match self.store.recover(|id| engine.record(id)) {
-                Ok(()) => {
-                    tracing::info!("store works again");
-                    self.engine.set_read_only(None);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "store still fails");
-                    self.stats.store_failures += 1;
-                    self.engine.set_read_only(Some(error.to_string()));
-                    let pause = (self.store_retry.1 * 2).min(MAX_STORE_RETRY);
-                    self.store_retry = (now + pause, pause);
-                }
-            }
-        }
+        self.service.handle_timeout(now);
         for at in 0..self.conns.len() {
             let Some(conn) = &self.conns[at] else { continue };
             if let Some(why) = conn.overdue(now, self.config.idle, self.config.slow_reader) {
-                tracing::debug!(source = %conn.source, why, "connection cut");
+                tracing::debug!(source = %conn.source(), why, "connection cut");
                 self.stats.cut += 1;
                 self.close(at);
             }
@@ -467,10 +419,10 @@ impl Server {
             self.stats.cut += 1;
         }
         let _ = self.poll.registry().deregister(conn.stream_mut());
-        if let Some(count) = self.per_source.get_mut(&conn.source) {
+        if let Some(count) = self.per_source.get_mut(&conn.source()) {
             *count -= 1;
             if *count == 0 {
-                self.per_source.remove(&conn.source);
+                self.per_source.remove(&conn.source());
             }
         }
         self.stats.connections -= 1;
@@ -478,9 +430,11 @@ impl Server {
     }
 
     fn publish_stats(&mut self) {
-        self.stats.nodes = self.engine.nodes();
-        self.stats.names = self.engine.names();
-        self.stats.read_only = self.store.is_down();
+        self.stats.nodes = self.service.engine().nodes();
+        self.stats.names = self.service.engine().names();
+        self.stats.commits = self.service.commits();
+        self.stats.store_failures = self.service.store_failures();
+        self.stats.read_only = self.service.is_read_only();
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.stats;
     }
 }
@@ -492,16 +446,4 @@ fn listen(addr: SocketAddr) -> Result<TcpListener, BindError> {
         io::ErrorKind::AddrNotAvailable => BindError::NoSuchAddress(addr),
         _ => BindError::Socket { addr, source },
     })
-}
-
-impl Item {
-    /// The reply after the batch was undone. A challenge stays valid: it is not part of the store.
-    fn decide_again(&mut self, engine: &mut Engine, context: Context<'_>) {
-        let Some(request) = self.request.as_ref().filter(|r| !matches!(r, Request::Challenge)) else {
-            return;
-        };
-        let context = Context { source: self.source, ..context };
-        let mut state = self.state_before;
-        self.reply = engine.reapply(&context, &mut state, request).reply;
-    }
 }

@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::engine::RateLimits;
-use crate::store::fault::{Fault, FaultyDisk};
+use crate::store::faulty::{Fault, FaultyDisk};
 use ed25519_dalek::{Signer as _, SigningKey};
-use pilotage_wire::registry::{self as wire, Base64, Register, next_frame};
+use pilotage_wire::registry::{self as wire, Base64, Register, Request, next_frame};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::thread::JoinHandle;

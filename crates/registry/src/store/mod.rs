@@ -11,15 +11,16 @@
 //! The file is locked while open. Its pages carry checksums, which are all verified when it is opened.
 
 #[cfg(test)]
-pub(crate) mod fault;
+pub(crate) mod faulty;
 #[cfg(test)]
 mod tests;
 
 use crate::engine::{Record, RecordError};
+use pilotage_fault as fault;
 use pilotage_wire::NodeId;
 use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,9 @@ const SCHEMA: &str = "schema";
 /// Meta key: how often the file was opened for writing. Counting proves that it can be written.
 const OPENED: &str = "opened";
 const SCHEMA_VERSION: u64 = 1;
+
+/// What a simulated disk must be able to do.
+pub use redb::StorageBackend;
 
 /// Opens the database; a test puts a faulty disk here.
 pub(crate) type Opener = Box<dyn FnMut() -> Result<Database, redb::DatabaseError> + Send>;
@@ -109,22 +113,37 @@ impl Store {
     /// See [`StoreError`]; also when the disk is full, since the open is recorded in the file.
     pub fn open(path: &Path) -> Result<(Self, Loaded), StoreError> {
         let file_path = path.to_owned();
+        // Only now: a file that vanishes later must not be replaced by an empty one.
+        let mut may_create = true;
         let open: Opener = Box::new(move || {
-            if let Some(dir) = file_path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-                std::fs::create_dir_all(dir)?;
+            if std::mem::take(&mut may_create) && !file_path.try_exists()? {
+                create_whole(&file_path)?;
             }
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            // Endpoints of private nodes are inside.
-            #[cfg(unix)]
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-            let file = options.open(&file_path)?;
+            let file = options().open(&file_path)?;
             Builder::new().set_cache_size(CACHE_SIZE).create_file(file)
         });
         Self::open_with(path, open)
     }
 
+    /// As [`Store::open`], on whatever `disk` gives each time that the database is opened: for tests and simulations.
+    /// `path` appears in messages only.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open_on<B: StorageBackend>(
+        path: &Path,
+        mut disk: impl FnMut() -> B + Send + 'static,
+    ) -> Result<(Self, Loaded), StoreError> {
+        let open: Opener =
+            Box::new(move || Builder::new().set_cache_size(CACHE_SIZE).create_with_backend(disk()));
+        Self::open_with(path, open)
+    }
+
     pub(crate) fn open_with(path: &Path, mut open: Opener) -> Result<(Self, Loaded), StoreError> {
+        // The process before us has not quite gone.
+        if fault::point!("registry.store.in_use") {
+            return Err(StoreError::InUse { path: path.to_owned() });
+        }
         let (db, intact) = open_checked(path, &mut open)?;
         if !intact {
             tracing::warn!(path = %path.display(), "store was damaged and has been repaired; the newest changes may be missing");
@@ -149,12 +168,20 @@ impl Store {
             return Ok(());
         }
         let mut written = Vec::new();
-        let changes = records.map(|(id, record)| {
+        let mut changes = records.map(|(id, record)| {
             written.push(id);
             (id, Some(record))
         });
         let result = match &self.db {
-            Some(db) => write(db, changes, &mut self.scratch),
+            Some(_) if fault::point!("registry.store.disk_full") => {
+                changes.by_ref().for_each(drop);
+                Err(io::Error::from(io::ErrorKind::StorageFull).into())
+            }
+            // Everything may have reached the disk all the same.
+            Some(db) => write(db, changes, &mut self.scratch).and_then(|()| {
+                let lost = fault::point!("registry.store.sync_unsure");
+                if lost { Err(io::Error::other("sync failed").into()) } else { Ok(()) }
+            }),
             None => return Err(StoreError::Down { path: self.path.clone() }),
         };
         result.map_err(|error| {
@@ -178,6 +205,9 @@ impl Store {
     pub fn recover<'a>(&mut self, current: impl Fn(NodeId) -> Option<&'a Record>) -> Result<(), StoreError> {
         if self.db.is_some() {
             return Ok(());
+        }
+        if fault::point!("registry.store.recover_fails") {
+            return Err(StoreError::Full { dir: folder(&self.path) });
         }
         let (db, _) = open_checked(&self.path, &mut self.open)?;
         let changes = self.suspect.iter().map(|&id| (id, current(id)));
@@ -234,6 +264,48 @@ impl std::fmt::Debug for Store {
             .field("down", &self.is_down())
             .finish_non_exhaustive()
     }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    // Endpoints of private nodes are inside.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Makes a new database beside `path`, which gets its name only when it is complete: a process that dies on the way
+/// leaves nothing behind that looks like a damaged store.
+fn create_whole(path: &Path) -> Result<(), redb::DatabaseError> {
+    let dir = folder(path);
+    std::fs::create_dir_all(&dir)?;
+    let mut part = path.as_os_str().to_owned();
+    part.push(".new");
+    let part = PathBuf::from(part);
+    let file = options().create(true).truncate(false).open(&part)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(redb::DatabaseError::DatabaseAlreadyOpen),
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    // Another process was faster, and what is locked may be its file under a new name.
+    if path.try_exists()? {
+        return Ok(());
+    }
+    file.set_len(0)?;
+    file.unlock()?;
+    let db = Builder::new().create_file(file)?;
+    if let Err(error) = std::fs::rename(&part, path)
+        && !path.try_exists()?
+    {
+        return Err(error.into());
+    }
+    drop(db);
+    // The name is as durable as the content.
+    #[cfg(unix)]
+    std::fs::File::open(&dir)?.sync_all()?;
+    Ok(())
 }
 
 /// Opens the database and verifies all checksums: opening alone looks at the roots only. The flag is false if damage

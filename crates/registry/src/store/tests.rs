@@ -1,6 +1,6 @@
 //! The store against a disk that fills up, fails and loses power at every possible write.
 
-use super::fault::{Fault, FaultyDisk};
+use super::faulty::{Fault, FaultyDisk};
 use super::*;
 use crate::engine::Proof;
 use pilotage_wire::addressing::node_ids;
@@ -207,6 +207,38 @@ fn truncated_and_foreign_files_are_refused_with_their_name() {
     transaction.commit().unwrap();
     drop(db);
     assert!(matches!(Store::open(&other), Err(StoreError::Corrupted { .. })));
+}
+
+/// A process that dies while it makes its file, at whatever byte, does not keep the next one from starting.
+#[test]
+fn an_unfinished_new_file_is_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hub.redb");
+    let part = dir.path().join("hub.redb.new");
+    for leftover in [vec![], vec![0; 4096], b"half of something".repeat(1000)] {
+        std::fs::write(&part, leftover).unwrap();
+        let (mut store, found) = Store::open(&path).expect("begins anew");
+        assert!(found.is_empty());
+        commit(&mut store, &batch(0, 3, 1)).unwrap();
+        drop(store);
+        assert!(!part.exists());
+        assert_eq!(Store::open(&path).unwrap().1.len(), 3);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+/// A file that vanishes while the store is down is missed, not replaced by one that has only the newest records.
+#[test]
+fn a_vanished_file_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hub.redb");
+    let (mut store, _) = Store::open(&path).unwrap();
+    commit(&mut store, &batch(0, 3, 1)).unwrap();
+    store.db = None;
+    std::fs::remove_file(&path).unwrap();
+    let error = store.recover(|_| None).expect_err("gone");
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    assert!(!path.exists());
 }
 
 #[test]

@@ -14,28 +14,18 @@ pub use quota::Quota;
 pub(crate) use receive::refuse;
 pub use receive::{ReceiveError, Received, Target, receive};
 pub use send::{SendError, SendOptions, Sent, send};
-pub use wire::{NameError, Offer, Reply, Status, WireError, check_name};
+pub use wire::{
+    MAX_CHUNK, MAX_NAME, MAX_TEXT, NameError, Offer, Reply, Status, VERSION, WireError, check_name,
+};
 
 /// The port that serves it.
 pub const PORT: u16 = 1010;
 
-/// Version of the protocol in the offer.
-pub const VERSION: u8 = 1;
-
 /// Bytes of file data in the chunks that we send.
 pub const CHUNK: usize = 256 * 1024;
 
-/// Largest chunk that a receiver accepts.
-pub const MAX_CHUNK: usize = 1024 * 1024;
-
 /// Chunks in memory between the stream and the disk, each way.
 pub const PIPELINE: usize = 8;
-
-/// Longest file name, in bytes of UTF-8.
-pub const MAX_NAME: usize = 255;
-
-/// Longest text in a reply or an abort, in bytes of UTF-8.
-pub const MAX_TEXT: usize = 512;
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,17 @@
 
 use std::io::{self, Read, Write};
 
-use super::{MAX_CHUNK, MAX_NAME, MAX_TEXT, VERSION};
+/// Version of the protocol in the offer.
+pub const VERSION: u8 = 1;
+
+/// Largest chunk that a receiver accepts.
+pub const MAX_CHUNK: usize = 1024 * 1024;
+
+/// Longest file name, in bytes of UTF-8.
+pub const MAX_NAME: usize = 255;
+
+/// Longest text in a reply or an abort, in bytes of UTF-8.
+pub const MAX_TEXT: usize = 512;
 
 const OFFER_MAGIC: [u8; 4] = *b"PLFT";
 const REPLY_MAGIC: [u8; 4] = *b"PLFR";

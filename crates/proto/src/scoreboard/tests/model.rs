@@ -1,9 +1,11 @@
 //! A scoreboard without any index: all segments and all bytes are looked at for everything.
+//!
+//! Used by the tests, and by the fuzz target `scoreboard`.
 
 use super::*;
 
 #[derive(Debug, Clone)]
-pub(super) enum Op {
+pub(crate) enum Op {
     Send {
         len: u64,
         app_limited: bool,
@@ -28,22 +30,6 @@ pub(super) enum Op {
         segment: u64,
         at: u64,
     },
-}
-
-pub(super) fn op() -> impl Strategy<Value = Op> {
-    let block = (0u64..1020, 0u64..300).prop_map(|(a, len)| (a, a + len));
-    prop_oneof![
-        8 => (1u64..40, any::<bool>()).prop_map(|(len, app_limited)| Op::Send { len, app_limited }),
-        8 => (prop_oneof![3 => Just(0u64), 2 => 0u64..300, 1 => 0u64..1010], prop::collection::vec(block, 0..4),
-              prop::bool::weighted(0.8))
-            .prop_map(|(cumulative, blocks, whole)| Op::Ack { cumulative, blocks, whole }),
-        6 => (0u64..20_000).prop_map(|us| Op::Wait { us }),
-        4 => (1usize..6).prop_map(|count| Op::Retransmit { count }),
-        1 => Just(Op::Probe),
-        1 => Just(Op::Rto),
-        3 => Just(Op::Timer),
-        1 => (0u64..1000, 0u64..1000).prop_map(|(segment, at)| Op::Split { segment, at }),
-    ]
 }
 
 #[derive(Default)]
@@ -214,7 +200,7 @@ impl Model {
     }
 
     fn send_again(&mut self, now: Instant, start: u64) {
-        let segment = self.segments.iter_mut().find(|s| s.start == start).unwrap();
+        let segment = self.segments.iter_mut().find(|s| s.start == start).expect("a segment begins there");
         segment.state = State::InFlight;
         segment.sent = now;
         segment.transmissions += 1;
@@ -226,7 +212,7 @@ impl Model {
 }
 
 /// The scoreboard and the model, kept in step.
-pub(super) struct Pair {
+pub(crate) struct Pair {
     board: Scoreboard,
     board_rtt: RttEstimator,
     model: Model,
@@ -236,19 +222,19 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    pub(super) fn new() -> Self {
-        let rtt = RttEstimator::new(100 * MS);
+    pub(crate) fn new(now: Instant) -> Self {
+        let rtt = RttEstimator::new(Duration::from_millis(100));
         Self {
             board: Scoreboard::new(),
             board_rtt: rtt.clone(),
             model: Model::default(),
             model_rtt: rtt,
-            now: Instant::now(),
+            now,
             acked: 0,
         }
     }
 
-    pub(super) fn apply(&mut self, op: Op) {
+    pub(crate) fn apply(&mut self, op: Op) {
         // No two events at one time: RACK's order is by time first.
         self.now += Duration::from_nanos(100);
         match op {
@@ -280,8 +266,8 @@ impl Pair {
     }
 
     /// Acknowledges everything: the counts must come out even.
-    pub(super) fn finish(mut self) {
-        self.now += MS;
+    pub(crate) fn finish(mut self) {
+        self.now += Duration::from_millis(1);
         self.ack(self.model.nxt(), &[]);
         self.check();
         assert!(self.board.is_empty() && !self.board.has_lost());

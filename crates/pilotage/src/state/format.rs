@@ -1,0 +1,110 @@
+//! The two files of a state directory as text (fuzz/ includes this file as it is).
+
+use std::net::SocketAddr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use pilotage_proto::crypto::Identity;
+use pilotage_wire::Address;
+use serde::{Deserialize, Serialize};
+
+/// The reference's format: both as base64, the private key as seed and public key (64 bytes).
+#[derive(Serialize, Deserialize)]
+struct StoredIdentity {
+    private_key: String,
+    public_key: String,
+}
+
+/// Seed and public key, as the reference stores them.
+pub(super) fn private_key(identity: &Identity) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    bytes[..32].copy_from_slice(identity.seed());
+    bytes[32..].copy_from_slice(&identity.public_key());
+    bytes
+}
+
+/// The content of `identity.json`.
+pub(super) fn identity_json(identity: &Identity) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec_pretty(&StoredIdentity {
+        private_key: STANDARD.encode(private_key(identity)),
+        public_key: STANDARD.encode(identity.public_key()),
+    })
+}
+
+/// Reads `identity.json`; the error says what is wrong with it.
+pub(super) fn parse_identity(text: &str) -> Result<Identity, String> {
+    let stored: StoredIdentity = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let private =
+        STANDARD.decode(stored.private_key.trim()).map_err(|error| format!("private_key: {error}"))?;
+    let public = STANDARD.decode(stored.public_key.trim()).map_err(|error| format!("public_key: {error}"))?;
+    let seed = match private.len() {
+        32 | 64 => private.first_chunk::<32>().copied(),
+        _ => None,
+    };
+    let seed = seed.ok_or_else(|| format!("private_key: {} bytes instead of 64", private.len()))?;
+    let identity = Identity::from_seed(seed);
+    if public != identity.public_key() {
+        return Err("public_key does not belong to private_key".into());
+    }
+    Ok(identity)
+}
+
+/// What is remembered of one peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pin {
+    pub(crate) address: Address,
+    pub(crate) key: [u8; 32],
+    /// Where it was last reached directly.
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// Whether we ever called it (rather than it us).
+    pub(crate) called: bool,
+    /// Seconds since 1970.
+    pub(crate) last_seen: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPin {
+    address: String,
+    key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    #[serde(default)]
+    called: bool,
+    #[serde(default)]
+    last_seen: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredBook {
+    version: u32,
+    peers: Vec<StoredPin>,
+}
+
+/// The content of `peers.json`.
+pub(super) fn peers_json(pins: Vec<&Pin>) -> serde_json::Result<Vec<u8>> {
+    let peers = pins.into_iter().map(|pin| StoredPin {
+        address: pin.address.to_string(),
+        key: hex::encode(pin.key),
+        endpoint: pin.endpoint,
+        called: pin.called,
+        last_seen: pin.last_seen,
+    });
+    serde_json::to_vec_pretty(&StoredBook { version: 1, peers: peers.collect() })
+}
+
+/// Reads `peers.json`; the error says what is wrong with it.
+pub(super) fn parse_peers(text: &str) -> Result<Vec<Pin>, String> {
+    let stored: StoredBook = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if stored.version != 1 {
+        return Err(format!("format version {} is not known to this program", stored.version));
+    }
+    let pins = stored.peers.into_iter().map(|entry| {
+        let address: Address =
+            entry.address.parse().map_err(|error| format!("address {:?}: {error}", entry.address))?;
+        let mut key = [0; 32];
+        hex::decode_to_slice(&entry.key, &mut key).map_err(|error| format!("key of {address}: {error}"))?;
+        let StoredPin { endpoint, called, last_seen, .. } = entry;
+        Ok(Pin { address, key, endpoint, called, last_seen })
+    });
+    pins.collect()
+}

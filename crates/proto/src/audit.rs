@@ -1,0 +1,52 @@
+//! What a simulator needs to see of the inside: which (key, nonce) pairs seal frames.
+//!
+//! Present only with debug assertions, and idle in threads that did not ask for it. The key itself never leaves:
+//! observers see 128 bits of a hash of it.
+
+use std::cell::RefCell;
+
+/// One frame that was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sealed {
+    /// Names the key without telling it.
+    pub key: u128,
+    /// First part of the nonce: differs between the two directions.
+    pub prefix: [u8; 4],
+    /// Second part of the nonce.
+    pub counter: u64,
+}
+
+thread_local! {
+    static SEALED: RefCell<Option<Vec<Sealed>>> = const { RefCell::new(None) };
+}
+
+/// From now on sealed frames of this thread are noted.
+pub fn start() {
+    SEALED.with_borrow_mut(|list| *list = Some(Vec::new()));
+}
+
+/// What was sealed since the last call; empty if nobody called [`start`].
+pub fn take(into: &mut Vec<Sealed>) {
+    SEALED.with_borrow_mut(|list| {
+        if let Some(list) = list {
+            into.append(list);
+        }
+    });
+}
+
+/// Notes a frame.
+pub(crate) fn note(sealed: Sealed) {
+    SEALED.with_borrow_mut(|list| {
+        if let Some(list) = list {
+            list.push(sealed);
+        }
+    });
+}
+
+/// The name of a key.
+pub(crate) fn name(key: &[u8; 32]) -> u128 {
+    let hash = blake3::derive_key("pilotage simulator: name of a session key", key);
+    let mut name = [0; 16];
+    name.copy_from_slice(&hash[..16]);
+    u128::from_be_bytes(name)
+}

@@ -1,0 +1,190 @@
+//! Where a stream ends, and what comes after.
+
+use super::*;
+use crate::event::WriteError;
+
+/// Both directions are over.
+fn done(dialect: Dialect) -> Side {
+    let mut side = Side::connected(dialect);
+    side.conn.shutdown().expect("open");
+    assert_eq!(side.sent().len(), 1, "FIN");
+    let fin = header(Flags::FIN | Flags::ACK, PEER_ISN + 1, OUR_ISN + 2);
+    side.takes(&fin, b"");
+    assert_eq!(side.conn.state, State::Done);
+    assert_eq!(side.sent().len(), 1, "and its acknowledgement");
+    side
+}
+
+#[test]
+fn a_connection_that_is_done_answers_fin_and_nothing_else() {
+    for dialect in BOTH {
+        let mut side = done(dialect);
+        let fin = header(Flags::FIN | Flags::ACK, PEER_ISN + 1, OUR_ISN + 2);
+        for _ in 0..3 {
+            assert_eq!(side.takes(&fin, b""), SegmentFate::Accepted);
+            let answer = side.sent();
+            assert_eq!(answer.len(), 1, "its first answer may have been lost");
+            assert_eq!((answer[0].0.flags, answer[0].0.ack), (Flags::ACK, PEER_ISN + 2));
+        }
+        for flags in [Flags::ACK, Flags::RST, Flags::SYN, Flags::FIN | Flags::RST] {
+            assert_eq!(side.takes(&header(flags, PEER_ISN + 1, OUR_ISN + 2), b"late"), SegmentFate::Dropped);
+            assert!(side.sent().is_empty());
+        }
+        assert_eq!(side.conn.write(b"x"), Err(WriteError::Finished));
+        assert_eq!(side.with(|c, cx| c.read(&mut [0; 4], cx)), Ok(0));
+        assert!(side.conn.is_over() && side.conn.shutdown().is_ok());
+        assert_eq!(side.conn.final_numbers(), (OUR_ISN + 2, PEER_ISN + 2));
+    }
+}
+
+#[test]
+fn nothing_is_read_behind_the_end_of_the_stream() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    // The end is at ten, and the first ten bytes are still missing.
+    side.takes(&header(Flags::FIN | Flags::ACK, PEER_ISN + 1 + 10, OUR_ISN + 1), b"");
+    side.takes_data(0, 0, &[7; 20]);
+    assert_eq!(side.conn.readable(), 0, "it tells another story than the FIN did");
+    side.takes_data(5, 0, &[7; 6]);
+    assert_eq!(side.conn.held(), 0);
+    side.takes_data(0, 0, &[7; 10]);
+    let mut got = [0; 64];
+    assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(10));
+    assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(0));
+}
+
+#[test]
+fn a_fin_from_outside_of_the_window_or_at_a_second_place_is_not_the_end() {
+    for dialect in BOTH {
+        let mut side = Side::connected(dialect);
+        side.takes_data(0, 0, b"abc");
+        let beyond = side.cfg.recv_buffer as u32 + 100;
+        for seq in [PEER_ISN + 1 + beyond, PEER_ISN + 1 + 1, PEER_ISN.wrapping_sub(9_000)] {
+            side.takes(&header(Flags::FIN | Flags::ACK, seq, OUR_ISN + 1), b"");
+            let answer = side.sent();
+            assert!(
+                !answer.is_empty() && answer.iter().all(|(h, _)| h.ack == PEER_ISN + 4),
+                "{dialect:?} {seq}"
+            );
+        }
+        side.takes_data(3, 0, b"def");
+        side.takes(&header(Flags::FIN | Flags::ACK, PEER_ISN + 1 + 6, OUR_ISN + 1), b"");
+        // The place is fixed now.
+        side.takes(&header(Flags::FIN | Flags::ACK, PEER_ISN + 1 + 9, OUR_ISN + 1), b"");
+        let mut got = [0; 64];
+        assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(6));
+        assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(0), "{dialect:?}");
+        assert_eq!(side.sent().last().map(|(h, _)| h.ack), Some(PEER_ISN + 8));
+    }
+}
+
+#[test]
+fn one_direction_may_end_long_before_the_other() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    side.takes(&header(Flags::FIN | Flags::ACK, PEER_ISN + 1, OUR_ISN + 1), b"");
+    assert_eq!(side.with(|c, cx| c.read(&mut [0; 4], cx)), Ok(0));
+    assert_eq!(side.conn.state, State::Established);
+    side.writes(b"still talking");
+    assert_eq!(payload_bytes(&side.sent()), 13);
+    side.takes(&header(Flags::ACK, PEER_ISN + 2, OUR_ISN + 14), b"");
+    assert!(side.conn.is_flushed() && side.conn.state == State::Established);
+    side.conn.shutdown().expect("open");
+    assert!(!side.conn.is_flushed(), "not before FIN is acknowledged");
+    assert_eq!(side.conn.write(b"x"), Err(WriteError::Finished));
+    assert_eq!(side.sent().len(), 1);
+    side.takes(&header(Flags::ACK, PEER_ISN + 2, OUR_ISN + 15), b"");
+    assert_eq!(side.conn.state, State::Done);
+}
+
+#[test]
+fn a_reference_fin_ends_our_direction_too() {
+    let mut side = Side::connected(Dialect::Draft);
+    side.takes(&header(Flags::FIN, PEER_ISN + 1, 0), b"");
+    assert_eq!(side.conn.write(b"x"), Err(WriteError::Finished));
+    let sent = side.sent();
+    assert!(sent.iter().any(|(h, _)| h.flags == Flags::FIN), "{sent:?}");
+}
+
+#[test]
+fn a_failed_connection_leaves_no_bytes_in_flight_behind() {
+    for how in 0..3 {
+        let mut side = Side::connected(Dialect::Pilotage);
+        side.writes(&[1; 5_000]);
+        side.sent();
+        assert_eq!(side.path.in_flight, 4 * MSS as u64);
+        match how {
+            0 => {
+                side.takes(&header(Flags::RST, PEER_ISN + 1, 0), b"");
+            }
+            1 => side.with(|c, cx| c.reset(cx.path)),
+            _ => side.with(|c, cx| c.on_tunnel_failed(ConnectError::HandshakeTimeout, cx.path)),
+        }
+        assert_eq!(side.path.in_flight, 0, "else the path's window is smaller for ever");
+        assert!(matches!(side.conn.state, State::Failed(_)));
+        // Our own reset is told, the others are not; and then nothing.
+        let told: Vec<_> = side.sent().iter().map(|(h, _)| h.flags.contains(Flags::RST)).collect();
+        assert_eq!(told, if how == 1 { vec![true] } else { vec![] });
+        assert_eq!(side.takes_data(0, 0, b"late"), SegmentFate::Dropped);
+        assert!(side.sent().is_empty() && side.conn.is_over());
+        assert_eq!(side.with(|c, cx| c.read(&mut [0; 0], cx)), Ok(0), "an empty buffer asks for nothing");
+    }
+}
+
+#[test]
+fn what_arrived_before_a_reset_can_still_be_read() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    side.takes_data(0, 0, b"last words");
+    side.takes(&header(Flags::RST, PEER_ISN + 11, 0), b"");
+    let mut got = [0; 64];
+    assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(10));
+    assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Err(ReadError::Reset));
+    assert_eq!(side.conn.write(b""), Err(WriteError::Reset));
+}
+
+#[test]
+fn a_full_send_buffer_blocks_the_writer_until_there_is_room() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    let buffer = side.cfg.send_buffer;
+    assert_eq!(side.conn.write(&vec![1; buffer + 100]), Ok(buffer));
+    assert_eq!(side.conn.write(b"x"), Err(WriteError::Blocked));
+    assert_eq!(side.conn.write(b""), Ok(0));
+    side.conn.notify = Default::default();
+    let mut acked = 0;
+    let mut woken = 0;
+    while acked < buffer as u32 {
+        acked += payload_bytes(&side.sent()) as u32;
+        side.wait(20);
+        let mut ack = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1 + acked);
+        ack.window = 4_096;
+        side.takes(&ack, b"");
+        woken += u32::from(std::mem::take(&mut side.conn.notify.writable));
+    }
+    assert!((1..=2).contains(&woken), "{woken}: once when a good part is free, once when all is");
+    assert!(side.conn.is_flushed());
+}
+
+#[test]
+fn the_first_reason_of_a_failure_stays() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    side.takes(&header(Flags::RST, PEER_ISN + 1, 0), b"");
+    side.conn.notify = Default::default();
+    side.with(|c, cx| c.on_tunnel_failed(ConnectError::HandshakeTimeout, cx.path));
+    side.with(|c, cx| c.reset(cx.path));
+    assert_eq!(side.conn.state, State::Failed(Failure::Reset));
+    assert_eq!(side.conn.notify, Default::default(), "and is told once");
+    assert!(side.sent().is_empty());
+}
+
+#[test]
+fn a_syn_ack_that_answers_another_syn_is_refused() {
+    let mut side = Side::dialling(Dialect::Pilotage);
+    side.sent();
+    for ack in [OUR_ISN, OUR_ISN + 2, 0] {
+        let other = header(Flags::SYN | Flags::ACK, PEER_ISN, ack);
+        assert_eq!(side.takes(&other, b""), SegmentFate::Refused);
+    }
+    // Data and acknowledgements mean nothing before it, and two calls that cross are two connections.
+    assert_eq!(side.takes(&header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1), b"early"), SegmentFate::Dropped);
+    assert_eq!(side.takes(&header(Flags::SYN, PEER_ISN, 0), b""), SegmentFate::Dropped);
+    assert_eq!(side.conn.state, State::SynSent);
+    assert!(side.sent().is_empty());
+}

@@ -1,0 +1,178 @@
+//! Flow control at its edges, and which acknowledgements leave at once.
+
+use super::*;
+
+#[test]
+fn the_window_is_used_to_its_last_byte_and_not_one_further() {
+    let mut side = Side::connected_with(Dialect::Pilotage, 1);
+    side.writes(&[3; 10_000]);
+    let whole = payload_bytes(&side.sent());
+    assert_eq!(whole, WINDOW_UNIT as usize / MSS * MSS, "no small segment while others are under way");
+    side.wait(10);
+    let mut ack = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1 + whole as u32);
+    ack.window = 0;
+    side.takes(&ack, b"");
+    assert_eq!(payload_bytes(&side.sent()), WINDOW_UNIT as usize - whole);
+    side.wait(10);
+    ack.ack = OUR_ISN + 1 + WINDOW_UNIT as u32;
+    side.takes(&ack, b"");
+    assert_eq!(payload_bytes(&side.sent()), 0, "closed");
+}
+
+#[test]
+fn a_late_acknowledgement_takes_back_no_room() {
+    let mut side = Side::connected_with(Dialect::Pilotage, 4);
+    side.writes(&[3; 100_000]);
+    let first = payload_bytes(&side.sent()) as u32;
+    side.wait(10);
+    let mut ack = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1 + first);
+    ack.window = 8;
+    side.takes(&ack, b"");
+    // Sent before it, arriving after it.
+    let mut late = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1);
+    late.window = 1;
+    side.takes(&late, b"");
+    assert!(payload_bytes(&side.sent()) > 0, "eight units were granted");
+}
+
+#[test]
+fn a_closed_window_is_probed_with_one_byte_until_it_opens() {
+    let mut side = Side::connected_with(Dialect::Pilotage, 1);
+    side.writes(&[3; 10_000]);
+    let mut acked = 0;
+    let mut ack = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1);
+    ack.window = 0;
+    while acked < WINDOW_UNIT as u32 {
+        acked += payload_bytes(&side.sent()) as u32;
+        side.wait(10);
+        ack.ack = OUR_ISN + 1 + acked;
+        side.takes(&ack, b"");
+    }
+    assert!(side.sent().is_empty());
+    side.with(|c, cx| c.arm_persist(cx));
+    let due = side.with(|c, cx| c.deadline(&cx.path.rtt, cx.cfg)).expect("the persist timer");
+    assert!(due - side.now <= Duration::from_secs(1), "{:?}", due - side.now);
+    side.now = due;
+    side.wait(0);
+    let probe = side.sent();
+    assert_eq!((probe.len(), probe[0].1.len(), probe[0].0.seq), (1, 1, OUR_ISN + 1 + acked));
+    // Still closed: the peer lives, and the probe stays outstanding.
+    side.wait(10);
+    side.takes(&ack, b"");
+    assert!(side.sent().is_empty());
+    ack.window = 10;
+    side.takes(&ack, b"");
+    let sent = side.sent();
+    assert_eq!(
+        (sent[0].1.len(), sent[0].0.seq),
+        (1, OUR_ISN + 1 + acked),
+        "open: the probe's byte again, at once"
+    );
+    assert_eq!(payload_bytes(&sent), 1 + 5 * MSS, "and all full segments");
+}
+
+#[test]
+fn reading_half_of_a_full_buffer_is_told_at_once() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    let buffer = side.cfg.recv_buffer;
+    let chunk = vec![1; 65_536];
+    for offset in (0..buffer as u32).step_by(chunk.len()) {
+        side.takes_data(offset, 0, &chunk);
+    }
+    assert_eq!(side.sent().last().expect("an ACK").0.window, 0);
+    let mut sink = vec![0; buffer / 2];
+    assert_eq!(side.with(|c, cx| c.read(&mut sink[..100], cx)), Ok(100));
+    assert!(side.sent().is_empty(), "hundred bytes are not worth a packet (RFC 9293: silly window)");
+    assert_eq!(side.with(|c, cx| c.read(&mut sink, cx)), Ok(buffer / 2));
+    let update = side.sent();
+    assert_eq!(update.len(), 1);
+    assert_eq!(u64::from(update[0].0.window), (buffer as u64 / 2 + 100) / WINDOW_UNIT);
+}
+
+#[test]
+fn the_second_segment_and_a_filled_hole_are_acknowledged_at_once_and_a_lone_one_after_40_ms() {
+    for dialect in BOTH {
+        let mut side = Side::connected(dialect);
+        side.takes_data(0, 0, &[1; 100]);
+        assert!(side.sent().is_empty());
+        side.takes_data(100, 0, &[1; 100]);
+        let sent = side.sent();
+        assert_eq!((sent.len(), sent[0].0.ack), (1, PEER_ISN + 201));
+        side.takes_data(200, 0, &[1; 100]);
+        side.wait(39);
+        assert!(side.sent().is_empty());
+        side.wait(1);
+        let sent = side.sent();
+        assert_eq!((sent.len(), sent[0].0.ack), (1, PEER_ISN + 301));
+        // A hole, and what fills it.
+        side.takes_data(400, 0, &[1; 100]);
+        side.sent();
+        side.takes_data(300, 0, &[1; 100]);
+        let sent = side.sent();
+        assert_eq!((sent.len(), sent[0].0.ack), (1, PEER_ISN + 501), "{dialect:?}");
+        side.takes_data(500, 0, &[1; 100]);
+        assert!(side.sent().is_empty(), "back to normal");
+        // What was received before is answered at once: our acknowledgement was lost.
+        side.takes_data(0, 0, &[1; 100]);
+        assert_eq!(side.sent().len(), 1);
+        assert_eq!(side.conn.stats().duplicates_received, 1);
+    }
+}
+
+#[test]
+fn more_holes_than_one_acknowledgement_names_are_reported_in_several() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    for hole in 0..12 {
+        side.takes_data(1_000 + hole * 200, 0, &[1; 100]);
+    }
+    let mut named = std::collections::BTreeSet::new();
+    for (_, payload) in side.sent() {
+        if let Some(blocks) = sack::decode(&payload) {
+            named.extend(blocks.as_slice().iter().copied());
+        }
+    }
+    assert_eq!(named.len(), 12, "each arrival is in some acknowledgement");
+}
+
+#[test]
+fn an_endpoint_short_of_memory_refuses_slow_readers_and_promises_no_more() {
+    let mut side = Side::connected(Dialect::Pilotage);
+    let edge = |(hdr, _): &Sent| u64::from(hdr.ack - PEER_ISN - 1) + u64::from(hdr.window) * WINDOW_UNIT;
+    side.takes_data(0, 0, &vec![1; 35_000]);
+    side.takes_data(35_000, 0, &vec![1; 35_000]);
+    let promised = edge(&side.sent()[0]);
+    side.path.squeezed = true;
+    side.takes_data(70_000, 0, &[2; 1_000]);
+    let answer = side.sent();
+    assert_eq!((answer.len(), answer[0].0.ack), (1, PEER_ISN + 70_001), "not taken");
+    assert!(edge(&answer[0]) <= promised, "what was promised stays, and no more");
+    side.path.squeezed = false;
+    side.takes_data(70_000, 0, &[2; 1_000]);
+    assert_eq!(side.conn.readable(), 71_000);
+}
+
+#[test]
+fn data_outside_of_the_window_is_answered_and_not_stored() {
+    for dialect in BOTH {
+        let mut side = Side::connected(dialect);
+        let far = side.cfg.recv_buffer as u32 + 5;
+        side.takes_data(far, 0, b"too far");
+        assert_eq!((side.sent().len(), side.conn.held()), (1, 0));
+        // Long before the first byte: an offset that cannot be.
+        side.takes(&header(Flags::ACK, PEER_ISN.wrapping_sub(5_000), OUR_ISN + 1), b"too old");
+        assert_eq!((side.sent().len(), side.conn.held()), (1, 0));
+    }
+}
+
+#[test]
+fn what_names_offsets_below_the_acknowledgement_is_data_of_a_reference_peer() {
+    let mut side = Side::connected(Dialect::Draft);
+    side.writes(&[5; 1_000]);
+    side.sent();
+    side.wait(10);
+    side.takes_data(0, 500, b"");
+    let mut look = vec![0; 64];
+    let len = sack::encode(&[(OUR_ISN + 101, OUR_ISN + 301)], &mut look);
+    side.takes_data(0, 500, &look[..len]);
+    assert_eq!(side.conn.readable(), len, "no SACK could say that");
+}

@@ -1,0 +1,235 @@
+//! Address validation: who is sent how much before it has shown that it is there (spec/tunnel.md §6, rule C16).
+//!
+//! An address is *trusted* if it returned a token that was sent to it under the session keys (RFC 9000 §8.2). Every
+//! other one is a stranger, even one from which a genuine frame came, since anybody on the way can send a copy from
+//! elsewhere (RFC 9000 §9.3.2), and even the one that the caller introduced, since a peer can have a victim's address
+//! registered. A stranger is sent at most as many bytes as came from it (RFC 9000 §8.1 allows three times as many);
+//! [`INTRODUCTION`] more if the caller introduced it, and [`INTRODUCTION_PER_SECOND`].
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Addresses that count as proven at one time: a peer on two networks goes back and forth.
+const PROVEN_MAX: usize = 4;
+/// Strangers that are remembered per peer; the one that was heard longest ago makes room, and those that never sent a
+/// genuine frame, and so were never asked for a token, before all others.
+const STRANGERS_MAX: usize = 4;
+/// Bytes that a stranger can save up.
+const CREDIT_MAX: usize = 1 << 20;
+/// What the caller's introduction of an address is worth, in bytes: enough to agree on keys and to begin.
+const INTRODUCTION: usize = 64 << 10;
+/// What it is worth in each further second, up to the same bound: enough for tokens and key exchange frames, which must
+/// not end for ever when many were lost.
+const INTRODUCTION_PER_SECOND: usize = 1 << 10;
+/// Wait before an unanswered token is sent again; doubles with each try up to 1 s.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Tokens sent by timer to an address that we would like to use and that does not answer.
+const ASKS_MAX: u32 = 32;
+/// Kept of the credit for tokens when a large packet is sent, so that one lost token does not silence us.
+const RESERVE: usize = 512;
+
+/// What is known of an address that has not proven itself.
+#[derive(Debug)]
+struct Stranger {
+    addr: SocketAddr,
+    credit: usize,
+    heard: Instant,
+    token: Option<u32>,
+    asked: Option<Instant>,
+    asks: u32,
+    /// Introduced by the caller: until when its credit for that is counted.
+    refilled: Option<Instant>,
+}
+
+/// The addresses of one peer.
+#[derive(Debug, Default)]
+pub(crate) struct Addresses {
+    proven: Vec<SocketAddr>,
+    strangers: Vec<Stranger>,
+}
+
+/// What a datagram of `len` payload bytes costs a link: headers of IP and UDP included.
+fn weight(addr: SocketAddr, len: usize) -> usize {
+    len + if addr.is_ipv4() { 28 } else { 48 }
+}
+
+impl Addresses {
+    pub(crate) fn is_proven(&self, addr: SocketAddr) -> bool {
+        self.proven.contains(&addr)
+    }
+
+    /// A datagram came from an address that is not trusted.
+    pub(crate) fn on_received(&mut self, addr: SocketAddr, len: usize, now: Instant) {
+        let weight = weight(addr, len);
+        if let Some(known) = self.strangers.iter_mut().find(|s| s.addr == addr) {
+            known.credit = (known.credit + weight).min(CREDIT_MAX);
+            known.heard = now;
+            return;
+        }
+        if self.strangers.len() >= STRANGERS_MAX
+            && let Some(oldest) = (0..self.strangers.len()).min_by_key(|i| {
+                let s = &self.strangers[*i];
+                (s.token.is_some() || s.refilled.is_some(), s.heard)
+            })
+        {
+            self.strangers.swap_remove(oldest);
+        }
+        self.strangers.push(Stranger {
+            addr,
+            credit: weight,
+            heard: now,
+            token: None,
+            asked: None,
+            asks: 0,
+            refilled: None,
+        });
+    }
+
+    /// The caller names an address of the peer: it may be sent something before anything came from it.
+    pub(crate) fn introduce(&mut self, addr: SocketAddr, now: Instant) {
+        if self.is_proven(addr) {
+            return;
+        }
+        self.on_received(addr, 0, now);
+        if let Some(stranger) = self.strangers.iter_mut().find(|s| s.addr == addr) {
+            stranger.credit = stranger.credit.max(INTRODUCTION);
+            stranger.refilled = Some(now);
+        }
+    }
+
+    /// Counts what time adds to the credit of introduced addresses.
+    pub(crate) fn refill(&mut self, now: Instant) {
+        for stranger in &mut self.strangers {
+            let Some(since) = stranger.refilled else { continue };
+            let millis = now.saturating_duration_since(since).as_millis().min(1 << 20) as usize;
+            if millis >= 100 {
+                stranger.refilled = Some(now);
+                let more = millis * INTRODUCTION_PER_SECOND / 1_000;
+                stranger.credit = stranger.credit.max((stranger.credit + more).min(INTRODUCTION));
+            }
+        }
+    }
+
+    /// As [`Self::allowance`], for the packets of streams: large ones leave something for tokens.
+    pub(crate) fn allowance_for_data(&self, addr: SocketAddr) -> usize {
+        let all = self.allowance(addr);
+        if all > RESERVE { all - RESERVE / 2 } else { all.min(RESERVE / 2) }
+    }
+
+    /// Largest payload that may be sent to a stranger now.
+    pub(crate) fn allowance(&self, addr: SocketAddr) -> usize {
+        let credit = self.strangers.iter().find(|s| s.addr == addr).map_or(0, |s| s.credit);
+        credit.saturating_sub(weight(addr, 0))
+    }
+
+    /// Counts a datagram to a stranger; `false` if it must not be sent.
+    pub(crate) fn pay(&mut self, addr: SocketAddr, len: usize) -> bool {
+        let weight = weight(addr, len);
+        match self.strangers.iter_mut().find(|s| s.addr == addr && s.credit >= weight) {
+            Some(stranger) => {
+                stranger.credit -= weight;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// When to send the token again to an address that has not answered, if there is credit for it.
+    pub(crate) fn ask_deadline(&self, addr: SocketAddr, len: usize) -> Option<Instant> {
+        let stranger = self.strangers.iter().find(|s| s.addr == addr)?;
+        let again = stranger.asked? + ASK_AGAIN * (1 << stranger.asks.saturating_sub(1).min(2));
+        let payable = stranger.credit >= weight(addr, len) || stranger.refilled.is_some();
+        (stranger.asks < ASKS_MAX && payable).then_some(again)
+    }
+
+    /// Whether a token should be sent to this stranger now.
+    pub(crate) fn wants_token(&self, addr: SocketAddr, now: Instant) -> bool {
+        self.strangers
+            .iter()
+            .any(|s| s.addr == addr && s.asked.is_none_or(|t| now.saturating_duration_since(t) >= ASK_AGAIN))
+    }
+
+    /// The token that this stranger has to return: the same one when asked again, so that a late answer counts.
+    pub(crate) fn token(&mut self, addr: SocketAddr, now: Instant, random: u32) -> Option<u32> {
+        let stranger = self.strangers.iter_mut().find(|s| s.addr == addr)?;
+        stranger.asked = Some(now);
+        stranger.asks = stranger.asks.saturating_add(1);
+        Some(*stranger.token.get_or_insert(random))
+    }
+
+    /// A token came back from an address, under the session keys. Whether that proves it.
+    pub(crate) fn on_token(&mut self, addr: SocketAddr, token: u32) -> bool {
+        let Some(at) = self.strangers.iter().position(|s| s.addr == addr && s.token == Some(token)) else {
+            return false;
+        };
+        self.strangers.swap_remove(at);
+        self.keep(addr);
+        true
+    }
+
+    /// Trusts an address from now on.
+    fn keep(&mut self, addr: SocketAddr) {
+        if self.proven.contains(&addr) {
+            return;
+        }
+        if self.proven.len() >= PROVEN_MAX {
+            self.proven.remove(0);
+        }
+        self.proven.push(addr);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    fn addr(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 4000))
+    }
+
+    #[test]
+    fn a_stranger_is_sent_no_more_than_came_from_it() {
+        let now = Instant::now();
+        let mut a = Addresses::default();
+        assert!(!a.pay(addr(1), 0), "nothing came");
+        a.on_received(addr(1), 100, now);
+        assert_eq!(a.allowance(addr(1)), 100);
+        assert!(!a.pay(addr(1), 101));
+        assert!(a.pay(addr(1), 60));
+        assert!(!a.pay(addr(1), 41), "headers count");
+        assert!(!a.pay(addr(2), 1), "the credit of one is not that of another");
+    }
+
+    #[test]
+    fn only_the_token_that_was_sent_there_proves_an_address() {
+        let now = Instant::now();
+        let mut a = Addresses::default();
+        a.on_received(addr(1), 100, now);
+        a.on_received(addr(2), 100, now);
+        assert!(a.wants_token(addr(1), now));
+        assert_eq!(a.token(addr(1), now, 7), Some(7));
+        assert!(!a.wants_token(addr(1), now));
+        assert!(a.wants_token(addr(1), now + ASK_AGAIN));
+        assert_eq!(a.token(addr(1), now + ASK_AGAIN, 8), Some(7), "asked again with the same token");
+        assert!(!a.on_token(addr(2), 7) && !a.on_token(addr(1), 8));
+        assert!(a.on_token(addr(1), 7) && a.is_proven(addr(1)));
+        assert!(!a.on_token(addr(1), 7));
+    }
+
+    #[test]
+    fn both_tables_are_bounded() {
+        let now = Instant::now();
+        let mut a = Addresses::default();
+        for n in 0..100 {
+            a.on_received(addr(n), 100, now + Duration::from_secs(n.into()));
+            assert!(a.token(addr(n), now, n.into()).is_some());
+            if n % 2 == 0 {
+                assert!(a.on_token(addr(n), n.into()));
+            }
+        }
+        assert_eq!((a.proven.len(), a.strangers.len()), (PROVEN_MAX, STRANGERS_MAX));
+        a.on_received(addr(200), usize::MAX / 4, now);
+        assert!(a.allowance(addr(200)) <= usize::MAX / 4);
+    }
+}

@@ -1,0 +1,200 @@
+//! The beacon and a node's half of it, each with arbitrary datagrams.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use pilotage_nat::{BeaconClient, BeaconConfig, BeaconEngine, ClientEvent, Rate};
+use pilotage_wire::NodeId;
+use pilotage_wire::beacon::Message;
+
+use crate::inputs::Input;
+
+/// Operations of one execution.
+const OPS: usize = 200;
+
+/// A few addresses of both families, one of them no unicast address.
+fn address(number: u8) -> SocketAddr {
+    match number & 7 {
+        6 => SocketAddr::from(([0x2001, 0xdb8, 0, u16::from(number >> 3), 0, 0, 0, 1], 4_000)),
+        7 => SocketAddr::from(([224, 0, 0, 1], 4_000)),
+        low => SocketAddr::from(([192, 0, 2, low >> 1], 4_000 + u16::from(low & 1))),
+    }
+}
+
+fn pass(now: &mut Instant, input: &mut Input<'_>) {
+    let byte = u64::from(input.u8());
+    *now += if byte < 128 { Duration::from_millis(byte * 4) } else { Duration::from_secs(byte - 127) };
+}
+
+/// What a datagram weighs on a link: the IP packet, at least what Ethernet pads to.
+fn weight(addr: SocketAddr, len: usize) -> u64 {
+    (len + if addr.is_ipv4() { 28 } else { 48 }).max(46) as u64
+}
+
+/// Operations of nodes and strangers on the beacon. Checked: it never sends more than it received, over all and to an
+/// address at which nobody registered; at most two datagrams per datagram; tables keep their bounds; every datagram
+/// ends in exactly one counter; a relayed frame arrives as it was.
+pub(crate) fn beacon_engine(base: Instant, data: &[u8]) {
+    let mut input = Input(data);
+    let config = BeaconConfig {
+        max_nodes: 6,
+        max_nodes_per_prefix: 4,
+        messages_per_prefix: Rate { per_second: 20, burst: 40 },
+        ..BeaconConfig::default()
+    };
+    let mut engine = BeaconEngine::new(config, 1);
+    let mut now = base;
+    // Weight in and out, in all and by address; who ever registered.
+    let (mut came, mut went) = (0u64, 0u64);
+    let mut flows: BTreeMap<SocketAddr, (u64, u64, bool)> = BTreeMap::new();
+    for _ in 0..OPS {
+        let Some(op) = input.op() else { break };
+        let node = NodeId([0, u32::MAX, 1, 2, 3, 4, 5, 6][usize::from(op >> 4 & 7)]);
+        let mut bytes = [0u8; 320];
+        let payload = [0x55u8; 200];
+        let from = address(input.u8());
+        let message = match op & 0x0F {
+            0 | 1 => Message::Discover { node },
+            2 | 3 => Message::DiscoverEx { node },
+            4 | 5 => Message::PunchRequest { node, target: NodeId(u32::from(input.u8() & 7)) },
+            6..=8 => {
+                let dst = NodeId(u32::from(input.u8() & 7));
+                Message::Relay { src: node, dst, frame: &payload[..usize::from(input.u8()).min(200)] }
+            }
+            9 => {
+                pass(&mut now, &mut input);
+                if engine.next_timeout().is_some_and(|due| due <= now) {
+                    engine.handle_timeout(now);
+                }
+                continue;
+            }
+            _ => {
+                let raw = input.bytes(255);
+                one(&mut engine, now, from, raw, &mut came, &mut went, &mut flows);
+                continue;
+            }
+        };
+        let Ok(len) = message.encode(&mut bytes) else { continue };
+        // Padding buys answers.
+        let padding = usize::from(op >> 7) * 20;
+        let padded = if matches!(message, Message::Relay { .. }) { len } else { len + padding };
+        one(&mut engine, now, from, &bytes[..padded], &mut came, &mut went, &mut flows);
+        assert!(engine.stats().registered <= 6, "table");
+    }
+    let stats = engine.stats();
+    let ends = stats.discovers
+        + stats.punches
+        + stats.relays
+        + stats.malformed
+        + stats.not_for_beacons
+        + stats.bad_source
+        + stats.over_budget
+        + stats.not_registered
+        + stats.unreachable;
+    assert_eq!(stats.datagrams_in, ends, "{stats:?}");
+}
+
+fn one(
+    engine: &mut BeaconEngine,
+    now: Instant,
+    from: SocketAddr,
+    bytes: &[u8],
+    came: &mut u64,
+    went: &mut u64,
+    flows: &mut BTreeMap<SocketAddr, (u64, u64, bool)>,
+) {
+    *came += weight(from, bytes.len());
+    let flow = flows.entry(from).or_default();
+    flow.0 += weight(from, bytes.len());
+    let before = engine.stats().registered;
+    let mut answers = 0;
+    engine.handle_datagram(now, from, bytes, &mut |to, out: &[u8]| {
+        answers += 1;
+        *went += weight(to, out.len());
+        flows.entry(to).or_default().1 += weight(to, out.len());
+        check_answer(from, bytes, to, out);
+    });
+    if engine.stats().registered > before
+        || matches!(Message::decode(bytes), Ok(Message::Discover { .. } | Message::DiscoverEx { .. }))
+    {
+        flows.entry(from).or_default().2 = true;
+    }
+    assert!(answers <= 2);
+    assert!(went <= came, "amplified: {went} for {came}");
+    for (to, (came, went, registered)) in flows.iter() {
+        assert!(*registered || went <= came, "{to}: {went} for {came}");
+    }
+}
+
+fn check_answer(from: SocketAddr, request: &[u8], to: SocketAddr, out: &[u8]) {
+    let answer = Message::decode(out).expect("what the beacon sends decodes");
+    match (Message::decode(request), answer) {
+        (Ok(Message::Discover { .. } | Message::DiscoverEx { .. }), Message::DiscoverReply { addr }) => {
+            assert_eq!((addr, to), (from, from));
+        }
+        (Ok(Message::PunchRequest { .. }), Message::PunchCommand { addr }) => {
+            assert!(addr == from || to == from, "a command that concerns somebody else");
+        }
+        (Ok(Message::Relay { src, frame, .. }), Message::Deliver { src: s, frame: f }) => {
+            assert_eq!((src, frame), (s, f));
+        }
+        (Ok(Message::Relay { src, dst, frame }), Message::DeliverEx { src: s, dst: d, frame: f }) => {
+            assert_eq!((src, dst, frame), (s, d, f));
+        }
+        (request, answer) => panic!("{request:?} was answered with {answer:?}"),
+    }
+}
+
+/// A node's half: calls, time, and messages from the beacon and from others. Checked: nobody but the beacon is
+/// believed, messages go to the beacon only, their number is bounded, timers lead somewhere.
+pub(crate) fn beacon_client(base: Instant, data: &[u8]) {
+    let mut input = Input(data);
+    let mut client = BeaconClient::new();
+    let mut now = base;
+    let mut still = 0;
+    for _ in 0..OPS {
+        let Some(op) = input.op() else { break };
+        match op & 7 {
+            0 => client.set_beacon((op & 8 == 0).then(|| address(op >> 4)), now),
+            1 => client.set_node(NodeId(u32::from(op >> 3)), now),
+            2 => client.rediscover(now),
+            3 => {
+                client.punch_request(NodeId(input.u32() & 0xFFFF), now);
+            }
+            4 => {
+                pass(&mut now, &mut input);
+                still = 0;
+            }
+            5 => {
+                if let Some(next) = client.poll_timeout() {
+                    still = if next > now { 0 } else { still + 1 };
+                    now = now.max(next);
+                }
+            }
+            _ => {
+                let from = address(op >> 3);
+                let raw = input.bytes(64);
+                let observed = address(input.u8());
+                let message = match Message::decode(raw) {
+                    Ok(message) => message,
+                    Err(_) if op & 1 == 0 => Message::DiscoverReply { addr: observed },
+                    Err(_) => Message::PunchCommand { addr: observed },
+                };
+                let before = client.observed();
+                let event = client.handle(from, &message, now);
+                if client.beacon() != Some(from) {
+                    assert!(matches!(event, ClientEvent::Ignored), "believed somebody else");
+                    assert_eq!(client.observed(), before);
+                }
+            }
+        }
+        for count in 0.. {
+            assert!(count < 100, "does not stop sending");
+            let Some((to, message)) = client.poll_transmit(now) else { break };
+            assert_eq!(Some(to), client.beacon());
+            assert!(Message::decode(&message).is_ok());
+        }
+        assert!(still < 10, "busy loop");
+    }
+}

@@ -1,0 +1,253 @@
+//! The table: one cell for each scenario and combination of implementations, as text, JSON and Markdown.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Failure;
+use crate::scenario::{Passed, Plan, Scenario};
+use crate::subject::Kind;
+
+/// How a cell ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verdict {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// One cell.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cell {
+    pub(crate) scenario: Scenario,
+    /// Of scenarios that use one.
+    pub(crate) hub: Option<Kind>,
+    pub(crate) client: Kind,
+    pub(crate) server: Kind,
+    pub(crate) result: Verdict,
+    pub(crate) figure: Option<f64>,
+    pub(crate) unit: Option<&'static str>,
+    /// What was seen, why it failed, or why it was skipped.
+    pub(crate) reason: String,
+    pub(crate) duration_s: f64,
+    /// Link, sizes, limits and seed; none where no link is emulated.
+    pub(crate) settings: Option<Plan>,
+}
+
+impl Cell {
+    pub(crate) fn new(scenario: Scenario, hub: Option<Kind>, client: Kind, server: Kind) -> Self {
+        Self {
+            scenario,
+            hub,
+            client,
+            server,
+            result: Verdict::Failed,
+            figure: None,
+            unit: None,
+            reason: String::new(),
+            duration_s: 0.0,
+            settings: None,
+        }
+    }
+
+    pub(crate) fn passed(self, passed: Passed, took: Duration) -> Self {
+        let (figure, unit) = passed.figure.unzip();
+        let figure = figure.map(|figure| (figure * 100.0).round() / 100.0);
+        Self { figure, unit, ..self.ended(Verdict::Passed, passed.reason, took) }
+    }
+
+    pub(crate) fn failed(self, reason: impl ToString, took: Duration) -> Self {
+        self.ended(Verdict::Failed, reason.to_string(), took)
+    }
+
+    pub(crate) fn skipped(self, reason: impl ToString) -> Self {
+        self.ended(Verdict::Skipped, reason.to_string(), Duration::ZERO)
+    }
+
+    fn ended(self, result: Verdict, reason: String, took: Duration) -> Self {
+        let duration_s = (took.as_secs_f64() * 10.0).round() / 10.0;
+        Self { result, reason: reason.replace(['\n', '\r'], " "), duration_s, ..self }
+    }
+
+    fn figure_text(&self) -> String {
+        match (self.figure, self.unit) {
+            (Some(figure), Some(unit)) => format!("{figure} {unit}"),
+            _ => String::new(),
+        }
+    }
+
+    fn who(&self) -> String {
+        let pair = format!("{} → {}", word(self.client), word(self.server));
+        self.hub.map_or(pair.clone(), |hub| format!("{pair}, hub {}", word(hub)))
+    }
+
+    /// One line for a terminal.
+    pub(crate) fn line(&self) -> String {
+        let word = match self.result {
+            Verdict::Passed => "ok",
+            Verdict::Failed => "FAIL",
+            Verdict::Skipped => "SKIPPED",
+        };
+        let figure = self.figure_text();
+        let separator = if figure.is_empty() { "" } else { "; " };
+        format!(
+            "{word:<7} {:<20} {:<20} {:>6.1} s  {figure}{separator}{}",
+            self.scenario.name(),
+            self.who(),
+            self.duration_s,
+            self.reason
+        )
+    }
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Pilotage => "pilotage",
+        Kind::Reference => "reference",
+    }
+}
+
+/// All cells of a run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// The first line of `pilotage --version`.
+    pub(crate) pilotage: String,
+    pub(crate) seed: u64,
+    pub(crate) quick: bool,
+    /// Wall-clock time of the run.
+    pub(crate) duration_s: f64,
+    pub(crate) cells: Vec<Cell>,
+}
+
+impl Report {
+    pub(crate) fn count(&self, verdict: Verdict) -> usize {
+        self.cells.iter().filter(|cell| cell.result == verdict).count()
+    }
+
+    /// `N passed, N failed, N skipped`
+    pub(crate) fn closing_line(&self) -> String {
+        let [passed, failed, skipped] =
+            [Verdict::Passed, Verdict::Failed, Verdict::Skipped].map(|verdict| self.count(verdict));
+        format!("{passed} passed, {failed} failed, {skipped} skipped")
+    }
+
+    /// Writes `RESULTS.md` and `results.json`.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Failure> {
+        std::fs::write(folder.join("RESULTS.md"), self.markdown())?;
+        std::fs::write(folder.join("results.json"), serde_json::to_string_pretty(self)? + "\n")?;
+        Ok(())
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!(
+            "# Interop results\n\n\
+             Written by `cargo run --release -p pilotage-interop -- --write`: real processes on one machine, the \
+             link between them emulated by a user-space proxy. {}, {}, seed {}, {:.0} s in all{}.\n\n\
+             **{}**\n\n",
+            self.pilotage,
+            std::env::consts::OS,
+            self.seed,
+            self.duration_s,
+            if self.quick { ", the quick subset" } else { "" },
+            self.closing_line()
+        );
+        text.push_str("| scenario | client → server | result | figure | what was seen | time |\n");
+        text.push_str("|---|---|---|---|---|---|\n");
+        for cell in self.cells.iter().filter(|cell| cell.result != Verdict::Skipped) {
+            let result = if cell.result == Verdict::Passed { "passed" } else { "**FAILED**" };
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "| {} | {} | {result} | {} | {} | {:.1} s |",
+                cell.scenario.name(),
+                cell.who(),
+                cell.figure_text(),
+                cell.reason.replace('|', "\\|"),
+                cell.duration_s
+            );
+        }
+        self.markdown_of_skipped(&mut text);
+        self.markdown_of_settings(&mut text);
+        text
+    }
+
+    /// One line for each reason and combination.
+    fn markdown_of_skipped(&self, text: &mut String) {
+        let mut groups: Vec<(String, &str, Vec<String>)> = Vec::new();
+        for cell in self.cells.iter().filter(|cell| cell.result == Verdict::Skipped) {
+            let who = cell.who();
+            match groups.iter_mut().find(|group| group.0 == who && group.1 == cell.reason) {
+                Some(group) => group.2.push(cell.scenario.name()),
+                None => groups.push((who, &cell.reason, vec![cell.scenario.name()])),
+            }
+        }
+        if groups.is_empty() {
+            return;
+        }
+        text.push_str("\n## Skipped\n\nNever counted as passed.\n\n");
+        for (who, reason, scenarios) in groups {
+            let _ = writeln!(text, "- {who}: {} ({reason})", scenarios.join(", "));
+        }
+    }
+
+    fn markdown_of_settings(&self, text: &mut String) {
+        text.push_str("\n## Scenarios\n\n| scenario | what is done | each way of the link | limit |\n|---|---|---|---|\n");
+        let mut told = Vec::new();
+        for cell in &self.cells {
+            if told.contains(&cell.scenario) {
+                continue;
+            }
+            told.push(cell.scenario);
+            let (link, limit) = match &cell.settings {
+                Some(plan) => (plan.describe(), plan.limit_s),
+                None => ("none".to_owned(), 60),
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {} | {link} | {limit} s |",
+                cell.scenario.name(),
+                cell.scenario.describe()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_counts_and_names_everything() {
+        let cell = |scenario| Cell::new(scenario, None, Kind::Pilotage, Kind::Pilotage);
+        let took = Duration::from_millis(1260);
+        let mut slow =
+            cell(Scenario::Goodput).passed(Passed::because("a|b").with_figure(9.123, "Mbit/s"), took);
+        slow.settings = Some(Scenario::Goodput.plan(1, false));
+        let cells = vec![
+            slow,
+            cell(Scenario::Ipv6).failed("no\nway", took),
+            cell(Scenario::Ping).skipped("no reference"),
+            cell(Scenario::Echo).skipped("no reference"),
+        ];
+        let report = Report { pilotage: "p 1".into(), seed: 1, quick: false, duration_s: 2.0, cells };
+        assert_eq!(report.closing_line(), "1 passed, 1 failed, 2 skipped");
+        let text = report.markdown();
+        for part in [
+            "| goodput | pilotage → pilotage | passed | 9.12 Mbit/s | a\\|b | 1.3 s |",
+            "| ipv6 | pilotage → pilotage | **FAILED** |  | no way | 1.3 s |",
+            "- pilotage → pilotage: ping, echo (no reference)",
+            "10 Mbit/s, queue 25",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let json = serde_json::to_value(&report).expect("json");
+        assert_eq!(json["cells"][0]["settings"]["up"]["queue"], 25);
+        assert_eq!(
+            (&json["cells"][0]["result"], &json["cells"][1]["figure"]),
+            (&"passed".into(), &().into())
+        );
+    }
+}
