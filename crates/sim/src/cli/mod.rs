@@ -141,7 +141,7 @@ fn many(from: u64, seeds: Option<u64>, time: Option<Duration>, common: &Common) 
 fn replay(options: &Replay) -> Result<bool, Failure> {
     let plan = Plan::random(options.seed);
     if options.plan {
-        println!("{plan:#?}");
+        writeln!(std::io::stdout(), "{plan:#?}")?;
     }
     let wanted = options.trace.is_some() || options.pcap.is_some();
     let report = plan.run(wanted);
@@ -149,7 +149,7 @@ fn replay(options: &Replay) -> Result<bool, Failure> {
         write(options.trace.as_deref(), |out| trace.write_text(out))?;
         write(options.pcap.as_deref(), |out| trace.write_pcap(out))?;
     }
-    show(&report);
+    show(&report)?;
     Ok(report.violation.is_none())
 }
 
@@ -166,19 +166,22 @@ fn write(
     Ok(())
 }
 
-fn show(report: &Report) {
-    println!("seed      {}", report.seed);
-    println!("digest    {}", report.digest);
-    println!("simulated {:?}", report.simulated);
-    println!("wire      {:?}", report.counts);
-    println!(
+fn show(report: &Report) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "seed      {}", report.seed)?;
+    writeln!(out, "digest    {}", report.digest)?;
+    writeln!(out, "simulated {:?}", report.simulated)?;
+    writeln!(out, "wire      {:?}", report.counts)?;
+    writeln!(
+        out,
         "streams   {} finished, {} with an error, {} bytes compared",
         report.flows.0, report.flows.1, report.stream_bytes
-    );
-    println!("datagrams {}", report.datagrams);
-    println!("faults    {:?}", report.faults);
+    )?;
+    writeln!(out, "datagrams {}", report.datagrams)?;
+    writeln!(out, "faults    {:?}", report.faults)?;
     match &report.violation {
-        Some(violation) => println!("FAILED    {violation}"),
-        None => println!("ok"),
+        Some(violation) => writeln!(out, "FAILED    {violation}")?,
+        None => writeln!(out, "ok")?,
     }
+    Ok(())
 }

@@ -108,7 +108,8 @@ fn node(dice: &mut Dice, rough: bool) -> NodePlan {
     if dice.chance(0.5) {
         config.send_buffer = dice.skewed(4_096, 4 << 20) as usize;
         config.recv_buffer = dice.skewed(65_536, 16 << 20) as usize;
-        config.receive_memory = dice.skewed(200_000, 1 << 30) as usize;
+        // A common bound below that of single connections would let one stalled reader stop a whole tunnel.
+        config.receive_memory = (dice.skewed(200_000, 1 << 30) as usize).max(4 * config.recv_buffer);
     }
     if dice.chance(0.3) {
         config.congestion = ControllerKind::NewReno;
