@@ -23,6 +23,8 @@ const RTO_SEGMENTS: u8 = 2;
 pub(super) const NAGLE_MAX: Duration = Duration::from_millis(40);
 /// Added to the time for connecting, so that a failed key exchange is reported as such.
 pub(super) const HANDSHAKE_MARGIN: Duration = Duration::from_millis(100);
+/// How long the RST or last ACK of a connection that is over may wait, from the last sign of life on.
+const LAST_WORD: Duration = Duration::from_secs(10);
 /// Longest wait between two SYN.
 const SYN_MAX: Duration = Duration::from_secs(1);
 /// Bound of the back-off exponent: the clamp is reached long before.
@@ -72,7 +74,7 @@ impl Connection {
     /// The next time at which something is due. May be early, never late.
     pub(crate) fn deadline(&self, rtt: &RttEstimator, cfg: &Config) -> Option<Instant> {
         if matches!(self.state, State::Done | State::Failed(_)) {
-            return None;
+            return self.last_word_deadline();
         }
         [
             self.timers.earliest(),
@@ -83,6 +85,14 @@ impl Connection {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// Until when the last word of a connection that is over may wait to be sent. Where nothing can leave (no keys, or an
+    /// address that has proven nothing), it would hold the connection's place for ever.
+    fn last_word_deadline(&self) -> Option<Instant> {
+        let pending = self.rst_pending || self.ack_pending;
+        let alive = self.last_received.max(self.rto_base).max(self.progress_at);
+        pending.then(|| alive + LAST_WORD)
     }
 
     /// When the retransmission timer fires: as a probe first, then as a timeout (RFC 8985 §7.2).
@@ -147,6 +157,10 @@ impl Connection {
     pub(crate) fn on_timeout(&mut self, cx: &mut Cx<'_>) {
         let now = cx.now;
         if matches!(self.state, State::Done | State::Failed(_)) {
+            if self.last_word_deadline().is_some_and(|t| t <= now) {
+                self.rst_pending = false;
+                self.ack_pending = false;
+            }
             return;
         }
         if self.state == State::Established && fault::point!("proto.timers.early_keepalive") {

@@ -32,7 +32,7 @@ const RELAY_FROM: u32 = 1;
 /// From this try on each one carries a fresh key: a reference peer that already has a session with us
 /// answers only when the key changed (draft-01 facts §5, point 3).
 const FRESH_KEY_FROM: u32 = 3;
-/// Answers that one peer gets in a row; then one a second (rules C1, C2).
+/// Answers that one peer gets in a row by each kind of way; then one a second (rules C1, C2).
 const ANSWER_BURST: u32 = 4;
 /// Keys of the peer that were replaced while we kept ours (rule C1). Half of that many make us renew ours, which
 /// makes the list needless.
@@ -45,6 +45,8 @@ const CONFIRM_AGAIN: Duration = Duration::from_millis(500);
 /// Time without a valid frame after which one that does not open makes us ask for keys, and time between two such
 /// requests.
 const UNOPENED_AFTER: Duration = Duration::from_secs(2);
+/// Unanswered requests for new keys in a tunnel in which nothing waits, after which we rest.
+const RENEWALS_MAX: u32 = 30;
 /// Longest wait between two tries to revive a silent peer (rule C9).
 const REVIVE_MAX: Duration = Duration::from_secs(4);
 
@@ -81,8 +83,8 @@ pub(crate) struct KeyExchange {
     give_up_at: Option<Instant>,
     attempt: u32,
     retry_at: Option<Instant>,
-    answers_left: u32,
-    answers_refilled: Option<Instant>,
+    /// For the direct way and the relay.
+    answers: [Answers; 2],
     /// We asked and the session that comes of it has to be confirmed by us.
     asked: bool,
     /// A frame under another identity came from where the peer should be.
@@ -90,6 +92,35 @@ pub(crate) struct KeyExchange {
     outbox: Vec<ExchangeFrame>,
     /// When we last asked because of a frame that did not open.
     unopened: Option<Instant>,
+}
+
+/// How many answers may still be given in a row.
+#[derive(Debug, Default)]
+struct Answers {
+    left: u32,
+    refilled: Option<Instant>,
+}
+
+impl Answers {
+    fn take(&mut self, now: Instant) -> bool {
+        match self.refilled {
+            None => self.left = ANSWER_BURST,
+            Some(at) => {
+                let seconds = now.saturating_duration_since(at).as_secs() as u32;
+                if seconds == 0 && self.left == 0 {
+                    return false;
+                }
+                self.left = self.left.saturating_add(seconds).min(ANSWER_BURST);
+                if seconds == 0 {
+                    self.left -= 1;
+                    return true;
+                }
+            }
+        }
+        self.refilled = Some(now);
+        self.left = self.left.saturating_sub(1);
+        true
+    }
 }
 
 impl KeyExchange {
@@ -117,27 +148,13 @@ impl KeyExchange {
         if self.outbox.is_empty() { None } else { Some(self.outbox.remove(0)) }
     }
 
-    fn may_answer(&mut self, now: Instant) -> bool {
+    /// Whether a frame of the peer that came by this way may be answered now. The two kinds of way have budgets of their
+    /// own: answers through a relay that loses them must not use up those that would arrive.
+    fn may_answer(&mut self, route: Route, now: Instant) -> bool {
         if fault::point!("proto.exchange.answers_used_up") {
             return false;
         }
-        match self.answers_refilled {
-            None => self.answers_left = ANSWER_BURST,
-            Some(at) => {
-                let seconds = now.saturating_duration_since(at).as_secs() as u32;
-                if seconds == 0 && self.answers_left == 0 {
-                    return false;
-                }
-                self.answers_left = self.answers_left.saturating_add(seconds).min(ANSWER_BURST);
-                if seconds == 0 {
-                    self.answers_left -= 1;
-                    return true;
-                }
-            }
-        }
-        self.answers_refilled = Some(now);
-        self.answers_left = self.answers_left.saturating_sub(1);
-        true
+        self.answers[usize::from(matches!(route, Route::Relay(_)))].take(now)
     }
 }
 
@@ -277,7 +294,7 @@ impl Tunnel {
             if self.revive_at.is_some() && self.path.route != Some(route) {
                 self.try_route = Some(route);
             }
-            if wants_answer && self.exchange.may_answer(cx.now) {
+            if wants_answer && self.exchange.may_answer(route, cx.now) {
                 self.queue_pila(route, PilaTrailer::ANSWER, cx);
             }
             return ExchangeFate::Accepted;
@@ -327,7 +344,7 @@ impl Tunnel {
                 self.first_contact(session, route, cx);
             }
         }
-        if answer && self.exchange.may_answer(cx.now) {
+        if answer && self.exchange.may_answer(route, cx.now) {
             self.queue_pila(route, PilaTrailer::ANSWER, cx);
         }
         if self.exchange.asked {
@@ -427,6 +444,16 @@ impl Tunnel {
         let overdue = current.counter >= cx.cfg.rekey_after_frames.saturating_mul(2)
             || cx.now.saturating_duration_since(current.created) >= cx.cfg.rekey_after * 2;
         let waits = !self.candidates.is_empty() && !overdue;
+        if due
+            && self.exchange.rekey.is_some()
+            && self.exchange.retry_at.is_none()
+            && self.revive_at.is_none()
+        {
+            // The peer was silent and was asked in another way meanwhile (rule C9); that has ended, and the renewal is
+            // still owed. Without it the tunnel would stay closed once the hard limit is reached.
+            self.ask(cx);
+            return;
+        }
         if !due || !current.confirmed || self.exchange.rekey.is_some() || waits {
             return;
         }
@@ -475,7 +502,7 @@ impl Tunnel {
 
     /// A sealed frame came for which we hold no keys: tell the peer ours (draft-01 facts §5, point 4).
     pub(crate) fn on_frame_without_keys(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
-        if self.key.is_some() && self.exchange.may_answer(cx.now) {
+        if self.key.is_some() && self.exchange.may_answer(route, cx.now) {
             self.exchange.asked = true;
             self.queue_pila(route, PilaTrailer::REQUEST, cx);
         }
@@ -503,7 +530,10 @@ impl Tunnel {
         }
         if self.exchange.retry_at.is_some_and(|t| t <= cx.now) {
             let rekeying = self.exchange.rekey.is_some();
-            if self.can_send() && !rekeying {
+            // A renewal that nobody answers and nobody needs now is owed until there is something to send.
+            let idle = !self.has_work() && !self.slots.any(Connection::awaits_peer);
+            let vain = rekeying && idle && self.exchange.attempt >= RENEWALS_MAX;
+            if self.can_send() && (!rekeying || vain) {
                 self.exchange.retry_at = None;
             } else {
                 self.ask(cx);

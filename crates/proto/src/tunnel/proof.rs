@@ -142,6 +142,13 @@ impl Addresses {
         (stranger.asks < ASKS_MAX && payable).then_some(again)
     }
 
+    /// There was no credit for a token: the next try waits as if it had been sent.
+    pub(crate) fn postpone(&mut self, addr: SocketAddr, now: Instant) {
+        if let Some(stranger) = self.strangers.iter_mut().find(|s| s.addr == addr) {
+            stranger.asked = Some(now);
+        }
+    }
+
     /// Whether a token should be sent to this stranger now.
     pub(crate) fn wants_token(&self, addr: SocketAddr, now: Instant) -> bool {
         self.strangers
@@ -215,6 +222,23 @@ mod tests {
         assert!(!a.on_token(addr(2), 7) && !a.on_token(addr(1), 8));
         assert!(a.on_token(addr(1), 7) && a.is_proven(addr(1)));
         assert!(!a.on_token(addr(1), 7));
+    }
+
+    #[test]
+    fn an_introduced_address_gets_some_credit_and_a_little_with_time() {
+        let now = Instant::now();
+        let mut a = Addresses::default();
+        a.introduce(addr(1), now);
+        assert!(a.pay(addr(1), INTRODUCTION - 28) && !a.pay(addr(1), 50));
+        assert_eq!(a.token(addr(1), now, 7), Some(7));
+        // Without credit the try is put off, not repeated at once.
+        let due = a.ask_deadline(addr(1), 70).expect("time brings credit");
+        a.postpone(addr(1), due);
+        assert!(a.ask_deadline(addr(1), 70).expect("still wanted") > due);
+        a.refill(now + Duration::from_millis(200));
+        assert!((70..250).contains(&a.allowance(addr(1))), "{}", a.allowance(addr(1)));
+        a.refill(now + Duration::from_secs(10_000));
+        assert!(a.allowance(addr(1)) <= INTRODUCTION);
     }
 
     #[test]

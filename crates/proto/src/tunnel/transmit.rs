@@ -130,6 +130,7 @@ impl Tunnel {
             full: self.path.datagram_size(),
         };
         if let (Route::Direct(addr), false) = (route, self.trusts(route)) {
+            self.addresses.refill(cx.now);
             batch.max_count = 1;
             batch.full = batch.full.min(self.addresses.allowance_for_data(addr));
         }
@@ -325,7 +326,11 @@ impl Tunnel {
     fn emit_token(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
         let addr = self.ask_token.take()?;
         let route = Route::Direct(addr);
-        if self.trusts(route) || self.addresses.allowance(addr) < OVERHEAD {
+        if self.trusts(route) {
+            return None;
+        }
+        if self.addresses.allowance(addr) < OVERHEAD {
+            self.addresses.postpone(addr, cx.now);
             return None;
         }
         let random = rand_core::Rng::next_u32(cx.rng);
