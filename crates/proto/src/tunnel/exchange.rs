@@ -454,7 +454,9 @@ impl Tunnel {
             self.ask(cx);
             return;
         }
-        if !due || !current.confirmed || self.exchange.rekey.is_some() || waits {
+        // Keys that were used up before the peer showed them can never be confirmed: nothing more leaves under them.
+        let usable = current.confirmed || self.is_exhausted(cx.cfg.rekey_after_frames);
+        if !due || !usable || self.exchange.rekey.is_some() || waits {
             return;
         }
         // Keys made with our old pair must not come into use beside those of the new one: the two sides could end up
