@@ -108,7 +108,10 @@ impl Connection {
                 return self.sized(range, false, Kind::Probe, limit);
             }
             let Some(seg) = self.board.probe_candidate() else {
+                // Everything outstanding is SACKed: nothing to probe with. The timeout comes next (R4.11), or the deadline
+                // of this probe would never move.
                 self.tail_probe = false;
+                self.tail_probe_out = true;
                 return Chosen::Nothing;
             };
             let range = self.split_to_fit(seg.range, seg.fin, mss);
