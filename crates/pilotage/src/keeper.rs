@@ -23,6 +23,8 @@ use crate::state::write_atomically;
 
 /// Time between heartbeats (draft: 30 s).
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Time between heartbeats while the hub refuses our questions.
+const DOUBTED_HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// Silence of the hub is noted as lost after this many tries.
 const MAX_FAILURES: u32 = 3;
@@ -61,6 +63,7 @@ struct Mail {
     lookups: VecDeque<Lookup>,
     save_at: Option<Instant>,
     address_changed: bool,
+    hub_doubted: bool,
     /// Attempts to connect over a tunnel that may be dead, oldest first.
     watched: VecDeque<Watch>,
     stop: bool,
@@ -80,6 +83,7 @@ enum Task {
     Lookup(Lookup),
     Save,
     AddressChanged,
+    HubDoubted,
     Locate(Address),
     Due,
     Stop,
@@ -142,6 +146,12 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
+    /// The hub refused a question that it answers to everybody whom it knows, so it may have forgotten us.
+    pub(crate) fn doubt_hub(&self) {
+        self.lock().hub_doubted = true;
+        self.arrived.notify_one();
+    }
+
     pub(crate) fn stop(&self) {
         self.lock().stop = true;
         self.arrived.notify_one();
@@ -158,13 +168,20 @@ impl Mailbox {
             if mail.stop {
                 return Task::Stop;
             }
+            let now = Instant::now();
+            // What keeps us registered comes first: strangers can ask without end.
+            if due.is_some_and(|due| due <= now) {
+                return Task::Due;
+            }
             if let Some(lookup) = mail.lookups.pop_front() {
                 return Task::Lookup(lookup);
             }
             if std::mem::take(&mut mail.address_changed) {
                 return Task::AddressChanged;
             }
-            let now = Instant::now();
+            if std::mem::take(&mut mail.hub_doubted) {
+                return Task::HubDoubted;
+            }
             while mail.watched.front().is_some_and(|watch| watch.due <= now) {
                 let overdue = mail.watched.pop_front().filter(|watch| {
                     watch.slot.upgrade().is_some_and(|slot| !slot.is_connected() && !slot.is_closed())
@@ -176,9 +193,6 @@ impl Mailbox {
             if mail.save_at.is_some_and(|at| at <= now) {
                 mail.save_at = None;
                 return Task::Save;
-            }
-            if due.is_some_and(|due| due <= now) {
-                return Task::Due;
             }
             let watched = mail.watched.front().map(|watch| watch.due);
             let until = [mail.save_at, watched, due].into_iter().flatten().min();
@@ -238,6 +252,7 @@ struct Schedule {
     failures: u32,
     registered: bool,
     last_register: Instant,
+    last_tended: Instant,
 }
 
 impl Keeper {
@@ -249,7 +264,8 @@ impl Keeper {
         let now = Instant::now();
         let due =
             self.hub.as_ref().map(|_| now + if self.registered { HEARTBEAT } else { Duration::from_secs(1) });
-        let mut plan = Schedule { due, failures: 0, registered: self.registered, last_register: now };
+        let mut plan =
+            Schedule { due, failures: 0, registered: self.registered, last_register: now, last_tended: now };
         loop {
             match self.mailbox.next(plan.due) {
                 Task::Stop => return,
@@ -266,7 +282,17 @@ impl Keeper {
                         plan.due = Some(plan.last_register + MIN_REREGISTER);
                     }
                 }
-                Task::Due => self.tend(&mut plan),
+                Task::HubDoubted => {
+                    // The next heartbeat tells; only it must not wait so long.
+                    if plan.registered {
+                        let soon = plan.last_tended + DOUBTED_HEARTBEAT;
+                        plan.due = plan.due.map(|due| due.min(soon));
+                    }
+                }
+                Task::Due => {
+                    plan.last_tended = Instant::now();
+                    self.tend(&mut plan);
+                }
             }
         }
     }
@@ -364,8 +390,14 @@ impl Keeper {
         }) else {
             return;
         };
-        let Ok(found) = hub.ask(|directory| directory.resolve(address.node, us)) else {
-            return;
+        let found = match hub.ask(|directory| directory.resolve(address.node, us)) {
+            Ok(found) => found,
+            Err(error) => {
+                if !error.is_unreachable() {
+                    self.mailbox.doubt_hub();
+                }
+                return;
+            }
         };
         let config = PeerConfig {
             address,
@@ -494,6 +526,14 @@ mod tests {
         drop(slots);
         let soon = Instant::now() + Duration::from_millis(50);
         assert!(matches!(mailbox.next(Some(soon)), Task::Due), "whoever gave up needs no answer");
+    }
+
+    #[test]
+    fn doubts_about_the_hub_are_merged() {
+        let mailbox = Mailbox::new(true, None);
+        (0..3).for_each(|_| mailbox.doubt_hub());
+        assert!(matches!(mailbox.next(None), Task::HubDoubted));
+        assert!(matches!(mailbox.next(Some(Instant::now())), Task::Due));
     }
 
     #[test]

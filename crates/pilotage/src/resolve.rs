@@ -148,7 +148,11 @@ impl NodeInner {
                 hint,
             ));
         }
-        let endpoints = match hub.ask(|directory| directory.resolve(address.node, us)) {
+        let endpoints = hub.ask(|directory| directory.resolve(address.node, us));
+        if endpoints.as_ref().is_err_and(|error| !error.is_unreachable()) {
+            self.shared.mailbox.doubt_hub();
+        }
+        let endpoints = match endpoints {
             Ok(endpoints) => endpoints,
             // A node that hides its endpoint may still be met through the relay.
             Err(error) if !error.is_unreachable() && self.shared.mailbox.beacon().is_some() => {

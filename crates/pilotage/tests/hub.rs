@@ -214,6 +214,34 @@ fn a_node_that_need_not_have_its_hub_registers_once_it_is_there() {
     });
 }
 
+/// A hub that comes back from an older backup has forgotten some of its nodes.
+#[test]
+fn a_node_notices_at_its_next_question_that_the_hub_has_forgotten_it() {
+    within(60 * SECOND, || {
+        let hub = Hub::start();
+        let bob = hub.node(2, "bob").start().expect("bob");
+        let registry = hub.registry;
+        let store = hub.halt();
+        let backup = tempfile::tempdir().expect("directory");
+        let file = "registry.redb";
+        std::fs::copy(store.path().join(file), backup.path().join(file)).expect("backup");
+        let hub = Hub::start_at(registry, store);
+        let alice = hub.node(1, "alice").start().expect("alice");
+        hub.halt();
+        let hub = Hub::start_at(registry, backup);
+        let events = alice.events();
+        let (asker, to) = (alice.clone(), bob.address());
+        // Whether it succeeds does not matter.
+        let asking = std::thread::spawn(move || drop(asker.connect(to, 7)));
+        let start = Instant::now();
+        let again = std::iter::from_fn(|| events.recv_timeout(10 * SECOND))
+            .any(|event| matches!(event, NodeEvent::Registered { .. }));
+        assert!(again && start.elapsed() < 10 * SECOND, "{:?}", start.elapsed());
+        asking.join().expect("returns");
+        hub.halt();
+    });
+}
+
 #[test]
 fn strangers_are_checked_with_the_hub() {
     within(60 * SECOND, || {

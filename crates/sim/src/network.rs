@@ -26,7 +26,6 @@ pub struct Network {
     access: Vec<(usize, usize)>,
     /// Pairs that nothing passes between, in this direction.
     walls: BTreeMap<(HostId, HostId), ()>,
-    scratch: Vec<Arrival>,
 }
 
 impl Network {
@@ -70,9 +69,9 @@ impl Network {
         self.walls.contains_key(&(from, to))
     }
 
-    /// Carries a datagram from host to host. The arrivals are appended to `out`; the fate is that of the first link
-    /// that did not let it pass. A sender is told of a link that is too narrow if that link says so.
-    pub fn carry(
+    /// Puts a datagram into its sender's uplink. What comes out of it is appended to `out`: it has to be given to
+    /// [`Self::leave`] at its time, so that those who share a downlink queue up in the order in which they reach it.
+    pub fn enter(
         &mut self,
         now: Instant,
         from: HostId,
@@ -84,27 +83,32 @@ impl Network {
         if self.has_wall(from, to) {
             return (Fate::Down, None);
         }
-        let (up, down) = (self.access[from].0, self.access[to].1);
-        let mut first = std::mem::take(&mut self.scratch);
-        first.clear();
-        let Node { link, state } = &mut self.links[up];
-        let mut fate = link.carry(now, bytes, state, rng, &mut first);
-        let mut told = (fate == Fate::TooBig && link.icmp).then_some(link.mtu);
-        for arrival in &first {
-            let Node { link, state } = &mut self.links[down];
-            let before = out.len();
-            let second = link.carry(arrival.at, &arrival.bytes, state, rng, out);
-            for later in &mut out[before..] {
-                later.damaged |= arrival.damaged;
-            }
-            if second == Fate::TooBig && link.icmp {
-                told = Some(link.mtu);
-            }
-            if fate == Fate::Passed {
-                fate = second;
-            }
-        }
-        self.scratch = first;
-        (fate, told)
+        self.pass(self.access[from].0, now, bytes, rng, out)
+    }
+
+    /// Puts a datagram that has passed the sender's uplink into the downlink of its receiver.
+    pub fn leave(
+        &mut self,
+        now: Instant,
+        to: HostId,
+        bytes: &[u8],
+        rng: &mut ChaCha8Rng,
+        out: &mut Vec<Arrival>,
+    ) -> (Fate, Option<usize>) {
+        self.pass(self.access[to].1, now, bytes, rng, out)
+    }
+
+    /// The fate on one link, and what the sender is told if it is too narrow and says so.
+    fn pass(
+        &mut self,
+        link: usize,
+        now: Instant,
+        bytes: &[u8],
+        rng: &mut ChaCha8Rng,
+        out: &mut Vec<Arrival>,
+    ) -> (Fate, Option<usize>) {
+        let Node { link, state } = &mut self.links[link];
+        let fate = link.carry(now, bytes, state, rng, out);
+        (fate, (fate == Fate::TooBig && link.icmp).then_some(link.mtu))
     }
 }

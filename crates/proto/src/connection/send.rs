@@ -297,7 +297,7 @@ impl Connection {
         self.syn_pending = false;
         self.syn_transmissions += 1;
         self.syn_first_sent.get_or_insert(cx.now);
-        self.timers.arm_syn(cx.now, self.syn_transmissions, &cx.path.rtt);
+        self.timers.arm_syn(cx.now, self.syn_transmissions, self.isn, &cx.path.rtt);
         let incoming = self.state == State::SynReceived;
         let mut hdr = self.header(if incoming { Flags::SYN | Flags::ACK } else { Flags::SYN });
         hdr.seq = self.isn;

@@ -52,10 +52,15 @@ pub(crate) struct Timers {
 impl Timers {
     /// SYN retransmission: every 1 s without a measured RTT (RFC 6298 §2.1); sooner at first where the RTT is known. That
     /// it does not double further lets handshakes succeed where nearly half of all datagrams are lost.
-    pub(super) fn arm_syn(&mut self, now: Instant, transmissions: u32, rtt: &RttEstimator) {
+    ///
+    /// The wait differs by up to a quarter from one connection (`isn`) and try to the next: many that began at the same
+    /// moment, after an outage, would else meet in the same short queue each second.
+    pub(super) fn arm_syn(&mut self, now: Instant, transmissions: u32, isn: u32, rtt: &RttEstimator) {
         let base = if rtt.has_sample() { rtt.rto(&RtoClamp::default()) } else { Duration::from_secs(1) };
-        let wait = base * (1 << transmissions.saturating_sub(1).min(3));
-        self.syn = Some(now + wait.min(SYN_MAX));
+        let wait = (base * (1 << transmissions.saturating_sub(1).min(3))).min(SYN_MAX);
+        let spread = wait / 1_024 * (isn.wrapping_add(transmissions).wrapping_mul(0x9E37_79B1) >> 24);
+        // The first wait is never shorter than the RFC's.
+        self.syn = Some(now + if transmissions <= 1 { wait + spread } else { wait - spread });
     }
 
     pub(super) fn arm_idle(&mut self, now: Instant, cfg: &Config) {

@@ -218,7 +218,8 @@ impl Tunnel {
         }
         self.exchange.attempt += 1;
         let wait = (RETRY_FIRST * (1 << attempt.min(8))).min(RETRY_MAX);
-        self.exchange.retry_at = Some(cx.now + wait);
+        // Spread by up to a quarter: those who began at the same moment must not meet in the same queue at each try.
+        self.exchange.retry_at = Some(cx.now + wait - wait / 1_024 * u32::from(random4(cx)[0]));
     }
 
     /// The key pair that new sessions are derived from: the newest that the peer was told of.
@@ -301,7 +302,7 @@ impl Tunnel {
         }
         if self.exchange.rekey.is_none() && self.exchange.is_retired(&pila.x25519) {
             cx.stats.drop_replay += 1;
-            return ExchangeFate::Accepted;
+            return self.on_retired_key(pila, cx);
         }
         let message = frame::pila_signed_message(pila.sender, &pila.x25519);
         if !crypto::verify(&pila.ed25519, &message, &pila.signature) {
@@ -313,6 +314,30 @@ impl Tunnel {
         self.authenticated = true;
         self.adopt_key(pila.x25519, route, wants_answer, cx);
         ExchangeFate::Accepted
+    }
+
+    /// A key that we replaced came again. It is a replay as long as frames open under the present one. After a silence the
+    /// peer may mean it: frames of two exchanges that overtook each other can leave the two sides with different keys. It
+    /// cannot come back, so ours changes, at most once in [`UNOPENED_AFTER`].
+    fn on_retired_key(&mut self, pila: &Pila<'_>, cx: &mut TunnelCx<'_>) -> ExchangeFate {
+        if !self.may_suspect_keys(cx.now) {
+            return ExchangeFate::Accepted;
+        }
+        let message = frame::pila_signed_message(pila.sender, &pila.x25519);
+        if !crypto::verify(&pila.ed25519, &message, &pila.signature) {
+            return ExchangeFate::BadSignature;
+        }
+        self.exchange.unopened = Some(cx.now);
+        self.renew(cx);
+        ExchangeFate::Accepted
+    }
+
+    /// Nothing valid has come for a while, and we have not asked because of that: the two sides may hold different keys.
+    fn may_suspect_keys(&self, now: Instant) -> bool {
+        let elapsed = |t: Option<Instant>| t.map(|t| now.saturating_duration_since(t));
+        let heard = elapsed(self.last_valid).is_some_and(|t| t < UNOPENED_AFTER);
+        let asked = elapsed(self.exchange.unopened).is_some_and(|t| t < UNOPENED_AFTER);
+        !heard && !asked
     }
 
     /// An anonymous PILK arrived: only by explicit permission, and never once a key is known (rule C6).
@@ -459,6 +484,11 @@ impl Tunnel {
         if !due || !usable || self.exchange.rekey.is_some() || waits {
             return;
         }
+        self.renew(cx);
+    }
+
+    /// Tells the peer of a new key pair of ours.
+    fn renew(&mut self, cx: &mut TunnelCx<'_>) {
         // Keys made with our old pair must not come into use beside those of the new one: the two sides could end up
         // with different ones.
         self.candidates.clear();
@@ -513,10 +543,7 @@ impl Tunnel {
     /// A frame that nothing opens came from where the peer is, and nothing valid has come for a while: the two may hold
     /// different keys (rule C9). Our request costs an attacker as much as it costs us, and is sent seldom.
     pub(crate) fn on_unopened(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
-        let elapsed = |t: Option<Instant>| t.map(|t| cx.now.saturating_duration_since(t));
-        let heard = elapsed(self.last_valid).is_some_and(|t| t < UNOPENED_AFTER);
-        let asked = elapsed(self.exchange.unopened).is_some_and(|t| t < UNOPENED_AFTER);
-        if heard || asked || self.path.route != Some(route) || self.key.is_none() {
+        if !self.may_suspect_keys(cx.now) || self.path.route != Some(route) || self.key.is_none() {
             return;
         }
         self.exchange.unopened = Some(cx.now);

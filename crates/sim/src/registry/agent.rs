@@ -14,6 +14,8 @@ use pilotage_wire::{Address, NodeId};
 
 /// Time between heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Time between heartbeats while the registry refuses our questions.
+const DOUBTED_HEARTBEAT: Duration = Duration::from_secs(2);
 /// For one call, with its connection and challenge.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between tries.
@@ -145,6 +147,7 @@ pub struct RegistryAgent {
     /// Our address has changed and nothing was done about it yet.
     moved: bool,
     last_register: Instant,
+    last_beat: Instant,
     output: VecDeque<AgentOutput>,
     events: VecDeque<AgentEvent>,
 }
@@ -170,6 +173,7 @@ impl RegistryAgent {
             reconnected: false,
             moved: false,
             last_register: now,
+            last_beat: now,
             output: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -300,7 +304,9 @@ impl RegistryAgent {
                 self.registered = false;
                 self.due = self.last_register + MIN_REREGISTER;
             }
-            let job = match self.asks.pop_front() {
+            // What keeps us registered comes first: questions may never end.
+            let next = if self.due > now { self.asks.pop_front() } else { None };
+            let job = match next {
                 Some(ask) if self.node.is_none() => {
                     self.events.push_back(AgentEvent::Failed(ask, "not registered yet".into()));
                     continue;
@@ -310,6 +316,9 @@ impl RegistryAgent {
                 None if self.registered => Job::Heartbeat,
                 None => Job::Register,
             };
+            if !matches!(job, Job::Ask(_)) {
+                self.last_beat = now;
+            }
             let fresh = self.link != Link::Open;
             self.call = Some(Call { job, deadline: now + TIMEOUT, fresh, challenge: false });
             if fresh {
@@ -491,6 +500,9 @@ impl RegistryAgent {
                 // A late reply must not be taken for the answer to the next question.
                 if unreachable {
                     self.disconnect();
+                } else if self.registered && matches!(ask, Ask::Resolve(_)) {
+                    // Answered to everybody whom it knows: it may have forgotten us, which a heartbeat tells.
+                    self.due = self.due.min(self.last_beat + DOUBTED_HEARTBEAT);
                 }
                 self.events.push_back(AgentEvent::Failed(ask, reason));
             }

@@ -23,7 +23,7 @@ use pilotage_wire::{Address, NodeId, beacon};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-use crate::link::{Arrival, Link, below};
+use crate::link::{Arrival, Fate, Link, below};
 use crate::network::{HostId, Network};
 use crate::trace::Trace;
 
@@ -54,6 +54,12 @@ struct Flight {
 /// Something that happens at a time.
 #[derive(Debug)]
 enum What {
+    /// Out of the sender's uplink, into the downlink of the host that the address belonged to.
+    Descend {
+        from: HostId,
+        target: HostId,
+        flight: Flight,
+    },
     Arrive(Flight),
     /// The sender's interface, or a router, says that a datagram was too long.
     TooBig {
@@ -428,6 +434,7 @@ impl World {
 
     fn happen(&mut self, what: What) {
         match what {
+            What::Descend { from, target, flight } => self.descend(from, target, flight),
             What::Arrive(flight) => self.arrive(flight),
             What::TooBig { host, to, size } => {
                 let now = self.local(host);
@@ -465,8 +472,8 @@ impl World {
         let nodes = [Some(from), target].map(|h| h.is_some_and(|h| self.hosts[h].node().is_some()));
         self.counts.between_nodes += u64::from(nodes == [true, true]);
         let (fate, told) = match target {
-            Some(target) => self.network.carry(self.now, from, target, bytes, &mut self.rng, &mut arrivals),
-            None => (crate::link::Fate::Down, None),
+            Some(target) => self.network.enter(self.now, from, target, bytes, &mut self.rng, &mut arrivals),
+            None => (Fate::Down, None),
         };
         if let Some(trace) = &mut self.trace {
             let at = self.now.duration_since(self.start);
@@ -476,11 +483,34 @@ impl World {
             let at = self.now + Duration::from_millis(1);
             self.schedule(at, What::TooBig { host: from, to, size: bytes.len() });
         }
+        if let Some(target) = target {
+            for Arrival { at, bytes, .. } in arrivals.drain(..) {
+                self.schedule(at, What::Descend { from, target, flight: Flight { from: source, to, bytes } });
+            }
+        }
+        self.arrivals = arrivals;
+        self.tempt(Seen { from: source, to, bytes: Vec::new() }, bytes);
+    }
+
+    /// A datagram reaches the downlink of the host that it was addressed to when it was sent.
+    fn descend(&mut self, from: HostId, target: HostId, flight: Flight) {
+        let mut arrivals = std::mem::take(&mut self.arrivals);
+        arrivals.clear();
+        let Flight { from: source, to, bytes } = flight;
+        let (fate, told) = self.network.leave(self.now, target, &bytes, &mut self.rng, &mut arrivals);
+        if fate != Fate::Passed
+            && let Some(trace) = &mut self.trace
+        {
+            trace.line(self.now.duration_since(self.start), &format!("{source} > {to} ends: {fate:?}"));
+        }
+        if told.is_some() {
+            let at = self.now + Duration::from_millis(1);
+            self.schedule(at, What::TooBig { host: from, to, size: bytes.len() });
+        }
         for Arrival { at, bytes, .. } in arrivals.drain(..) {
             self.schedule(at, What::Arrive(Flight { from: source, to, bytes }));
         }
         self.arrivals = arrivals;
-        self.tempt(Seen { from: source, to, bytes: Vec::new() }, bytes);
     }
 
     /// Shows a datagram to the adversary and sends what it makes of it.

@@ -91,6 +91,9 @@ pub(super) struct Inquiry {
     number: u64,
     endpoint: Option<SocketAddr>,
     key: Option<[u8; 32]>,
+    /// The two questions are answered, well or badly.
+    resolved: bool,
+    looked_up: bool,
     errands: Vec<Errand>,
 }
 
@@ -511,9 +514,7 @@ impl World {
             AgentEvent::Answer(ask, reply) => self.on_answer(id, &ask, &reply),
             AgentEvent::Failed(ask, reason) => {
                 self.note(&format!("host {id}: {ask:?}: {reason}"));
-                if let Ask::Resolve(node) | Ask::Lookup(node) = ask {
-                    self.end_inquiry(id, node);
-                }
+                self.on_answered(id, &ask);
             }
         }
     }
@@ -531,7 +532,14 @@ impl World {
             inquiry.errands.push(errand);
             return true;
         }
-        let inquiry = Inquiry { number, endpoint: None, key: None, errands: vec![errand] };
+        let inquiry = Inquiry {
+            number,
+            endpoint: None,
+            key: None,
+            resolved: false,
+            looked_up: false,
+            errands: vec![errand],
+        };
         owner.inquiries.insert(node, inquiry);
         if let Some(agent) = &mut owner.agent {
             // Asking too much is answered by nobody, as is asking without an agent: patience ends that.
@@ -572,9 +580,22 @@ impl World {
                 self.audit.require(right, Invariant::Registry, || {
                     format!("host {id} was told a wrong key of node {node}")
                 });
-                self.end_inquiry(id, *node);
             }
             _ => {}
+        }
+        self.on_answered(id, ask);
+    }
+
+    /// A question of an inquiry has been dealt with; when both are, it ends.
+    fn on_answered(&mut self, id: HostId, ask: &Ask) {
+        let (Ask::Resolve(node) | Ask::Lookup(node)) = ask else { return };
+        let Some(inquiry) = self.hosts[id].node_mut().and_then(|n| n.inquiries.get_mut(node)) else { return };
+        match ask {
+            Ask::Resolve(_) => inquiry.resolved = true,
+            _ => inquiry.looked_up = true,
+        }
+        if inquiry.resolved && inquiry.looked_up {
+            self.end_inquiry(id, *node);
         }
     }
 

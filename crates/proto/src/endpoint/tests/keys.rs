@@ -166,4 +166,42 @@ fn a_replaced_key_is_not_brought_back_by_its_old_exchange_frame() {
     hand(&mut two, &first);
     assert_eq!(two.hosts[1].0.recv_datagram(80), None, "delivered once already");
     assert!(ping(&mut two, 0) && ping(&mut two, 1));
+    // Nothing had come for a while, so the two sides might have held different keys: ours has changed. While frames
+    // open it does not.
+    pass(&mut two, Duration::from_secs(1));
+    assert!(ping(&mut two, 1));
+    let ours = key_of(&two, 1);
+    hand(&mut two, &bytes);
+    pass(&mut two, Duration::from_secs(1));
+    assert!(ping(&mut two, 0) && ping(&mut two, 1));
+    assert_eq!(key_of(&two, 1), ours);
+}
+
+#[test]
+fn a_replaced_key_that_comes_again_in_silence_makes_us_renew_ours_at_most_every_other_second() {
+    let (mut two, _, old) = renewed();
+    let identity = Identity::from_seed([1; 32]);
+    let node = two.hosts[0].0.local_address().node;
+    let signature = identity.sign(&frame::pila_signed_message(node, &old));
+    let pila = Pila { sender: node, x25519: old, ed25519: identity.public_key(), signature, trailer: &[] };
+    let mut bytes = vec![0; frame::PILA_LEN];
+    frame::encode_pila(&pila, &mut bytes).expect("fits");
+    let forged = Pila { signature: [9; 64], ..pila };
+    let mut wrong = bytes.clone();
+    frame::encode_pila(&forged, &mut wrong).expect("fits");
+    let first = key_of(&two, 1);
+    pass(&mut two, Duration::from_secs(3));
+    hand(&mut two, &wrong);
+    pass(&mut two, Duration::from_secs(3));
+    assert_eq!(key_of(&two, 1), first, "only the peer can make us");
+    hand(&mut two, &bytes);
+    pass(&mut two, Duration::from_secs(1));
+    let second = key_of(&two, 1);
+    assert_ne!(second, first);
+    for _ in 0..10 {
+        hand(&mut two, &bytes);
+    }
+    pass(&mut two, Duration::from_secs(1));
+    assert_eq!(key_of(&two, 1), second);
+    assert!(ping(&mut two, 0) && ping(&mut two, 1));
 }
