@@ -75,6 +75,9 @@ struct ListenQueue {
     waiting: VecDeque<ConnectionId>,
     /// Connections that answered a SYN and are not established yet, the oldest first: they will want a place too.
     half_open: VecDeque<HalfOpen>,
+    /// Those that had to give their place away, at most as many as the queue has: their last packet may be under way,
+    /// and then they take a free place after all.
+    outside: VecDeque<ConnectionId>,
     announced: bool,
 }
 

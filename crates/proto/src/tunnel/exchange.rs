@@ -320,7 +320,8 @@ impl Tunnel {
     /// peer may mean it: frames of two exchanges that overtook each other can leave the two sides with different keys. It
     /// cannot come back, so ours changes, at most once in [`UNOPENED_AFTER`].
     fn on_retired_key(&mut self, pila: &Pila<'_>, cx: &mut TunnelCx<'_>) -> ExchangeFate {
-        if !self.may_suspect_keys(cx.now) {
+        // Frames under the replaced keys are no sign that the present ones are shared.
+        if !self.may_suspect_keys(self.last_current, cx.now) {
             return ExchangeFate::Accepted;
         }
         let message = frame::pila_signed_message(pila.sender, &pila.x25519);
@@ -332,10 +333,10 @@ impl Tunnel {
         ExchangeFate::Accepted
     }
 
-    /// Nothing valid has come for a while, and we have not asked because of that: the two sides may hold different keys.
-    fn may_suspect_keys(&self, now: Instant) -> bool {
+    /// Nothing valid has come since `heard`, for a while, and we have not asked because of that: the two sides may hold different keys.
+    fn may_suspect_keys(&self, heard: Option<Instant>, now: Instant) -> bool {
         let elapsed = |t: Option<Instant>| t.map(|t| now.saturating_duration_since(t));
-        let heard = elapsed(self.last_valid).is_some_and(|t| t < UNOPENED_AFTER);
+        let heard = elapsed(heard).is_some_and(|t| t < UNOPENED_AFTER);
         let asked = elapsed(self.exchange.unopened).is_some_and(|t| t < UNOPENED_AFTER);
         !heard && !asked
     }
@@ -543,7 +544,10 @@ impl Tunnel {
     /// A frame that nothing opens came from where the peer is, and nothing valid has come for a while: the two may hold
     /// different keys (rule C9). Our request costs an attacker as much as it costs us, and is sent seldom.
     pub(crate) fn on_unopened(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
-        if !self.may_suspect_keys(cx.now) || self.path.route != Some(route) || self.key.is_none() {
+        if !self.may_suspect_keys(self.last_valid, cx.now)
+            || self.path.route != Some(route)
+            || self.key.is_none()
+        {
             return;
         }
         self.exchange.unopened = Some(cx.now);

@@ -119,6 +119,8 @@ pub(crate) struct Tunnel {
     pub(crate) datagrams: VecDeque<DatagramOut>,
     /// When the last frame of the peer opened.
     pub(crate) last_valid: Option<Instant>,
+    /// When the last frame opened under the present keys, not those that they replaced.
+    last_current: Option<Instant>,
     /// Next try to revive a silent peer (rule C9), and how many were made.
     pub(crate) revive_at: Option<Instant>,
     pub(crate) revivals: u32,
@@ -170,6 +172,7 @@ impl Tunnel {
             control: control::ControlQueue::default(),
             datagrams: VecDeque::new(),
             last_valid: None,
+            last_current: None,
             revive_at: None,
             revivals: 0,
             blocked: false,
