@@ -179,7 +179,7 @@ fn a_replaced_key_is_not_brought_back_by_its_old_exchange_frame() {
 
 #[test]
 fn a_replaced_key_that_comes_again_in_silence_makes_us_renew_ours_at_most_every_other_second() {
-    let (mut two, _, old) = renewed();
+    let (mut two, [late, _], old) = renewed();
     let identity = Identity::from_seed([1; 32]);
     let node = two.hosts[0].0.local_address().node;
     let signature = identity.sign(&frame::pila_signed_message(node, &old));
@@ -194,6 +194,9 @@ fn a_replaced_key_that_comes_again_in_silence_makes_us_renew_ours_at_most_every_
     hand(&mut two, &wrong);
     pass(&mut two, Duration::from_secs(3));
     assert_eq!(key_of(&two, 1), first, "only the peer can make us");
+    // A frame under the replaced keys says nothing about the present ones.
+    hand(&mut two, &late);
+    assert!(two.hosts[1].0.recv_datagram(80).is_some());
     hand(&mut two, &bytes);
     pass(&mut two, Duration::from_secs(1));
     let second = key_of(&two, 1);
