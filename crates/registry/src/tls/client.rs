@@ -1,23 +1,14 @@
-//! TLS of the registry port: one self-signed certificate, known by its fingerprint.
-//!
-//! The reference's nodes pin the SHA-256 of the server's certificate (DER, leaf); names, issuers and dates mean nothing.
-//! So do we, on both sides, with TLS 1.3 only (spec/registry.md §1.3).
+//! The client's side: a verifier that knows one certificate.
 
+use super::{fingerprint, hex};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
-use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
-/// SHA-256 of a certificate in DER, as it is pinned.
-#[must_use]
-pub fn fingerprint(certificate: &[u8]) -> [u8; 32] {
-    Sha256::digest(certificate).into()
-}
-
 /// The client's side of a session with the server that has the pinned certificate.
-pub(crate) fn client_session(pin: [u8; 32]) -> Result<ClientConnection, Error> {
+pub(crate) fn session(pin: [u8; 32]) -> Result<ClientConnection, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -78,15 +69,4 @@ impl ServerCertVerifier for Pinned {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
-}
-
-/// Lower-case hex digits without separators, the form in which the reference takes a pin.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing into a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
