@@ -167,7 +167,7 @@ impl Client {
         let signature = Base64(sign(wire::heartbeat_string(node).as_bytes()));
         let request = wire::Heartbeat { node_id: node, listen_addr: None, signature: Some(signature) };
         match self.call(&Request::Heartbeat(request))? {
-            Reply::Heartbeat { time } => Ok(time),
+            Reply::Heartbeat { time, .. } => Ok(time),
             _ => Err(self.unexpected("heartbeat")),
         }
     }
