@@ -27,6 +27,7 @@ macro_rules! split {
         })
     };
 }
+mod gate;
 mod limits;
 mod memory;
 mod peers;
@@ -120,6 +121,7 @@ pub struct Endpoint {
     lookups: HashMap<NodeId, PendingLookup>,
     exchange_limiter: ExchangeLimiter,
     punches: Punches,
+    gate: gate::Gate,
     events: VecDeque<Event>,
     next_port: u16,
     next_token: u64,
@@ -158,6 +160,7 @@ impl Endpoint {
             lookups: HashMap::new(),
             exchange_limiter: ExchangeLimiter::default(),
             punches: Punches::default(),
+            gate: gate::Gate::default(),
             events: VecDeque::new(),
             next_port,
             next_token: 1,

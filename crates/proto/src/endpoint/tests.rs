@@ -13,6 +13,7 @@ use crate::transmit::RecvMeta;
 
 mod api;
 mod faults;
+mod gate;
 mod keys;
 mod peers;
 
