@@ -244,6 +244,18 @@ impl Request {
             Self::BeaconList => "beacon_list",
         }
     }
+
+    /// What a `proof` of this request signs (spec/registry.md §5.1); `None` for the types that take none.
+    #[must_use]
+    pub fn proof_message(&self, nonce: &[u8; NONCE_LEN]) -> Option<Vec<u8>> {
+        Some(match self {
+            Self::Register(r) => register_proof(nonce, r),
+            Self::SetHostname(r) => set_hostname_proof(nonce, r.node_id, &r.hostname),
+            Self::SetVisibility(r) => set_visibility_proof(nonce, r.node_id, r.public),
+            Self::Deregister(r) => deregister_proof(nonce, r.node_id),
+            _ => return None,
+        })
+    }
 }
 
 /// `register`. `owner`, `identity_token` and other fields of the reference are ignored: an owner string never gives
