@@ -232,6 +232,7 @@ impl NodeBuilder {
             identity,
             socket_info: socket.info(),
             connect_timeout: self.config.connect_timeout,
+            keepalive: self.keepalive,
             introduced: self
                 .peers
                 .iter()

@@ -80,6 +80,11 @@ impl Node {
         self.inner.identity.sign(message)
     }
 
+    /// Time between heartbeats to the registry, and between other regular questions to it.
+    pub fn keepalive(&self) -> Duration {
+        self.inner.keepalive
+    }
+
     /// Sends one request to the registry, with our signature over `signed` if given, and returns the reply as it is.
     ///
     /// Blocks at most some seconds. A request may reach the registry twice where a connection breaks.

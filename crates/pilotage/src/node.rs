@@ -57,6 +57,7 @@ pub(crate) struct NodeInner {
     pub(crate) identity: Identity,
     pub(crate) socket_info: SocketInfo,
     pub(crate) connect_timeout: Duration,
+    pub(crate) keepalive: Duration,
     /// Endpoints and policies of the peers that the builder was given.
     pub(crate) introduced: HashMap<NodeId, SocketAddr>,
     pub(crate) policies: HashMap<NodeId, PeerPolicy>,
