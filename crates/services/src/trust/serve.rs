@@ -260,6 +260,8 @@ impl Inner {
     #[allow(clippy::disallowed_methods, reason = "services are the IO edge")]
     fn work(self: &Arc<Self>, work: &Receiver<Job>, events: &EventReceiver) {
         let mut next_poll = Instant::now();
+        // The registry may have lost what it was told in an earlier run.
+        self.report_all();
         while !self.stopped() {
             match work.recv_timeout(STOP_POLL) {
                 Ok(Job::Act(act)) => self.do_act(act),
@@ -270,8 +272,7 @@ impl Inner {
             while let Some(event) = events.try_recv() {
                 match event {
                     NodeEvent::Registered { .. } => {
-                        let reports = self.book().reports();
-                        self.carry_out(reports);
+                        self.report_all();
                         next_poll = Instant::now();
                     }
                     NodeEvent::Closed => return,
@@ -284,6 +285,20 @@ impl Inner {
                     self.poll();
                 }
             }
+        }
+    }
+
+    /// Tells the registry of everybody whom we trust.
+    fn report_all(self: &Arc<Self>) {
+        if !self.node.hub_status().is_some_and(|hub| hub.registered) {
+            return;
+        }
+        let reports = self.book().reports();
+        for act in reports {
+            if self.stopped() {
+                return;
+            }
+            self.do_act(act);
         }
     }
 
