@@ -294,3 +294,129 @@ fn agree(node: NodeId, relayed: bool) -> Vec<Act> {
     acts.push(Act::Tell { to: node, kind: Kind::Accept, reason: String::new() });
     acts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: [u8; 32] = [7; 32];
+    const OTHER: [u8; 32] = [8; 32];
+    const PEER: NodeId = NodeId(5);
+
+    fn incoming(node: u32, key: Option<[u8; 32]>) -> Incoming {
+        Incoming { node: NodeId(node), key, justification: "why".into(), relayed: false, network: None }
+    }
+
+    fn accept_of(acts: &[Act]) -> bool {
+        acts.iter().any(|act| matches!(act, Act::Tell { kind: Kind::Accept, .. }))
+    }
+
+    #[test]
+    fn a_request_waits_until_the_operator_answers() {
+        let mut book = Book::default();
+        assert_eq!(book.on_request(1, incoming(5, Some(KEY))), Ok(Outcome::Waits));
+        assert_eq!(book.on_request(2, incoming(5, Some(KEY))), Ok(Outcome::Waits), "asked again");
+        assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
+        assert_eq!(book.pending.len(), 1);
+        let acts = book.approve(3, PEER, None).expect("asked");
+        assert!(accept_of(&acts) && acts.contains(&Act::Respond { to: PEER, accept: true }));
+        assert!(acts.contains(&Act::Report { with: PEER }));
+        assert_eq!(book.key_of(PEER), Some(KEY));
+        assert_eq!(book.approve(3, PEER, None), Err(Refusal::NotPending));
+        assert_eq!(book.on_request(4, incoming(6, Some(KEY))), Ok(Outcome::Waits));
+        let acts = book.reject(NodeId(6), "no").expect("asked");
+        assert!(acts.contains(&Act::Respond { to: NodeId(6), accept: false }));
+        assert!(book.pending.is_empty() && book.key_of(NodeId(6)).is_none());
+    }
+
+    #[test]
+    fn a_trusted_node_that_asks_again_is_told_again_but_only_with_its_key() {
+        let mut book = Book::default();
+        book.on_request(1, incoming(5, Some(KEY))).expect("waits");
+        book.approve(1, PEER, None).expect("asked");
+        let Ok(Outcome::Trusted(acts)) = book.on_request(2, incoming(5, Some(KEY))) else { panic!("trusted") };
+        assert!(accept_of(&acts));
+        assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
+        assert_eq!(book.on_request(2, incoming(5, None)), Err(Refusal::NoKey));
+        assert_eq!(book.on_revoke(PEER, OTHER), Err(Refusal::OtherKey));
+    }
+
+    #[test]
+    fn both_asked_is_agreed_in_either_order() {
+        let mut book = Book::default();
+        assert_eq!(book.request(1, PEER, None, "hello"), Ok(None));
+        let Ok(Outcome::Trusted(acts)) = book.on_request(2, incoming(5, Some(KEY))) else { panic!("agreed") };
+        assert!(accept_of(&acts));
+        assert!(book.trusted[&PEER].mutual && book.outgoing.is_empty());
+
+        let mut book = Book::default();
+        book.on_request(1, incoming(5, Some(KEY))).expect("waits");
+        assert!(accept_of(&book.request(2, PEER, None, "hello").expect("agreed").expect("agreed")));
+        assert!(book.trusted[&PEER].mutual && book.pending.is_empty());
+    }
+
+    #[test]
+    fn an_answer_counts_only_if_we_asked_that_key() {
+        let mut book = Book::default();
+        assert_eq!(book.on_accept(1, PEER, Some(KEY)), Err(Refusal::NotAsked));
+        book.request(1, PEER, Some(KEY), "hello").expect("noted");
+        assert_eq!(book.on_accept(2, PEER, Some(OTHER)), Err(Refusal::OtherKey));
+        assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
+        assert_eq!(book.on_accept(2, PEER, None), Err(Refusal::NoKey));
+        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(vec![Act::Report { with: PEER }]));
+        assert!(book.trusted[&PEER].mutual);
+        assert_eq!(book.on_accept(3, PEER, Some(OTHER)), Err(Refusal::OtherKey));
+        assert_eq!(book.on_reject(PEER), Err(Refusal::NotAsked), "too late to say no");
+        assert_eq!(book.key_of(PEER), Some(KEY));
+    }
+
+    #[test]
+    fn a_common_network_is_reason_enough() {
+        let mut book = Book::default();
+        let request = Incoming { network: Some(3), ..incoming(5, Some(KEY)) };
+        assert!(matches!(book.on_request(1, request), Ok(Outcome::Trusted(_))));
+        assert_eq!((book.trusted[&PEER].network, book.trusted[&PEER].mutual), (3, false));
+        let unknown = Incoming { network: Some(3), ..incoming(6, None) };
+        assert_eq!(book.on_request(1, unknown), Ok(Outcome::Waits), "but not for a node without a key");
+        assert_eq!(book.approve(1, NodeId(6), None), Err(Refusal::NoKey));
+        assert!(book.approve(1, NodeId(6), Some(KEY)).is_ok());
+    }
+
+    #[test]
+    fn revoking_ends_what_there_is_on_both_sides() {
+        let mut book = Book::default();
+        assert_eq!(book.revoke(PEER), Err(Refusal::NotTrusted));
+        book.request(1, PEER, None, "hello").expect("noted");
+        assert_eq!(book.revoke(PEER), Ok(vec![]), "a request is taken back");
+        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Err(Refusal::NotAsked));
+        for ours in [true, false] {
+            book.on_request(1, incoming(5, Some(KEY))).expect("waits");
+            book.approve(1, PEER, None).expect("asked");
+            let acts = if ours { book.revoke(PEER) } else { book.on_revoke(PEER, KEY) }.expect("trusted");
+            assert!(acts.contains(&Act::Dismiss { node: PEER }) && acts.contains(&Act::Forget { with: PEER }));
+            assert_eq!(acts.len(), if ours { 3 } else { 2 }, "an answer to a revocation would be an echo");
+            assert_eq!(book, Book::default());
+        }
+    }
+
+    #[test]
+    fn every_list_has_its_bound() {
+        let mut book = Book::default();
+        for node in 0..MAX_PENDING as u32 {
+            book.on_request(1, incoming(1_000 + node, Some(KEY))).expect("room");
+        }
+        assert_eq!(book.on_request(1, incoming(5, Some(KEY))), Err(Refusal::Full));
+        assert_eq!(book.on_request(1, incoming(1_000, Some(KEY))), Ok(Outcome::Waits), "known ones may repeat");
+        for node in 0..MAX_OUTGOING as u32 {
+            book.request(1, NodeId(5_000 + node), None, "").expect("room");
+        }
+        assert_eq!(book.request(1, PEER, None, ""), Err(Refusal::Full));
+        let network = |node| Incoming { network: Some(3), ..incoming(node, Some(KEY)) };
+        for node in 0..MAX_TRUSTED as u32 {
+            book.on_request(1, network(10_000 + node)).expect("room");
+        }
+        assert_eq!(book.on_request(1, network(5)), Err(Refusal::Full));
+        assert_eq!(book.approve(1, NodeId(1_000), None), Err(Refusal::Full));
+        assert!(book.pending.contains_key(&NodeId(1_000)), "and nothing is lost");
+    }
+}

@@ -153,3 +153,73 @@ fn binary<const N: usize>(name: &'static str, text: &str) -> Result<[u8; N], Mes
     let bytes = STANDARD.decode(text).map_err(|_| wrong.clone())?;
     bytes.try_into().map_err(|_| wrong)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pilotage::{Identity, verify};
+
+    fn cases() -> Vec<serde_json::Value> {
+        let text = include_str!("../../../../spec/vectors/port444.json");
+        let file: serde_json::Value = serde_json::from_str(text).expect("vectors");
+        file["cases"].as_array().expect("cases").clone()
+    }
+
+    #[test]
+    fn the_vectors_are_read_written_and_verified() {
+        let kinds = [Kind::Request, Kind::Accept, Kind::Reject, Kind::Revoke];
+        let cases = cases();
+        assert_eq!(cases.len(), kinds.len());
+        for (case, kind) in cases.iter().zip(kinds) {
+            let json = case["json"].as_str().expect("text");
+            let message = Message::parse(json.as_bytes()).expect("a message");
+            assert_eq!(message.kind, kind);
+            assert_eq!(String::from_utf8(message.encode()).expect("text"), json);
+            let to = u32::try_from(case["to"].as_u64().expect("number")).expect("id");
+            let signed = signed_string(message.node, to);
+            assert_eq!(Some(signed.as_str()), case["signed_string"].as_str());
+            assert!(verify(&message.public_key, signed.as_bytes(), &message.signature));
+            let seed: Vec<u8> = (0..32)
+                .map(|i| {
+                    let text = case["ed25519_seed"].as_str().expect("hex");
+                    u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("hex")
+                })
+                .collect();
+            let identity = Identity::from_seed(seed.try_into().expect("32 bytes"));
+            assert_eq!(identity.sign(signed.as_bytes()), message.signature);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_says_why() {
+        let good = cases()[0]["json"].as_str().expect("text").to_owned();
+        for (bad, expected) in [
+            (String::new(), "EOF"),
+            (good[..good.len() - 1].to_owned(), "EOF"),
+            (good.clone() + "x", "trailing"),
+            (good.replace("handshake_request", "handshake_hello"), "unknown variant"),
+            (good.replace("\"node_id\":10", "\"node_id\":4294967296"), "invalid value"),
+            (good.replace("\"node_id\":10", "\"node_id\":10,\"node_id\":11"), "duplicate"),
+            (good.replace("ebVWLo", "%%"), "public_key"),
+            (good.replace("\"signature\":\"", "\"signature\":\"AAAA"), "signature"),
+            (good.replace("please", &"x".repeat(MAX_READ)), "longer"),
+        ] {
+            let error = Message::parse(bad.as_bytes()).expect_err(&bad).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let unsigned = r#"{"type":"handshake_accept","node_id":1,"public_key":"","timestamp":1}"#;
+        assert_eq!(Message::parse(unsigned.as_bytes()), Err(MessageError::Field("public_key", 32)));
+        let long = Message::parse(good.replace("please", &"é\u{1b}".repeat(400)).as_bytes());
+        assert!(long.is_err(), "JSON allows no raw control characters");
+        let long = good.replace("please", &"é\\u001b".repeat(400));
+        let text = Message::parse(long.as_bytes()).expect("cut").justification;
+        assert!(text.len() <= MAX_TEXT && text.starts_with("é é ") && !text.chars().any(char::is_control));
+    }
+
+    #[test]
+    fn a_message_is_known_to_be_whole() {
+        let good = cases()[0]["json"].as_str().expect("text").as_bytes().to_vec();
+        assert!((0..good.len()).all(|len| is_incomplete(&good[..len])));
+        assert!(!is_incomplete(&good) && !is_incomplete(b"nonsense") && !is_incomplete(b"{}}"));
+    }
+}
