@@ -1,4 +1,4 @@
-//! The gate: which peers may call us (spec/tunnel.md §9).
+//! The gate: which peers may call us (spec/trust.md §5).
 //!
 //! The endpoint keeps the first packets of a caller and asks; the application's closure answers on a thread of its own,
 //! so it may use the node, and a slow answer delays nothing but other callers. A verdict is good for [`ADMITTED`].

@@ -1,4 +1,4 @@
-//! Who may call us (spec/tunnel.md §9).
+//! Who may call us (spec/trust.md §5).
 //!
 //! A closure of the application has no place in a machine without IO, and its answer may take time. So the gate asks by
 //! event: the first SYN or datagram of a peer without a verdict is kept, [`Event::Knock`] goes out, and what the

@@ -1,4 +1,4 @@
-//! The messages of port 444 (spec/services.md §5.2): one JSON object per stream, unframed.
+//! The messages of port 444 (spec/trust.md §2): one JSON object per stream, unframed.
 //!
 //! fuzz/ includes this file as it is.
 

@@ -1,4 +1,4 @@
-//! Trust, port 444 (spec/services.md §5): who may call a private node, and how nodes agree on it.
+//! Trust, port 444 (spec/trust.md): who may call a private node, and how nodes agree on it.
 //!
 //! [`Trust`] serves the port, asks the registry for what it relays, keeps `trust.json`, and answers for the gate of a
 //! private node. [`message`] is the format, `book` decides, `store` is the file, `serve` does the work.
