@@ -489,18 +489,16 @@ pub(crate) fn adopt(
     registered: &Registered,
 ) -> Result<(), HubError> {
     let mut core = shared.lock();
-    if core.endpoint.local_address() != registered.address
-        && !core.endpoint.set_local_address(Instant::now(), registered.address)
-    {
-        return Err(HubError::Refused {
-            reason: format!(
-                "it assigns the address {} while tunnels under {} are open: restart the node",
-                registered.address,
-                core.endpoint.local_address()
-            ),
-        });
+    let now = Instant::now();
+    if !core.endpoint.set_local_address(now, registered.address) {
+        tracing::warn!(
+            old = %core.endpoint.local_address(), new = %registered.address,
+            "the registry calls us something else now: all tunnels end"
+        );
+        core.endpoint.replace_local_address(now, registered.address);
+        shared.events.send(NodeEvent::AddressChanged { address: registered.address });
     }
-    drop(core);
+    shared.finish(core);
     let lan = request.lan_addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
     hub.note_registered(registered, request.visibility.is_public(registered.foreign), lan);
     shared.events.send(NodeEvent::Registered { address: registered.address });

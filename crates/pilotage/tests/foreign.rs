@@ -156,6 +156,29 @@ fn a_forgotten_node_registers_again() {
 }
 
 #[test]
+fn a_registry_that_lost_its_memory_may_call_us_something_else() {
+    within(60 * SECOND, || {
+        let registry = Foreign::start();
+        let (a, b) = (node(&registry, 1), node(&registry, 2));
+        let a = a.keepalive(SECOND).start().expect("starts");
+        let b = b.keepalive(SECOND).start().expect("starts");
+        let listener = b.listen(7).expect("listen");
+        let mut stream = a.connect(b.address(), 7).expect("connect");
+        let events = a.events();
+        registry.world().nodes.clear();
+        registry.world().next = Some(20);
+        // Whoever comes first is 20, the other one 2.
+        wait_until("both are back", || registry.world().nodes.len() == 2);
+        wait_until("a is somebody else", || a.address() != Address::new(0, 1));
+        wait_until("old streams end", || stream.write_all(b"x").is_err());
+        let told = std::iter::from_fn(|| events.try_recv());
+        assert!(told.into_iter().any(|event| matches!(event, NodeEvent::AddressChanged { .. })));
+        wait_until("a finds b under its new address", || a.connect(b.address(), 7).is_ok());
+        drop(listener);
+    });
+}
+
+#[test]
 fn any_request_can_be_made_with_our_signature() {
     within(60 * SECOND, || {
         let registry = Foreign::start();

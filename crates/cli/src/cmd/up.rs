@@ -160,6 +160,10 @@ fn describe_event(event: &NodeEvent) -> Option<(String, Value)> {
             format!("hub: registered as {address}"),
             json!({ "event": "registered", "address": address.to_string() }),
         ),
+        NodeEvent::AddressChanged { address } => (
+            format!("hub: it calls us {address} now; all streams ended"),
+            json!({ "event": "address_changed", "address": address.to_string() }),
+        ),
         NodeEvent::HubLost { reason } => {
             (format!("hub: lost: {reason}"), json!({ "event": "hub_lost", "reason": reason }))
         }

@@ -77,6 +77,10 @@ impl Gate {
         Fate::Asked
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Bytes that wait, headers not counted.
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes

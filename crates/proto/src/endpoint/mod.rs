@@ -30,6 +30,7 @@ macro_rules! split {
 mod gate;
 mod limits;
 mod memory;
+mod moving;
 mod peers;
 mod receive;
 mod streams;

@@ -15,6 +15,7 @@ mod api;
 mod faults;
 mod gate;
 mod keys;
+mod moving;
 mod peers;
 
 struct Two {
