@@ -16,6 +16,7 @@ mod inputs;
 pub mod invariants;
 mod registry;
 mod state;
+mod trust;
 
 /// One target.
 #[derive(Clone, Copy)]
@@ -33,7 +34,7 @@ macro_rules! targets {
 
         /// One function per target: a program that calls one holds nothing of the others.
         pub mod target {
-            use super::{base, beacon, bench, decode, file, invariants, registry, state};
+            use super::{base, beacon, bench, decode, file, invariants, registry, state, trust};
             use pilotage_proto::fuzzing;
 
             $(
@@ -61,6 +62,8 @@ targets! {
     file_header => file::file_header,
     bench_header => bench::bench_header,
     state_files => state::state_files,
+    trust_message => trust::trust_message,
+    trust_file => trust::trust_file,
     // Data structures against models.
     assembler => |data| fuzzing::assembler(base(), data),
     send_buffer => |data| fuzzing::send_buffer(base(), data),

@@ -70,6 +70,8 @@ replays!(
     file_header,
     bench_header,
     state_files,
+    trust_message,
+    trust_file,
     assembler,
     send_buffer,
     scoreboard,

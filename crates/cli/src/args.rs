@@ -54,6 +54,9 @@ pub(crate) struct Global {
     /// Beacon (UDP), if it is not where --hub says
     #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_BEACON")]
     pub(crate) beacon: Option<String>,
+    /// Speak TLS with the registry, and only with the certificate that has this SHA-256 (64 hex digits)
+    #[arg(long, global = true, value_name = "HEX", env = "PILOTAGE_REGISTRY_TLS_PIN", value_parser = parse_pin)]
+    pub(crate) registry_tls_pin: Option<[u8; 32]>,
     /// Print results as JSON, one object per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -79,6 +82,8 @@ pub(crate) enum Command {
     Id(IdArgs),
     /// Show what the running node of the state directory does
     Status,
+    /// Ask for trust, give it and take it back, at the running node of the state directory
+    Trust(TrustArgs),
     /// Measure the round-trip time to a peer
     Ping(PingArgs),
     /// Send files, or standard input, to a peer
@@ -109,7 +114,7 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Node options")]
 pub(crate) struct NodeArgs {
     /// Name to claim at the hub: a-z, 0-9 and -
-    #[arg(long, env = "PILOTAGE_NAME")]
+    #[arg(long, visible_alias = "hostname", env = "PILOTAGE_NAME")]
     pub(crate) name: Option<String>,
     /// UDP address to bind [default: 0.0.0.0:0]
     #[arg(long, value_name = "IP:PORT", env = "PILOTAGE_BIND")]
@@ -117,9 +122,18 @@ pub(crate) struct NodeArgs {
     /// Use a throwaway identity instead of the one in the state directory
     #[arg(long)]
     pub(crate) ephemeral: bool,
-    /// Do not let the hub tell others where this node is
+    /// Do not let the hub tell others where this node is [default at a registry of the reference]
     #[arg(long)]
     pub(crate) private: bool,
+    /// Let it tell everybody [default at a hub of Pilotage]
+    #[arg(long, conflicts_with = "private")]
+    pub(crate) public: bool,
+    /// E-mail address for a registry of the reference; every node needs its own
+    #[arg(long, visible_alias = "email", value_name = "TEXT", env = "PILOTAGE_OWNER")]
+    pub(crate) owner: Option<String>,
+    /// Time between heartbeats to the registry [default: 30s]
+    #[arg(long, value_name = "TIME", env = "PILOTAGE_KEEPALIVE", value_parser = parse_keepalive)]
+    pub(crate) keepalive: Option<Duration>,
     /// Introduce a peer without a hub: ADDRESS@IP:PORT, optionally =KEY (64 hex digits)
     #[arg(long = "peer", value_name = "ADDRESS@IP:PORT[=KEY]")]
     pub(crate) peers: Vec<Introduction>,
@@ -143,6 +157,21 @@ fn parse_rekey_after(text: &str) -> Result<Duration, String> {
     let time = parse_duration(text).map_err(|error| error.to_string())?;
     let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
     if allowed.contains(&time) { Ok(time) } else { Err("expected 1s to 1h".into()) }
+}
+
+/// 1 s to 2 min: registries forget nodes after 3 min.
+fn parse_keepalive(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(120);
+    if allowed.contains(&time) { Ok(time) } else { Err("expected 1s to 2m".into()) }
+}
+
+/// As `openssl x509 -fingerprint -sha256` prints it, with or without the colons.
+pub(crate) fn parse_pin(text: &str) -> Result<[u8; 32], String> {
+    let mut pin = [0; 32];
+    hex::decode_to_slice(text.replace(':', ""), &mut pin)
+        .map_err(|_| "the SHA-256 of a certificate has 64 hex digits".to_owned())?;
+    Ok(pin)
 }
 
 /// A statically introduced peer.
@@ -217,6 +246,9 @@ pub(crate) struct UpArgs {
     /// Flush received files to the disk before confirming them
     #[arg(long)]
     pub(crate) fsync: bool,
+    /// Answer only trusted nodes and those that share a network [a private node at a registry of the reference always does]
+    #[arg(long)]
+    pub(crate) guard: bool,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,
@@ -240,6 +272,48 @@ pub(crate) enum IdAction {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// `trust`
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    #[command(subcommand)]
+    pub(crate) action: TrustAction,
+}
+
+/// `trust …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrustAction {
+    /// Ask a node to trust this one; if it asked before, both are agreed
+    Request {
+        /// Name, address or node number
+        peer: String,
+        /// What the other operator reads
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Trust a node that asked
+    Approve {
+        /// Name, address or node number
+        peer: String,
+    },
+    /// Turn down a node that asked
+    Reject {
+        /// Name, address or node number
+        peer: String,
+        /// What the other operator reads
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Trust a node no more, or take a request back
+    Revoke {
+        /// Name, address or node number
+        peer: String,
+    },
+    /// Show trusted nodes
+    List,
+    /// Show requests that wait: others' for our answer, ours for theirs
+    Pending,
 }
 
 /// `ping`

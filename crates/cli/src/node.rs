@@ -13,7 +13,7 @@ use crate::error::CliError;
 /// Starts a node with the settings in force. It is closed when the command is interrupted.
 pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError> {
     let settings = &context.settings;
-    let mut builder = Node::builder().public(!settings.private(args));
+    let mut builder = Node::builder().visibility(settings.visibility(args));
     if !args.ephemeral {
         builder = builder.state_dir(&settings.state);
     }
@@ -25,6 +25,15 @@ pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError
     }
     if let Some(registry) = &settings.registry {
         builder = builder.registry(registry);
+    }
+    if let Some(pin) = settings.registry_tls_pin {
+        builder = builder.registry_tls_pin(pin);
+    }
+    if let Some(owner) = settings.owner(args) {
+        builder = builder.owner(owner);
+    }
+    if let Some(keepalive) = args.keepalive {
+        builder = builder.keepalive(keepalive);
     }
     if let Some(beacon) = &settings.beacon {
         builder = builder.beacon(beacon);

@@ -54,6 +54,12 @@ pub enum Event {
         /// Where its frame came from.
         from: SocketAddr,
     },
+    /// A peer calls while the gate is closed: answer with [`Endpoint::admit`](crate::Endpoint::admit). At most 64 wait
+    /// at a time.
+    Knock {
+        /// The peer.
+        peer: NodeId,
+    },
     /// Keys with this peer were agreed for the first time or anew.
     TunnelUp {
         /// The peer.
@@ -274,6 +280,8 @@ pub struct MemoryUse {
     pub events: usize,
     /// Strangers whose keys are being looked up.
     pub lookups: usize,
+    /// Bytes of datagrams whose sender waits for a verdict.
+    pub before_the_gate: usize,
 }
 
 /// Counters of an endpoint. Every silent drop has one.
@@ -309,6 +317,8 @@ pub struct EndpointStats {
     pub drop_datagram_queue: u64,
     /// Dropped: segment for no connection, or out of window.
     pub drop_segment: u64,
+    /// Dropped: SYN or datagram of a peer that the gate did not let in.
+    pub drop_not_admitted: u64,
     /// Connections refused for a limit.
     pub refused: u64,
     /// Keys agreed.

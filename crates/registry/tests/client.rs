@@ -52,6 +52,8 @@ fn registration(key: &SigningKey, name: &str, public: bool) -> Registration {
         lan_addrs: vec!["192.168.1.5:4100".into()],
         hostname: Some(name.into()),
         public,
+        public_abroad: public,
+        owner: None,
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`mod@echo`] | 7 | sends back what it reads |
 //! | [`mod@file`] | 1010 | one file per stream, verified with BLAKE3 at both ends |
 //! | [`mod@bench`] | 1011 | sink, source, request/reply; counts datagrams |
+//! | [`mod@trust`] | 444 | who trusts whom: requests, approvals, the gate of a private node |
 //!
 //! Memory is bounded everywhere: the constants that bound it are public and documented.
 
@@ -17,5 +18,6 @@ pub mod duplex;
 pub mod echo;
 pub mod file;
 pub mod server;
+pub mod trust;
 
 pub use duplex::Duplex;

@@ -9,6 +9,7 @@ mod pipe;
 mod recv;
 pub(crate) mod send;
 mod status;
+mod trust;
 mod up;
 
 use std::path::Path;
@@ -42,6 +43,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Up(args) => up::run(context, &args),
         Command::Id(args) => id::run(context, &args),
         Command::Status => status::run(context),
+        Command::Trust(args) => trust::run(context, &args.action),
         Command::Ping(args) => ping::run(context, &args),
         Command::Send(args) => send::run(context, &args),
         Command::Recv(args) => recv::run(context, &args),

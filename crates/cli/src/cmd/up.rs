@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::status;
+use super::{status, trust};
 use crate::args::UpArgs;
 use crate::control;
 use crate::error::CliError;
@@ -46,15 +46,18 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     let serving = server::serve(&node, &services, observer)
         .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
     let serving = Arc::new(serving);
-    let (node_, serving_) = (node.clone(), serving.clone());
-    let control = control_server(context, args, move |command| match command {
+    let trust = trust::serve(context, args, &node)?;
+    let (node_, serving_, trust_) = (node.clone(), serving.clone(), trust.clone());
+    let control = control_server(context, args, move |command, request| match command {
         "status" => status::reply(&node_, serving_.counters()),
+        "trust" => trust::reply(&node_, &trust_, request),
         other => json!({ "error": format!("unknown command {other:?}") }),
     });
     ready(context, &node, files.as_ref(), control.is_some());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
     drop(control);
+    drop(trust);
     node.close();
     Ok(())
 }
@@ -77,7 +80,7 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
 fn control_server(
     context: &Context,
     args: &UpArgs,
-    answer: impl Fn(&str) -> Value + Send + Sync + 'static,
+    answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
 ) -> Option<control::Server> {
     if args.node.ephemeral {
         return None;
@@ -100,13 +103,15 @@ fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: b
     value["control"] = json!(control.then(|| control::path(&context.settings.state).display().to_string()));
     let hub = node.hub_status();
     value["registered"] = json!(hub.as_ref().map(|hub| hub.registered));
+    value["public"] = json!(hub.as_ref().map(|hub| hub.public));
     let mut text = node::describe_text(node);
     text.push_str(&match &hub {
+        Some(hub) if hub.registered && !hub.public => "\nhub          registered, private".to_owned(),
         Some(hub) if hub.registered => "\nhub          registered".to_owned(),
         Some(_) => "\nhub          NOT registered yet, trying".to_owned(),
         None => "\nhub          none: others reach this node as ADDRESS@IP:PORT".to_owned(),
     });
-    text.push_str("\nservices     echo 7, benchmark 1011");
+    text.push_str("\nservices     echo 7, trust 444, benchmark 1011");
     if let Some(files) = files {
         text.push_str(&format!(", files 1010 into {}", files.dir.display()));
     }
@@ -154,6 +159,10 @@ fn describe_event(event: &NodeEvent) -> Option<(String, Value)> {
         NodeEvent::Registered { address } => (
             format!("hub: registered as {address}"),
             json!({ "event": "registered", "address": address.to_string() }),
+        ),
+        NodeEvent::AddressChanged { address } => (
+            format!("hub: it calls us {address} now; all streams ended"),
+            json!({ "event": "address_changed", "address": address.to_string() }),
         ),
         NodeEvent::HubLost { reason } => {
             (format!("hub: lost: {reason}"), json!({ "event": "hub_lost", "reason": reason }))

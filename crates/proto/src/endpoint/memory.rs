@@ -10,6 +10,7 @@ impl Endpoint {
             peers: self.by_node.len(),
             events: self.events.len(),
             lookups: self.lookups.len(),
+            before_the_gate: self.gate.held_bytes(),
             datagrams_in: self.datagram_ports.values().map(|q| q.waiting.len()).sum(),
             ..MemoryUse::default()
         };

@@ -27,8 +27,10 @@ macro_rules! split {
         })
     };
 }
+mod gate;
 mod limits;
 mod memory;
+mod moving;
 mod peers;
 mod receive;
 mod streams;
@@ -123,6 +125,7 @@ pub struct Endpoint {
     lookups: HashMap<NodeId, PendingLookup>,
     exchange_limiter: ExchangeLimiter,
     punches: Punches,
+    gate: gate::Gate,
     events: VecDeque<Event>,
     next_port: u16,
     next_token: u64,
@@ -161,6 +164,7 @@ impl Endpoint {
             lookups: HashMap::new(),
             exchange_limiter: ExchangeLimiter::default(),
             punches: Punches::default(),
+            gate: gate::Gate::default(),
             events: VecDeque::new(),
             next_port,
             next_token: 1,

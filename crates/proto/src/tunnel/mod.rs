@@ -83,6 +83,8 @@ pub(crate) struct Tunnel {
     /// Ed25519 key of the peer, checked in every PILA.
     pub(crate) key: Option<[u8; 32]>,
     pub(crate) policy: PeerPolicy,
+    /// Until when its SYN and datagrams pass the gate.
+    pub(crate) admitted_until: Option<Instant>,
     pub(crate) dialect: Dialect,
     /// The dialect was learnt from a handshake, which is sealed: the unsigned mark says nothing any more.
     pub(crate) dialect_shown: bool,
@@ -149,6 +151,7 @@ impl Tunnel {
             address: peer.address,
             key: peer.key,
             policy: peer.policy,
+            admitted_until: None,
             dialect: Dialect::Draft,
             dialect_shown: false,
             authenticated: false,

@@ -119,7 +119,7 @@ impl Client {
         registration: &Registration,
         sign: Sign<'_>,
     ) -> Result<Registered, ClientError> {
-        let mut request = wire::Register {
+        let request = Request::Register(wire::Register {
             listen_addr: registration.listen_addr.clone(),
             public_key: Base64(registration.public_key),
             hostname: registration.hostname.clone(),
@@ -127,26 +127,23 @@ impl Client {
             public: Some(registration.public),
             signature: None,
             proof: None,
-        };
-        let reply = self.proved("register", |nonce| {
-            match nonce {
-                Some(nonce) => {
-                    request.proof = Some(Base64(sign(&wire::register_proof(nonce, &request))));
-                }
-                None => {
-                    let text = wire::register_string(&request.listen_addr, &request.public_key);
-                    request.signature = Some(Base64(sign(text.as_bytes())));
-                    request.proof = None;
-                }
-            }
-            Request::Register(request.clone())
-        })?;
+        });
+        let nonsense = |error: serde_json::Error| self.protocol("register", error.to_string());
+        let mut request = serde_json::to_value(request).map_err(nonsense)?;
+        if let Some(owner) = &registration.owner {
+            request["owner"] = owner.as_str().into();
+        }
+        let text = wire::register_string(&registration.listen_addr, &Base64(registration.public_key));
+        let reply = self.call_json(request, Some((&text, sign)))?;
+        let nonsense = |error: serde_json::Error| self.protocol("register", error.to_string());
+        let reply: Reply = serde_json::from_value(reply).map_err(nonsense)?;
         let Reply::Registered(done) = reply else {
             return Err(self.unexpected("register"));
         };
         let proved = self.dialect == Dialect::Pilotage;
-        if !proved && registration.public {
-            self.set_visibility(done.node_id, true, sign)?;
+        if !proved {
+            // It keeps what was said before, so both must be said.
+            self.set_visibility(done.node_id, registration.public_abroad, sign)?;
         }
         self.renewed = false;
         // A foreign registry assigns the id as it likes; the address text is its rendering of it.

@@ -26,6 +26,11 @@ pub struct Registration {
     pub hostname: Option<String>,
     /// Let every registered node resolve this one.
     pub public: bool,
+    /// The same, at a registry of the reference.
+    pub public_abroad: bool,
+    /// E-mail address or other owner text. A registry of the reference gives the node of an owner to whoever names it, so
+    /// every node needs its own; ours ignores it.
+    pub owner: Option<String>,
 }
 
 /// What the registry made of a [`Registration`].
