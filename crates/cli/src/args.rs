@@ -217,6 +217,9 @@ pub(crate) struct UpArgs {
     /// Flush received files to the disk before confirming them
     #[arg(long)]
     pub(crate) fsync: bool,
+    /// Serve the local socket that pilotctl and Pilot drivers speak; its folder must be closed to others [default: none]
+    #[arg(long, value_name = "PATH", env = "PILOTAGE_IPC")]
+    pub(crate) ipc: Option<PathBuf>,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,

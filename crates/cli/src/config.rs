@@ -37,6 +37,8 @@ pub(crate) struct ConfigFile {
     private: Option<bool>,
     /// Log filter.
     log: Option<String>,
+    /// Local socket for Pilot drivers.
+    ipc: Option<PathBuf>,
 }
 
 /// Where a setting comes from.
@@ -122,6 +124,10 @@ impl Settings {
             .unwrap_or_else(|| self.state.join("inbox"))
     }
 
+    pub(crate) fn ipc(&self, flag: Option<&Path>) -> Option<PathBuf> {
+        flag.map(Path::to_owned).or_else(|| self.file.ipc.clone())
+    }
+
     /// Every setting with its value and origin, for `pilotage config`.
     pub(crate) fn describe(&self) -> Map<String, Value> {
         let mut map = Map::new();
@@ -151,6 +157,7 @@ impl Settings {
         put("bind", json!(self.file.bind), of("bind", self.file.bind.is_some()));
         put("inbox", json!(self.inbox(None)), of("inbox", self.file.inbox.is_some()));
         put("private", json!(self.file.private.unwrap_or(false)), of("private", self.file.private.is_some()));
+        put("ipc", json!(self.file.ipc), of("ipc", self.file.ipc.is_some()));
         map
     }
 }

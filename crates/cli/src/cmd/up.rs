@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pilotage::{Node, NodeEvent};
+use pilotage_daemon::IpcServer;
 use pilotage_services::file::ReceiveError;
 use pilotage_services::server::{self, FileService, Notice, Services};
 use serde_json::{Value, json};
@@ -51,9 +52,11 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
         "status" => status::reply(&node_, serving_.counters()),
         other => json!({ "error": format!("unknown command {other:?}") }),
     });
-    ready(context, &node, files.as_ref(), control.is_some());
+    let ipc = ipc_server(context, args, &node)?;
+    ready(context, &node, files.as_ref(), control.is_some(), ipc.as_ref());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
+    drop(ipc);
     drop(control);
     node.close();
     Ok(())
@@ -93,11 +96,29 @@ fn control_server(
     }
 }
 
-fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: bool) {
+/// Somebody who asked for the socket relies on it: without it the node does not start.
+fn ipc_server(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<IpcServer>, CliError> {
+    let Some(path) = context.settings.ipc(args.ipc.as_deref()) else { return Ok(None) };
+    let served = pilotage_daemon::serve(node, &path, pilotage_daemon::Options::default());
+    served.map(Some).map_err(|error| {
+        let text = error.to_string();
+        let (cause, next) = text.split_once(" – next: ").unwrap_or((&text, "name another path with --ipc"));
+        CliError::failure("local socket", cause, next)
+    })
+}
+
+fn ready(
+    context: &Context,
+    node: &Node,
+    files: Option<&FileService>,
+    control: bool,
+    ipc: Option<&IpcServer>,
+) {
     let mut value = node::describe(node);
     value["event"] = "ready".into();
     value["inbox"] = json!(files.map(|files| files.dir.display().to_string()));
     value["control"] = json!(control.then(|| control::path(&context.settings.state).display().to_string()));
+    value["ipc"] = json!(ipc.map(|ipc| ipc.path().display().to_string()));
     let hub = node.hub_status();
     value["registered"] = json!(hub.as_ref().map(|hub| hub.registered));
     let mut text = node::describe_text(node);
@@ -109,6 +130,9 @@ fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: b
     text.push_str("\nservices     echo 7, benchmark 1011");
     if let Some(files) = files {
         text.push_str(&format!(", files 1010 into {}", files.dir.display()));
+    }
+    if let Some(ipc) = ipc {
+        text.push_str(&format!("\nlocal socket {}", ipc.path().display()));
     }
     text.push_str("\nready; Ctrl-C ends the node");
     context.output.result(text, &value);
