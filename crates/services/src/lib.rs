@@ -16,6 +16,7 @@ pub mod bench;
 pub mod duplex;
 pub mod echo;
 pub mod file;
+pub mod gateway;
 pub mod server;
 
 pub use duplex::Duplex;
