@@ -2,8 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -163,10 +163,11 @@ impl Client {
         let stream = self.shared.node.connect(Peer::Address(to.address), to.port);
         let stream = stream.map_err(|error| format!("dial {to}: {error}"))?;
         let limits = &self.shared.limits;
-        let (id, stream) = self.shared.connections.add(self.id, stream, limits).map_err(|(reason, stream)| {
-            stream.reset();
-            format!("dial {to}: {reason}")
-        })?;
+        let (id, stream) =
+            self.shared.connections.add(self.id, stream, limits).map_err(|(reason, stream)| {
+                stream.reset();
+                format!("dial {to}: {reason}")
+            })?;
         self.outbox.push(&Reply::DialOk { connection: id });
         start_pump(&self.shared, self.id, id, stream, &self.outbox)
     }

@@ -142,7 +142,9 @@ pub enum ServeError {
         source: io::Error,
     },
     /// This platform has no such sockets.
-    #[error("local sockets with a check of the user are not available on this platform – next: leave the option out")]
+    #[error(
+        "local sockets with a check of the user are not available on this platform – next: leave the option out"
+    )]
     Unsupported,
 }
 

@@ -17,7 +17,9 @@ use crate::client::Client;
 use crate::connections::Connections;
 use crate::outbox::Outbox;
 use crate::webhook::Webhook;
-use crate::{Counters, Limits, NoRegistry, Options, RegistryCalls, ServeError, TrustCalls, datagrams, socket};
+use crate::{
+    Counters, Limits, NoRegistry, Options, RegistryCalls, ServeError, TrustCalls, datagrams, socket,
+};
 
 /// How long a refused client may take to read why.
 const REFUSAL_TIMEOUT: Duration = Duration::from_millis(200);

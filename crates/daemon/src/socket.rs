@@ -26,7 +26,10 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, ServeError> {
         }
         Ok(_) => match UnixStream::connect(path) {
             Ok(_) => {
-                return Err(ServeError::InUse { path: path.to_owned(), reason: "is served by another process" });
+                return Err(ServeError::InUse {
+                    path: path.to_owned(),
+                    reason: "is served by another process",
+                });
             }
             // Left behind by a process that was killed.
             Err(_) => fs::remove_file(path).map_err(failed)?,
@@ -55,7 +58,10 @@ fn check_folder(folder: &Path) -> Result<(), ServeError> {
     let mode = found.mode() & 0o777;
     if mode & 0o077 != 0 {
         let reason = format!("is open to others (mode {mode:03o})");
-        return Err(wrong(reason, "make it private with chmod 700, or name a folder that does not exist yet"));
+        return Err(wrong(
+            reason,
+            "make it private with chmod 700, or name a folder that does not exist yet",
+        ));
     }
     Ok(())
 }

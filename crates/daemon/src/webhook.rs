@@ -119,7 +119,10 @@ fn check(url: &str) -> Result<(), String> {
         return Err(format!("set_webhook: the URL has {} bytes, at most {MAX_URL} are allowed", url.len()));
     }
     if url.starts_with("https://") {
-        return Err("set_webhook: https is not supported; name an http:// URL on this machine that passes events on".into());
+        return Err(
+            "set_webhook: https is not supported; name an http:// URL on this machine that passes events on"
+                .into(),
+        );
     }
     let host = url.strip_prefix("http://").map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
     match host {
@@ -221,7 +224,8 @@ mod tests {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         let long = format!("http://a/{}", "b".repeat(MAX_URL));
-        for bad in ["https://a/", "ftp://a", "http://", "http:///x", "http://a b", "http://a\r\nX: y", &long] {
+        for bad in ["https://a/", "ftp://a", "http://", "http:///x", "http://a b", "http://a\r\nX: y", &long]
+        {
             assert!(check(bad).is_err(), "{bad}");
         }
     }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use common::{Got, SECOND, daemon, pair, within};
 use pilotage::{Address, NodeId, SocketAddress};
-use pilotage_wire::NetworkId;
 use pilotage_daemon::{Options, PendingTrust, RegistryCalls, TrustCalls, TrustedPeer};
+use pilotage_wire::NetworkId;
 use pilotage_wire::ipc::{HandshakeRequest, NetworkRequest, Request};
 use serde_json::{Value, json};
 
@@ -92,12 +92,7 @@ fn registry_commands_are_asked_and_signed_as_the_reference_does() {
         check(Request::SetHostname("me"), 0x14, asked, own("set_hostname"));
         let asked = json!({ "type": "set_visibility", "node_id": me, "public": true });
         check(Request::SetVisibility { public: true }, 0x16, asked, own("set_visibility"));
-        check(
-            Request::Deregister,
-            0x18,
-            json!({ "type": "deregister", "node_id": me }),
-            own("deregister"),
-        );
+        check(Request::Deregister, 0x18, json!({ "type": "deregister", "node_id": me }), own("deregister"));
         let asked = json!({ "type": "set_tags", "node_id": me, "tags": ["web", "gpu"] });
         check(Request::SetTags("[\"web\",\"gpu\"]"), 0x1A, asked, own("set_tags"));
         let asked = json!({ "type": "set_task_exec", "node_id": me, "enabled": false });
@@ -111,7 +106,11 @@ fn registry_commands_are_asked_and_signed_as_the_reference_does() {
         );
         let asked = json!({ "type": "leave_network", "node_id": me, "network_id": 3 });
         network(NetworkRequest::Leave { network: 3 }, asked, Some(format!("leave_network:{me}:3")));
-        network(NetworkRequest::Members { network: 3 }, json!({ "type": "list_nodes", "network_id": 3 }), None);
+        network(
+            NetworkRequest::Members { network: 3 },
+            json!({ "type": "list_nodes", "network_id": 3 }),
+            None,
+        );
         network(
             NetworkRequest::Invite { network: 3, node: NodeId(9) },
             json!({ "type": "invite_to_network", "network_id": 3, "inviter_id": me, "target_node_id": 9 }),
@@ -128,7 +127,9 @@ fn registry_commands_are_asked_and_signed_as_the_reference_does() {
             driver.ask(&Request::ResolveHostname("nobody")),
             Got::Error("resolve_hostname: hostname \"nobody\" not found".into())
         );
-        let Got::Error(text) = driver.ask(&Request::SetTags("[\"a\",\"b\",\"c\",\"d\"]")) else { panic!("set") };
+        let Got::Error(text) = driver.ask(&Request::SetTags("[\"a\",\"b\",\"c\",\"d\"]")) else {
+            panic!("set")
+        };
         assert!(text.contains("at most 3"), "{text}");
     });
 }
@@ -225,7 +226,9 @@ fn events_are_posted_to_the_webhook() {
         assert_eq!(body["node_id"], a.address().node.0);
         assert_eq!(body["data"], json!({ "peer_node_id": 2 }));
         assert_eq!(driver.ask(&Request::SetWebhook("")), Got::Json(0x1C, json!({ "webhook": "" })));
-        let Got::Error(text) = driver.ask(&Request::SetWebhook("https://example.test/")) else { panic!("taken") };
+        let Got::Error(text) = driver.ask(&Request::SetWebhook("https://example.test/")) else {
+            panic!("taken")
+        };
         assert!(text.contains("https"), "{text}");
     });
 }

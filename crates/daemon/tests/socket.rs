@@ -192,9 +192,20 @@ fn info_has_the_keys_that_the_tools_read() {
         client.put(&Request::Send { connection: dialled, data: &[1; 1000] });
         let Got::Json(0x0E, info) = client.ask(&Request::Info) else { panic!("no info") };
         for key in [
-            "uptime_secs", "connections", "ports", "peers", "encrypted_peers", "authenticated_peers",
-            "bytes_sent", "bytes_recv", "pkts_sent", "pkts_recv", "tunnel_encryption_success",
-            "tunnel_encryption_failure", "handshake_pending_count", "node_id",
+            "uptime_secs",
+            "connections",
+            "ports",
+            "peers",
+            "encrypted_peers",
+            "authenticated_peers",
+            "bytes_sent",
+            "bytes_recv",
+            "pkts_sent",
+            "pkts_recv",
+            "tunnel_encryption_success",
+            "tunnel_encryption_failure",
+            "handshake_pending_count",
+            "node_id",
         ] {
             assert!(info[key].is_u64(), "{key}: {}", info[key]);
         }
@@ -209,9 +220,25 @@ fn info_has_the_keys_that_the_tools_read() {
         assert_eq!(connection["id"], dialled);
         assert_eq!((&connection["state"], &connection["remote_port"]), (&"ESTABLISHED".into(), &80.into()));
         for key in [
-            "local_port", "cong_win", "ssthresh", "in_flight", "srtt_ms", "rttvar_ms", "unacked", "ooo_buf",
-            "peer_recv_win", "recv_win", "bytes_sent", "bytes_recv", "segs_sent", "segs_recv", "retransmits",
-            "fast_retx", "sack_recv", "sack_sent", "dup_acks",
+            "local_port",
+            "cong_win",
+            "ssthresh",
+            "in_flight",
+            "srtt_ms",
+            "rttvar_ms",
+            "unacked",
+            "ooo_buf",
+            "peer_recv_win",
+            "recv_win",
+            "bytes_sent",
+            "bytes_recv",
+            "segs_sent",
+            "segs_recv",
+            "retransmits",
+            "fast_retx",
+            "sack_recv",
+            "sack_sent",
+            "dup_acks",
         ] {
             assert!(connection[key].is_u64(), "{key}: {}", connection[key]);
         }

@@ -74,7 +74,8 @@ pub use tap::DatagramTap;
 
 pub use pilotage_proto::crypto::Identity;
 pub use pilotage_proto::{
-    Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats, ControllerKind, DatagramIn, EndpointStats,
-    PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError, TunnelInfo,
+    Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats,
+    ControllerKind, DatagramIn, EndpointStats, PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError,
+    TunnelInfo,
 };
 pub use pilotage_wire::{Address, NodeId, SocketAddress};

@@ -87,10 +87,9 @@ fn forward_and_serve_carry_both_ends_of_a_connection() {
     let target = echo_at_end().to_string();
     let _serving = gateway::serve(listener, target, allow, Limits::default(), observer).expect("serve");
     let (observer, seen) = watch();
-    let forward = gateway::forward(
-        Arc::new(near.clone()), loopback(), at(&far), 8080, Limits::default(), observer,
-    )
-    .expect("forward");
+    let forward =
+        gateway::forward(Arc::new(near.clone()), loopback(), at(&far), 8080, Limits::default(), observer)
+            .expect("forward");
     let want = data(3_000_000);
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -107,7 +106,9 @@ fn forward_and_serve_carry_both_ends_of_a_connection() {
     for client in clients {
         client.join().expect("client");
     }
-    let closed = |event: &Event| matches!(event, Event::Closed { sent: 3_000_000, received: 3_000_008, error: None, .. });
+    let closed = |event: &Event| {
+        matches!(event, Event::Closed { sent: 3_000_000, received: 3_000_008, error: None, .. })
+    };
     for seen in [seen, served] {
         eventually("three ended in order", || seen.lock().unwrap().iter().filter(|e| closed(e)).count() == 3);
     }
@@ -135,7 +136,12 @@ fn what_cannot_be_reached_is_refused_with_a_reason() {
     let (near, far) = (node(), node());
     let (observer, seen) = watch();
     let forward = gateway::forward(
-        Arc::new(near.clone()), loopback(), at(&far), 9, Limits::default(), observer.clone(),
+        Arc::new(near.clone()),
+        loopback(),
+        at(&far),
+        9,
+        Limits::default(),
+        observer.clone(),
     )
     .expect("forward");
     assert!(matches!(tcp(forward.local_addrs()[0]).read(&mut [0; 1]), Ok(0) | Err(_)));
@@ -143,7 +149,8 @@ fn what_cannot_be_reached_is_refused_with_a_reason() {
     // A TCP target that is not there.
     let gone = TcpListener::bind(loopback()).expect("listen").local_addr().expect("address").to_string();
     let listener = Arc::new(far.listen(10).expect("listen"));
-    let _serving = gateway::serve(listener, gone, Allow::Anybody, Limits::default(), observer).expect("serve");
+    let _serving =
+        gateway::serve(listener, gone, Allow::Anybody, Limits::default(), observer).expect("serve");
     let stream = near.connect(at(&far), 10).expect("connect");
     assert!(Read::read(&mut &stream, &mut [0; 1]).is_err(), "reset");
     assert_eq!(refusals(&seen).len(), 2);
@@ -155,8 +162,8 @@ fn connections_are_bounded_and_end_with_the_gateway() {
     let listener = far.listen(80).expect("listen");
     let (observer, seen) = watch();
     let limits = Limits { connections: 2, ..Limits::default() };
-    let forward =
-        gateway::forward(Arc::new(near.clone()), loopback(), at(&far), 80, limits, observer).expect("forward");
+    let forward = gateway::forward(Arc::new(near.clone()), loopback(), at(&far), 80, limits, observer)
+        .expect("forward");
     let local = forward.local_addrs()[0];
     let mut clients: Vec<TcpStream> = (0..2).map(|_| tcp(local)).collect();
     let streams: Vec<_> = (0..2).map(|_| listener.accept().expect("accept")).collect();
@@ -211,7 +218,12 @@ fn a_client_that_does_not_read_holds_the_peer_back() {
 }
 
 /// A client that speaks SOCKS5 as curl does.
-fn socks(proxy: SocketAddr, host: &str, port: u16, login: Option<(&str, &str)>) -> Result<TcpStream, Vec<u8>> {
+fn socks(
+    proxy: SocketAddr,
+    host: &str,
+    port: u16,
+    login: Option<(&str, &str)>,
+) -> Result<TcpStream, Vec<u8>> {
     let mut stream = tcp(proxy);
     stream.write_all(if login.is_some() { b"\x05\x02\x00\x02" } else { b"\x05\x01\x00" }).expect("greeting");
     let mut method = [0; 2];
@@ -267,7 +279,10 @@ fn socks5_clients_reach_peers_by_name() {
     assert_eq!(socks(local, &name, 8, None).expect_err("refused")[1], 5);
     assert_eq!(socks(local, "example.com", 80, None).expect_err("not ours")[1], 2);
     assert_eq!(socks(local, "nobody.pilot", 80, None).expect_err("no hub knows it")[1], 4);
-    for (message, reply) in [(&b"\x05\x01\x00\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50"[..], 7), (b"\x05\x01\x00\x05\x01\x00\x09", 8)] {
+    for (message, reply) in [
+        (&b"\x05\x01\x00\x05\x02\x00\x01\x7f\x00\x00\x01\x00\x50"[..], 7),
+        (b"\x05\x01\x00\x05\x01\x00\x09", 8),
+    ] {
         let mut stream = tcp(local);
         stream.write_all(message).expect("write");
         let mut answer = [0; 12];

@@ -48,9 +48,17 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
         .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
     let serving = Arc::new(serving);
     let (node_, serving_) = (node.clone(), serving.clone());
-    let control = control_server(context, args, move |command| match command {
-        "status" => status::reply(&node_, serving_.counters()),
-        other => json!({ "error": format!("unknown command {other:?}") }),
+    #[cfg(unix)]
+    let streams = control::streams::Streams::new(node.clone());
+    let control = control_server(context, args, move |request| {
+        #[cfg(unix)]
+        if let Some(reply) = streams.answer(request) {
+            return reply;
+        }
+        control::Reply::Line(match request["cmd"].as_str() {
+            Some("status") => status::reply(&node_, serving_.counters()),
+            other => json!({ "error": format!("unknown command {:?}", other.unwrap_or_default()) }),
+        })
     });
     let ipc = ipc_server(context, args, &node)?;
     ready(context, &node, files.as_ref(), control.is_some(), ipc.as_ref());
@@ -80,7 +88,7 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
 fn control_server(
     context: &Context,
     args: &UpArgs,
-    answer: impl Fn(&str) -> Value + Send + Sync + 'static,
+    answer: impl Fn(&Value) -> control::Reply + Send + Sync + 'static,
 ) -> Option<control::Server> {
     if args.node.ephemeral {
         return None;
@@ -121,7 +129,7 @@ fn ready(
     value["ipc"] = json!(ipc.map(|ipc| ipc.path().display().to_string()));
     let hub = node.hub_status();
     value["registered"] = json!(hub.as_ref().map(|hub| hub.registered));
-    let mut text = node::describe_text(node);
+    let mut text = node::describe_text(&node::describe(node));
     text.push_str(&match &hub {
         Some(hub) if hub.registered => "\nhub          registered".to_owned(),
         Some(_) => "\nhub          NOT registered yet, trying".to_owned(),

@@ -78,11 +78,19 @@ pub(crate) struct Driver {
 pub(crate) enum Got {
     BindOk(u16),
     DialOk(u32),
-    Accept { local_port: u16, connection: u32, from: SocketAddress },
+    Accept {
+        local_port: u16,
+        connection: u32,
+        from: SocketAddress,
+    },
     Recv(u32, Vec<u8>),
     CloseOk(u32),
     Error(String),
-    RecvFrom { from: SocketAddress, port: u16, data: Vec<u8> },
+    RecvFrom {
+        from: SocketAddress,
+        port: u16,
+        data: Vec<u8>,
+    },
     Json(u8, serde_json::Value),
     /// The daemon closed the socket.
     End,

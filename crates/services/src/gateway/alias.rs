@@ -101,7 +101,8 @@ pub fn aliases(
                 }
                 other => other,
             };
-            let listener = listener.map_err(|error| io::Error::new(error.kind(), format!("{at}: {error}")))?;
+            let listener =
+                listener.map_err(|error| io::Error::new(error.kind(), format!("{at}: {error}")))?;
             let local = listen(listener, &sessions, dialer.clone(), mapping.peer.clone(), *port)?;
             all.running.local.push(local);
         }
@@ -120,7 +121,8 @@ fn change(what: &str, ip: IpAddr) -> io::Result<()> {
     if run.status.success() {
         return Ok(());
     }
-    let said: String = String::from_utf8_lossy(&run.stderr).chars().filter(|c| !c.is_control()).take(200).collect();
+    let said: String =
+        String::from_utf8_lossy(&run.stderr).chars().filter(|c| !c.is_control()).take(200).collect();
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{ip} on the loopback interface: {said}")))
 }
 

@@ -28,7 +28,8 @@ pub fn join(first: &dyn Duplex, second: &dyn Duplex) -> Traffic {
     let _ = first.set_nodelay(true);
     let _ = second.set_nodelay(true);
     thread::scope(|scope| {
-        let back = thread::Builder::new().name("gateway-back".into()).spawn_scoped(scope, || copy(second, first));
+        let back =
+            thread::Builder::new().name("gateway-back".into()).spawn_scoped(scope, || copy(second, first));
         let back = match back {
             Ok(back) => back,
             Err(error) => {
@@ -40,7 +41,8 @@ pub fn join(first: &dyn Duplex, second: &dyn Duplex) -> Traffic {
         };
         let (sent, there) = copy(first, second);
         traffic.sent = sent;
-        let (received, here) = back.join().unwrap_or((0, Err(io::Error::other("the relay ended unexpectedly"))));
+        let (received, here) =
+            back.join().unwrap_or((0, Err(io::Error::other("the relay ended unexpectedly"))));
         traffic.received = received;
         traffic.error = first_cause(there, here);
     });

@@ -34,7 +34,8 @@ pub fn serve(
             match acceptor.accept(STOP_POLL) {
                 Ok(Some((stream, peer))) => take(&sessions, stream, peer, &target, &allow),
                 Ok(None) => {}
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(error) => {
                     // The node was closed, or will not come back.
                     tracing::debug!(%error, "the gateway accepts no more");
@@ -46,13 +47,7 @@ pub fn serve(
     Ok(running)
 }
 
-fn take(
-    sessions: &Arc<Sessions>,
-    stream: Arc<dyn Duplex>,
-    peer: SocketAddress,
-    target: &str,
-    allow: &Allow,
-) {
+fn take(sessions: &Arc<Sessions>, stream: Arc<dyn Duplex>, peer: SocketAddress, target: &str, allow: &Allow) {
     let from = peer.to_string();
     if !allow.includes(peer.address.node) {
         stream.abort();
@@ -60,7 +55,11 @@ fn take(
     }
     let Some(place) = sessions.enter() else {
         stream.abort();
-        return sessions.refuse(&from, target, format!("{} connections are open", sessions.limits.connections));
+        return sessions.refuse(
+            &from,
+            target,
+            format!("{} connections are open", sessions.limits.connections),
+        );
     };
     let (to, patience) = (target.to_owned(), sessions.limits.patience);
     let spawned = thread::Builder::new().name("gateway".into()).spawn(move || {

@@ -111,10 +111,7 @@ fn the_largest_message_fits_and_no_larger_one() {
     assert_eq!(next_message(&framed).map(|m| m.map(<[u8]>::len)), Ok(Some(MAX_MESSAGE)));
     let beyond = Reply::Recv { connection: 1, data: &data };
     let mut buf = vec![0; beyond.encoded_len()];
-    assert_eq!(
-        beyond.encode(&mut buf),
-        Err(EncodeError::TooLong { len: MAX_MESSAGE + 1, max: MAX_MESSAGE })
-    );
+    assert_eq!(beyond.encode(&mut buf), Err(EncodeError::TooLong { len: MAX_MESSAGE + 1, max: MAX_MESSAGE }));
     assert_eq!(fits.encode(&mut [0; 8]), Err(EncodeError::BufferTooSmall { need: framed.len(), have: 8 }));
 }
 

@@ -98,7 +98,11 @@ fn handle(
     let from = from.to_string();
     let stream: Arc<dyn Duplex> = Arc::new(stream);
     place.track(&stream);
-    let mut client = Client { stream: &stream, came: Vec::new(), deadline: Instant::now() + place.sessions().limits.patience };
+    let mut client = Client {
+        stream: &stream,
+        came: Vec::new(),
+        deadline: Instant::now() + place.sessions().limits.patience,
+    };
     let target = match client.negotiate(password) {
         Ok(target) => target,
         Err(error) => {
@@ -157,7 +161,8 @@ struct Client<'a> {
 impl Client<'_> {
     fn negotiate(&mut self, password: Option<&Password>) -> io::Result<Target> {
         let wanted = if password.is_some() { wire::PASSWORD } else { wire::NO_AUTH };
-        let offered = self.next(|bytes| Ok(wire::greeting(bytes)?.map(|(m, len)| (m.contains(&wanted), len))))?;
+        let offered =
+            self.next(|bytes| Ok(wire::greeting(bytes)?.map(|(m, len)| (m.contains(&wanted), len))))?;
         if !offered {
             self.write(&[5, wire::NO_METHOD])?;
             let text = match password {
@@ -182,7 +187,10 @@ impl Client<'_> {
         })?;
         if command != wire::CONNECT {
             self.answer(Answer::Command)?;
-            return Err(io::Error::new(io::ErrorKind::Unsupported, format!("command {command}: only CONNECT")));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!("command {command}: only CONNECT"),
+            ));
         }
         match peer {
             Some(peer) if port != 0 => Ok(Target { peer, port }),

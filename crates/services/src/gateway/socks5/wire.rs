@@ -183,7 +183,11 @@ impl Answer {
 /// For the fuzzer: what parses whole does not parse when cut, and no parser reads beyond its message.
 #[doc(hidden)]
 pub fn fuzz_input(bytes: &[u8]) {
-    fn check<T: PartialEq + fmt::Debug>(bytes: &[u8], len: usize, again: impl Fn(&[u8]) -> Option<(T, usize)>) {
+    fn check<T: PartialEq + fmt::Debug>(
+        bytes: &[u8],
+        len: usize,
+        again: impl Fn(&[u8]) -> Option<(T, usize)>,
+    ) {
         assert!((1..=MAX_MESSAGE).contains(&len) && len <= bytes.len());
         let whole = again(&bytes[..len]);
         assert!(whole.is_some(), "the message alone");
@@ -199,7 +203,9 @@ pub fn fuzz_input(bytes: &[u8]) {
         });
     }
     if let Ok(Some((_, len))) = request(bytes) {
-        check(bytes, len, |b| request(b).ok().flatten().map(|(r, len)| ((r.command, r.host.to_string(), r.port), len)));
+        check(bytes, len, |b| {
+            request(b).ok().flatten().map(|(r, len)| ((r.command, r.host.to_string(), r.port), len))
+        });
     }
 }
 
@@ -220,7 +226,10 @@ mod tests {
         let (got, _) = request(b"\x05\x01\x00\x01\x7f\0\0\x01\0\x50").expect("request").expect("whole");
         assert_eq!((got.host, got.port), (Host::Ip([127, 0, 0, 1].into()), 80));
         let v6 = [&b"\x05\x01\0\x04"[..], &[0; 15], b"\x01\0\x50"].concat();
-        assert_eq!(request(&v6).expect("request").expect("whole").0.host, Host::Ip(Ipv6Addr::LOCALHOST.into()));
+        assert_eq!(
+            request(&v6).expect("request").expect("whole").0.host,
+            Host::Ip(Ipv6Addr::LOCALHOST.into())
+        );
         assert_eq!(request(b"\x05\x01\0\x02"), Err(SocksError::AddressType(2)));
         assert_eq!(request(b"\x05\x01\0\x03\0\0\x50"), Err(SocksError::Name));
         assert_eq!(request(b"\x05\x01\0\x03\x01\xFF\0\x50"), Err(SocksError::Name));
