@@ -1,4 +1,4 @@
-//! Requests of other processes for pings, streams and ports of the running node (`spec/decisions/0012`).
+//! Requests of other processes for pings, streams and ports of the running node (`spec/decisions/0013`).
 //!
 //! | request | answer |
 //! |---|---|
