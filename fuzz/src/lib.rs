@@ -56,6 +56,7 @@ targets! {
     sack => invariants::sack,
     beacon => invariants::beacon,
     registry_frame => invariants::registry_frame,
+    ipc => invariants::ipc,
     registry_record => registry::record,
     capture => decode::capture,
     view => decode::view,

@@ -64,6 +64,7 @@ replays!(
     sack,
     beacon,
     registry_frame,
+    ipc,
     registry_record,
     capture,
     view,

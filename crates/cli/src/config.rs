@@ -42,6 +42,8 @@ pub(crate) struct ConfigFile {
     registry_tls_pin: Option<String>,
     /// E-mail address or other owner text.
     owner: Option<String>,
+    /// Local socket for Pilot drivers.
+    ipc: Option<PathBuf>,
 }
 
 /// Where a setting comes from.
@@ -147,6 +149,10 @@ impl Settings {
             .unwrap_or_else(|| self.state.join("inbox"))
     }
 
+    pub(crate) fn ipc(&self, flag: Option<&Path>) -> Option<PathBuf> {
+        flag.map(Path::to_owned).or_else(|| self.file.ipc.clone())
+    }
+
     /// Every setting with its value and origin, for `pilotage config`.
     pub(crate) fn describe(&self) -> Map<String, Value> {
         let mut map = Map::new();
@@ -175,10 +181,11 @@ impl Settings {
         put("name", json!(self.file.name), of("name", self.file.name.is_some()));
         put("bind", json!(self.file.bind), of("bind", self.file.bind.is_some()));
         put("inbox", json!(self.inbox(None)), of("inbox", self.file.inbox.is_some()));
-        put("private", json!(self.file.private), of("private", self.file.private.is_some()));
         let pin = self.registry_tls_pin.map(hex::encode);
         put("registry_tls_pin", json!(pin), of("registry_tls_pin", self.file.registry_tls_pin.is_some()));
         put("owner", json!(self.file.owner), of("owner", self.file.owner.is_some()));
+        put("private", json!(self.file.private), of("private", self.file.private.is_some()));
+        put("ipc", json!(self.file.ipc), of("ipc", self.file.ipc.is_some()));
         map
     }
 }

@@ -71,14 +71,15 @@ pub(crate) fn describe(node: &Node) -> Value {
 }
 
 /// The same for people.
-pub(crate) fn describe_text(node: &Node) -> String {
-    let mut text = format!("address      {}\nfingerprint  {}", node.address(), node.fingerprint());
-    if let Some(name) = node.name() {
-        text.push_str(&format!("\nname         {name}"));
+pub(crate) fn describe_text(about: &Value) -> String {
+    let word = |key: &str| about[key].as_str().unwrap_or("-");
+    let mut text = format!("address      {}\nfingerprint  {}", word("address"), word("fingerprint"));
+    if about["name"].is_string() {
+        text.push_str(&format!("\nname         {}", word("name")));
     }
-    text.push_str(&format!("\nlistening    {} (UDP)", node.local_addr()));
-    if let Some(observed) = node.observed_addr() {
-        text.push_str(&format!("\nseen as      {observed}"));
+    text.push_str(&format!("\nlistening    {} (UDP)", word("listen")));
+    if about["observed"].is_string() {
+        text.push_str(&format!("\nseen as      {}", word("observed")));
     }
     text
 }

@@ -57,6 +57,7 @@ mod shared;
 mod slot;
 mod state;
 mod stream;
+mod tap;
 
 pub use builder::{DEFAULT_HUB_PORT, NodeBuilder};
 pub use datagram::DatagramSocket;
@@ -71,10 +72,12 @@ pub use peer::{Peer, PeerParseError};
 pub use resolve::ResolvedPeer;
 pub use state::MAX_PINS;
 pub use stream::Stream;
+pub use tap::DatagramTap;
 
 pub use pilotage_proto::crypto::{Identity, verify};
 pub use pilotage_proto::{
-    Config as ProtoConfig, ConnectError, ConnectionStats, ControllerKind, DatagramIn, EndpointStats,
-    PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError, TunnelInfo,
+    Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats,
+    ControllerKind, DatagramIn, EndpointStats, PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError,
+    TunnelInfo,
 };
 pub use pilotage_wire::{Address, NodeId, SocketAddress};

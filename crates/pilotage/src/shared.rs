@@ -62,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) draining: HashSet<ConnectionId>,
     pub(crate) listeners: HashMap<u16, Arc<Slot>>,
     pub(crate) datagram_ports: HashMap<u16, Arc<Slot>>,
+    /// Who takes datagrams to ports that nobody bound.
+    pub(crate) datagram_tap: Option<Arc<Slot>>,
     pub(crate) pings: HashMap<u64, Arc<PendingPing>>,
     /// Threads that wait until everything written is acknowledged.
     pub(crate) flush_waits: Vec<(ConnectionId, Arc<Slot>)>,
@@ -159,6 +161,7 @@ impl Core {
             draining: HashSet::new(),
             listeners: HashMap::new(),
             datagram_ports: HashMap::new(),
+            datagram_tap: None,
             pings: HashMap::new(),
             flush_waits: Vec::new(),
             introduced: HashSet::new(),
@@ -388,6 +391,11 @@ impl Shared {
                         wakes.add(slot, Direction::Read);
                     }
                 }
+                Event::AnyDatagram => {
+                    if let Some(slot) = &core.datagram_tap {
+                        wakes.add(slot, Direction::Read);
+                    }
+                }
                 Event::Pong { token, rtt, .. } => {
                     if let Some(ping) = core.pings.remove(&token) {
                         ping.set(Ok(rtt));
@@ -443,7 +451,7 @@ impl Shared {
             wakes.add(slot, Direction::Read);
             wakes.add(slot, Direction::Write);
         }
-        for slot in core.listeners.values().chain(core.datagram_ports.values()) {
+        for slot in core.listeners.values().chain(core.datagram_ports.values()).chain(&core.datagram_tap) {
             slot.set_closed();
             wakes.add(slot, Direction::Read);
         }

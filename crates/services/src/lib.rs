@@ -17,6 +17,7 @@ pub mod bench;
 pub mod duplex;
 pub mod echo;
 pub mod file;
+pub mod gateway;
 pub mod server;
 pub mod trust;
 

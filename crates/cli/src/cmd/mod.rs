@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 mod completions;
 mod config;
+mod gateway;
 mod id;
 pub(crate) mod ping;
 mod pipe;
@@ -53,6 +54,10 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Decode(args) => decode::run(context, &args),
         Command::Demo(args) => demo::run(context, &args),
         Command::DemoSender(args) => demo::sender(context, &args),
+        Command::Forward(args) => gateway::forward(context, &args),
+        Command::Serve(args) => gateway::serve(context, &args),
+        Command::Socks5(args) => gateway::socks5(context, &args),
+        Command::Gateway(args) => gateway::aliases(context, &args),
         Command::Config => config::run(context),
         Command::Completions(args) => completions::run(&args),
     }

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pilotage::{Node, NodeEvent};
+use pilotage_daemon::IpcServer;
 use pilotage_services::file::ReceiveError;
 use pilotage_services::server::{self, FileService, Notice, Services};
 use serde_json::{Value, json};
@@ -48,14 +49,24 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     let serving = Arc::new(serving);
     let trust = trust::serve(context, args, &node)?;
     let (node_, serving_, trust_) = (node.clone(), serving.clone(), trust.clone());
-    let control = control_server(context, args, move |command, request| match command {
-        "status" => status::reply(&node_, serving_.counters()),
-        "trust" => trust::reply(&node_, &trust_, request),
-        other => json!({ "error": format!("unknown command {other:?}") }),
+    #[cfg(unix)]
+    let streams = control::streams::Streams::new(node.clone());
+    let control = control_server(context, args, move |request| {
+        #[cfg(unix)]
+        if let Some(reply) = streams.answer(request) {
+            return reply;
+        }
+        control::Reply::Line(match request["cmd"].as_str() {
+            Some("status") => status::reply(&node_, serving_.counters()),
+            Some("trust") => trust::reply(&node_, &trust_, request),
+            other => json!({ "error": format!("unknown command {:?}", other.unwrap_or_default()) }),
+        })
     });
-    ready(context, &node, files.as_ref(), control.is_some());
+    let ipc = ipc_server(context, args, &node)?;
+    ready(context, &node, files.as_ref(), control.is_some(), ipc.as_ref());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
+    drop(ipc);
     drop(control);
     drop(trust);
     node.close();
@@ -80,7 +91,7 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
 fn control_server(
     context: &Context,
     args: &UpArgs,
-    answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
+    answer: impl Fn(&Value) -> control::Reply + Send + Sync + 'static,
 ) -> Option<control::Server> {
     if args.node.ephemeral {
         return None;
@@ -96,15 +107,33 @@ fn control_server(
     }
 }
 
-fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: bool) {
+/// Somebody who asked for the socket relies on it: without it the node does not start.
+fn ipc_server(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<IpcServer>, CliError> {
+    let Some(path) = context.settings.ipc(args.ipc.as_deref()) else { return Ok(None) };
+    let served = pilotage_daemon::serve(node, &path, pilotage_daemon::Options::default());
+    served.map(Some).map_err(|error| {
+        let text = error.to_string();
+        let (cause, next) = text.split_once(" – next: ").unwrap_or((&text, "name another path with --ipc"));
+        CliError::failure("local socket", cause, next)
+    })
+}
+
+fn ready(
+    context: &Context,
+    node: &Node,
+    files: Option<&FileService>,
+    control: bool,
+    ipc: Option<&IpcServer>,
+) {
     let mut value = node::describe(node);
     value["event"] = "ready".into();
     value["inbox"] = json!(files.map(|files| files.dir.display().to_string()));
     value["control"] = json!(control.then(|| control::path(&context.settings.state).display().to_string()));
+    value["ipc"] = json!(ipc.map(|ipc| ipc.path().display().to_string()));
     let hub = node.hub_status();
     value["registered"] = json!(hub.as_ref().map(|hub| hub.registered));
     value["public"] = json!(hub.as_ref().map(|hub| hub.public));
-    let mut text = node::describe_text(node);
+    let mut text = node::describe_text(&node::describe(node));
     text.push_str(&match &hub {
         Some(hub) if hub.registered && !hub.public => "\nhub          registered, private".to_owned(),
         Some(hub) if hub.registered => "\nhub          registered".to_owned(),
@@ -114,6 +143,9 @@ fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: b
     text.push_str("\nservices     echo 7, trust 444, benchmark 1011");
     if let Some(files) = files {
         text.push_str(&format!(", files 1010 into {}", files.dir.display()));
+    }
+    if let Some(ipc) = ipc {
+        text.push_str(&format!("\nlocal socket {}", ipc.path().display()));
     }
     text.push_str("\nready; Ctrl-C ends the node");
     context.output.result(text, &value);

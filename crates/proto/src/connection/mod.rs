@@ -8,6 +8,7 @@
 //! `isn + 1 + o`, because SYN counts as one (draft "Reliable stream"). FIN occupies the offset
 //! after the last byte. RTT, MTU and congestion state belong to the [`Path`] and come in with each call.
 
+mod info;
 mod recv;
 mod send;
 mod timers;

@@ -27,6 +27,7 @@ macro_rules! split {
         })
     };
 }
+mod any_datagram;
 mod gate;
 mod limits;
 mod memory;
@@ -51,6 +52,7 @@ use crate::event::{ConnectionId, DatagramIn, EndpointStats, Event};
 use crate::transmit::{Transmit, TransmitBuf};
 use crate::tunnel::Tunnel;
 
+use any_datagram::AnyQueue;
 use limits::ExchangeLimiter;
 use peers::{PendingLookup, Punches};
 
@@ -121,6 +123,7 @@ pub struct Endpoint {
     unread: usize,
     listeners: HashMap<u16, ListenQueue>,
     datagram_ports: HashMap<u16, DatagramQueue>,
+    any_datagram: Option<AnyQueue>,
     timers: BTreeSet<(Instant, TimerKey)>,
     lookups: HashMap<NodeId, PendingLookup>,
     exchange_limiter: ExchangeLimiter,
@@ -160,6 +163,7 @@ impl Endpoint {
             unread: 0,
             listeners: HashMap::new(),
             datagram_ports: HashMap::new(),
+            any_datagram: None,
             timers: BTreeSet::new(),
             lookups: HashMap::new(),
             exchange_limiter: ExchangeLimiter::default(),
@@ -256,6 +260,11 @@ impl Endpoint {
             Event::Datagram { port } => {
                 if let Some(queue) = self.datagram_ports.get_mut(port) {
                     queue.announced = false;
+                }
+            }
+            Event::AnyDatagram => {
+                if let Some(queue) = &mut self.any_datagram {
+                    queue.polled();
                 }
             }
             _ => {}

@@ -435,7 +435,7 @@ impl Endpoint {
     pub(super) fn on_datagram(&mut self, index: u32, hdr: &Header, payload: &[u8]) {
         let max = self.cfg.datagram_queue;
         let Some(queue) = self.datagram_ports.get_mut(&hdr.dst_port) else {
-            self.stats.drop_segment += 1;
+            self.on_stray_datagram(hdr, payload);
             return;
         };
         if payload.is_empty() {
