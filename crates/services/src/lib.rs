@@ -13,9 +13,15 @@
 //! Memory is bounded everywhere: the constants that bound it are public and documented.
 
 pub mod bench;
+mod budget;
 pub mod duplex;
 pub mod echo;
+pub mod events;
 pub mod file;
+pub mod message;
 pub mod server;
+pub mod time;
+#[cfg(test)]
+mod vectors;
 
 pub use duplex::Duplex;
