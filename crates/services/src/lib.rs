@@ -20,6 +20,7 @@ pub mod events;
 pub mod file;
 pub mod message;
 pub mod server;
+pub mod task;
 pub mod time;
 #[cfg(test)]
 mod vectors;
