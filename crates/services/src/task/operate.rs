@@ -125,7 +125,7 @@ impl Tasks {
                 other => (State::Cancelled, format!("not submitted: {other}")),
             };
             let changed = self.store.change(Side::Submitted, &id, |task| {
-                task.set(state, crate::task::operate::now(), &why);
+                task.set(state, super::operate::now(), &why);
                 Ok(())
             });
             changed?;
@@ -208,7 +208,7 @@ impl Tasks {
             task.untold = true;
             Ok(())
         })?;
-        self.poked.store(true, Ordering::Release);
+        self.poke();
         Ok(task)
     }
 
@@ -229,7 +229,7 @@ impl Tasks {
             task.untold = true;
             Ok(())
         })?;
-        self.poked.store(true, Ordering::Release);
+        self.poke();
         Ok(task)
     }
 
@@ -237,6 +237,11 @@ impl Tasks {
     #[must_use]
     pub fn take_poke(&self) -> bool {
         self.poked.swap(false, Ordering::AcqRel)
+    }
+
+    /// Asks that [`Tasks::tell`] be called soon.
+    pub fn poke(&self) {
+        self.poked.store(true, Ordering::Release);
     }
 
     /// Tells the other sides of what they do not know yet; returns how many tasks remain untold. Blocks for connections;
@@ -265,7 +270,7 @@ impl Tasks {
                 // The results have gone: never again, even if the rest fails.
                 let _ = self.store.change(task.side, &task.id, |now| {
                     if now.state == State::Completed {
-                        now.set(State::Succeeded, crate::task::operate::now(), "");
+                        now.set(State::Succeeded, super::operate::now(), "");
                     }
                     Ok(())
                 });
