@@ -35,6 +35,8 @@ pub(crate) struct ConfigFile {
     inbox: Option<PathBuf>,
     /// Hide from other nodes.
     private: Option<bool>,
+    /// Serve names (port 53).
+    nameserver: Option<bool>,
     /// Log filter.
     log: Option<String>,
 }
@@ -122,6 +124,10 @@ impl Settings {
             .unwrap_or_else(|| self.state.join("inbox"))
     }
 
+    pub(crate) fn nameserver(&self) -> bool {
+        self.file.nameserver.unwrap_or(false)
+    }
+
     /// Every setting with its value and origin, for `pilotage config`.
     pub(crate) fn describe(&self) -> Map<String, Value> {
         let mut map = Map::new();
@@ -150,6 +156,7 @@ impl Settings {
         put("name", json!(self.file.name), of("name", self.file.name.is_some()));
         put("bind", json!(self.file.bind), of("bind", self.file.bind.is_some()));
         put("inbox", json!(self.inbox(None)), of("inbox", self.file.inbox.is_some()));
+        put("nameserver", json!(self.nameserver()), of("nameserver", self.file.nameserver.is_some()));
         put("private", json!(self.file.private.unwrap_or(false)), of("private", self.file.private.is_some()));
         map
     }

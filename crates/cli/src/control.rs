@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// Longest request line, in bytes.
-pub(crate) const MAX_REQUEST: u64 = 4096;
+/// Longest request line, in bytes: the longest description of a task, with every character escaped.
+pub(crate) const MAX_REQUEST: u64 = 512 * 1024;
 
 /// Longest reply line that a client reads, in bytes.
 pub(crate) const MAX_REPLY: u64 = 16 * 1024 * 1024;
@@ -28,15 +28,15 @@ pub(crate) fn path(state: &Path) -> PathBuf {
 }
 
 /// One request on a connection: reads a line, answers with what `answer` says.
-fn converse<S: Read + Write>(stream: &mut S, answer: &dyn Fn(&str) -> Value) -> io::Result<()> {
+fn converse<S: Read + Write>(stream: &mut S, answer: &dyn Fn(&str, &Value) -> Value) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(Read::by_ref(stream).take(MAX_REQUEST)).read_line(&mut line)?;
     let reply = match serde_json::from_str::<Value>(&line) {
         Ok(request) => match request["cmd"].as_str() {
-            Some(command) => answer(command),
+            Some(command) => answer(command, &request),
             None => json!({ "error": "the request has no \"cmd\"" }),
         },
-        Err(_) => json!({ "error": "the request is not one line of JSON of at most 4096 bytes" }),
+        Err(_) => json!({ "error": "the request is not one line of JSON of at most 512 KiB" }),
     };
     stream.write_all(format!("{reply}\n").as_bytes())
 }
@@ -62,7 +62,7 @@ mod unix {
         /// the lock of the state directory, so nobody else serves it.
         pub(crate) fn start(
             state: &Path,
-            answer: impl Fn(&str) -> Value + Send + Sync + 'static,
+            answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
         ) -> io::Result<Self> {
             let path = path(state);
             // Bound under another name first, so that the socket is never open to others.
@@ -91,7 +91,7 @@ mod unix {
 
     fn accept<A>(listener: &UnixListener, stop: &AtomicBool, answer: &Arc<A>)
     where
-        A: Fn(&str) -> Value + Send + Sync + 'static,
+        A: Fn(&str, &Value) -> Value + Send + Sync + 'static,
     {
         let running = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming() {
@@ -122,10 +122,15 @@ mod unix {
 
     /// Asks the node of a state directory; `NotFound` or `ConnectionRefused` if none runs.
     pub(crate) fn request(state: &Path, command: &str) -> io::Result<Value> {
+        request_with(state, &json!({ "cmd": command }), TIMEOUT)
+    }
+
+    /// As [`request`], with more than a command, and the time that the answer may take.
+    pub(crate) fn request_with(state: &Path, request: &Value, time: Duration) -> io::Result<Value> {
         let mut stream = UnixStream::connect(path(state))?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_read_timeout(Some(time))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
-        stream.write_all(format!("{}\n", json!({ "cmd": command })).as_bytes())?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
         let mut line = String::new();
         BufReader::new(stream.take(MAX_REPLY)).read_line(&mut line)?;
         serde_json::from_str(&line).map_err(io::Error::from)
@@ -133,7 +138,7 @@ mod unix {
 }
 
 #[cfg(unix)]
-pub(crate) use unix::{Server, request};
+pub(crate) use unix::{Server, request, request_with};
 
 #[cfg(not(unix))]
 mod other {
@@ -145,7 +150,7 @@ mod other {
     impl Server {
         pub(crate) fn start(
             _state: &Path,
-            _answer: impl Fn(&str) -> Value + Send + Sync + 'static,
+            _answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
         ) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
@@ -154,10 +159,14 @@ mod other {
     pub(crate) fn request(_state: &Path, _command: &str) -> io::Result<Value> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    pub(crate) fn request_with(_state: &Path, _request: &Value, _time: Duration) -> io::Result<Value> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 #[cfg(not(unix))]
-pub(crate) use other::{Server, request};
+pub(crate) use other::{Server, request, request_with};
 
 #[cfg(all(test, unix))]
 mod tests {
@@ -165,7 +174,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
-    fn echo(command: &str) -> Value {
+    fn echo(command: &str, _: &Value) -> Value {
         json!({ "you_said": command })
     }
 

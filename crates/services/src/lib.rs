@@ -19,6 +19,7 @@
 
 pub mod bench;
 mod budget;
+pub mod clock;
 pub mod duplex;
 pub mod echo;
 pub mod events;
@@ -28,7 +29,6 @@ pub mod nameserver;
 pub mod secure;
 pub mod server;
 pub mod task;
-pub mod time;
 #[cfg(test)]
 mod vectors;
 

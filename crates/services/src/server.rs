@@ -19,7 +19,7 @@ use crate::events::Broker;
 use crate::file::{ReceiveError, Received, Target};
 use crate::message::{Inbox, Kind, Stored};
 use crate::task::{Scores, Store, Task, Tasks};
-use crate::time::unix_millis;
+use crate::clock::unix_millis;
 use crate::{bench, echo, events, file, message, nameserver, task};
 
 /// Streams that one service serves at a time.
@@ -334,17 +334,16 @@ impl Serving {
         observer: &Observer,
     ) -> io::Result<()> {
         let quota = files.limit.map(|limit| file::Quota::new(&files.dir, limit));
-        let inbox = Arc::new(Inbox::new(&files.dir, quota.clone(), files.fsync));
+        // The index is for messages; a directory that takes files only stays as it is.
+        let inbox = messages.then(|| Arc::new(Inbox::new(&files.dir, quota.clone(), files.fsync)));
         let (files, inbox_, counters) = (files.clone(), inbox.clone(), self.counters.clone());
         let observer_ = observer.clone();
         let handler = move |stream: &Stream| {
-            take_file(stream, &files, quota.clone(), &inbox_, &counters, &observer_);
+            take_file(stream, &files, quota.clone(), inbox_.as_deref(), &counters, &observer_);
         };
         let busy = |stream: Stream| file::refuse(&stream, "the receiver is busy with 64 other files");
         self.listen(node, Place::of(file::PORT), handler, busy, observer)?;
-        if !messages {
-            return Ok(());
-        }
+        let Some(inbox) = inbox else { return Ok(()) };
         let (observer_, counters) = (observer.clone(), self.counters.clone());
         let handler = move |stream: &Stream| {
             let peer = stream.peer();
@@ -502,7 +501,7 @@ fn take_file(
     stream: &Stream,
     files: &FileService,
     quota: Option<Arc<file::Quota>>,
-    inbox: &Inbox,
+    inbox: Option<&Inbox>,
     counters: &Counters,
     observer: &Observer,
 ) {
@@ -512,7 +511,7 @@ fn take_file(
     match file::receive(stream, target, &mut |_, _| {}) {
         Ok(file) => {
             counters.files.fetch_add(1, Ordering::Relaxed);
-            if let Some(path) = &file.path {
+            if let (Some(inbox), Some(path)) = (inbox, &file.path) {
                 inbox.note(&peer.address.to_string(), Kind::File, path, file.bytes);
             }
             observer(Notice::FileReceived { peer, file });

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::status;
-use crate::args::UpArgs;
+use super::{status, task};
+use crate::args::{ServiceName, UpArgs};
 use crate::control;
 use crate::error::CliError;
 use crate::node;
@@ -30,33 +30,56 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     };
     let node = node::start(context, &args.node)?;
     watch_events(context, &node);
-    let services = Services { echo: true, bench: true, files: files.clone() };
+    let services = services(context, args, files.clone())?;
     let output = context.output.clone();
     let observer = Arc::new(move |notice| match notice {
         Notice::FileReceived { peer, file } => {
             let peer = peer.address.to_string();
             output.result(received_text(&peer, &file), &received_json(&peer, &file));
         }
-        other => {
-            let (text, value) = failure_notice(&other);
-            output.note(text);
-            output.event(&value);
-        }
+        other => match super::message::notice(&other) {
+            Some((text, value)) => output.result(text, &value),
+            None => {
+                let (text, value) = failure_notice(&other);
+                output.note(text);
+                output.event(&value);
+            }
+        },
     });
     let serving = server::serve(&node, &services, observer)
         .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
     let serving = Arc::new(serving);
     let (node_, serving_) = (node.clone(), serving.clone());
-    let control = control_server(context, args, move |command| match command {
+    let control = control_server(context, args, move |command, request| match command {
         "status" => status::reply(&node_, serving_.counters()),
+        "task" => serving_.tasks().map_or_else(task::not_served, |tasks| task::answer(tasks, request)),
         other => json!({ "error": format!("unknown command {other:?}") }),
     });
-    ready(context, &node, files.as_ref(), control.is_some());
+    ready(context, &node, &services, control.is_some());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
     drop(control);
     node.close();
     Ok(())
+}
+
+/// Everything that was not left out.
+fn services(context: &Context, args: &UpArgs, files: Option<FileService>) -> Result<Services, CliError> {
+    let with = |service| !args.without.contains(&service);
+    let tasks = match with(ServiceName::Tasks) {
+        true => Some(task::service(context, args.node.ephemeral)?),
+        false => None,
+    };
+    Ok(Services {
+        echo: with(ServiceName::Echo),
+        bench: with(ServiceName::Bench),
+        messages: with(ServiceName::Messages) && files.is_some(),
+        files,
+        events: with(ServiceName::Events),
+        tasks,
+        nameserver: args.nameserver || context.settings.nameserver(),
+        ..Services::default()
+    })
 }
 
 fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
@@ -77,7 +100,7 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
 fn control_server(
     context: &Context,
     args: &UpArgs,
-    answer: impl Fn(&str) -> Value + Send + Sync + 'static,
+    answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
 ) -> Option<control::Server> {
     if args.node.ephemeral {
         return None;
@@ -93,7 +116,8 @@ fn control_server(
     }
 }
 
-fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: bool) {
+fn ready(context: &Context, node: &Node, services: &Services, control: bool) {
+    let files = services.files.as_ref();
     let mut value = node::describe(node);
     value["event"] = "ready".into();
     value["inbox"] = json!(files.map(|files| files.dir.display().to_string()));
@@ -106,12 +130,30 @@ fn ready(context: &Context, node: &Node, files: Option<&FileService>, control: b
         Some(_) => "\nhub          NOT registered yet, trying".to_owned(),
         None => "\nhub          none: others reach this node as ADDRESS@IP:PORT".to_owned(),
     });
-    text.push_str("\nservices     echo 7, benchmark 1011");
+    let ports = ports(services);
+    value["services"] = ports.iter().map(|(_, port)| *port).collect();
+    let names: Vec<_> = ports.iter().map(|(name, port)| format!("{name} {port}")).collect();
+    text.push_str(&format!("\nservices     {}", names.join(", ")));
     if let Some(files) = files {
-        text.push_str(&format!(", files 1010 into {}", files.dir.display()));
+        text.push_str(&format!("\ninbox        {}", files.dir.display()));
     }
     text.push_str("\nready; Ctrl-C ends the node");
     context.output.result(text, &value);
+}
+
+/// What is served and where.
+fn ports(services: &Services) -> Vec<(&'static str, u16)> {
+    use pilotage_services::{bench, echo, events, file, message, nameserver, task};
+    let all = [
+        (services.echo, "echo", echo::PORT),
+        (services.nameserver, "nameserver", nameserver::PORT),
+        (services.messages, "messages", message::PORT),
+        (services.events, "events", events::PORT),
+        (services.tasks.is_some(), "tasks", task::PORT),
+        (services.files.is_some(), "files", file::PORT),
+        (services.bench, "benchmark", bench::PORT),
+    ];
+    all.into_iter().filter(|(served, ..)| *served).map(|(_, name, port)| (name, port)).collect()
 }
 
 /// Prints what happens to the node until it is closed.

@@ -14,7 +14,7 @@ use super::store::{NOTICE_LIFE, ResultRecord, Side, Store, StoreError, Task};
 use super::wire::{MAX_JSON, MAX_TEXT, Message, Results, State, Status, Submission, TaskId};
 use super::PORT;
 use crate::file::{NameError, check_name};
-use crate::time::{rfc3339, unix_millis};
+use crate::clock::{rfc3339, unix_millis};
 
 /// How long the other side may take to acknowledge a notice.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(15);

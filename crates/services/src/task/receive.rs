@@ -13,7 +13,7 @@ use super::wire::{self, HEADER, MAX_TEXT, Message, Reply, Results, State, Status
 use crate::budget::Budget;
 use crate::duplex::{Duplex, Io};
 use crate::file::check_name;
-use crate::time::unix_millis;
+use crate::clock::unix_millis;
 
 /// Looks up a node's polo score at the registry. May block for some seconds.
 pub type Scores = Arc<dyn Fn(NodeId) -> Result<i64, String> + Send + Sync>;
