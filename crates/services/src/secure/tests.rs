@@ -24,7 +24,10 @@ fn golden_sessions() {
     for case in cases {
         let client = EphemeralKey::from_bytes(array(&case, "client_private"));
         let server_key = EphemeralKey::from_bytes(array(&case, "server_private")).public();
-        assert_eq!(client.public(), array(&case, "client_first_bytes"));
+        if !case["client_first_bytes"].is_null() {
+            assert_eq!(client.public(), array(&case, "client_first_bytes"));
+            assert_eq!(server_key, array(&case, "server_first_bytes"));
+        }
         let shared = client.shared_key(&server_key, INFO_SECURE).unwrap();
         assert_eq!(shared.as_bytes(), &array(&case, "key"));
         let aead = Aes256Gcm::new(shared.as_bytes());

@@ -100,8 +100,7 @@ fn tell(taken: &Arc<Taken>, from: u32, messages: &[Message]) -> Vec<Task> {
     }
     client.finish().unwrap();
     assert_eq!(handle.join().unwrap().unwrap(), messages.len());
-    let changed = changed.lock().unwrap().clone();
-    changed
+    changed.lock().unwrap().clone()
 }
 
 #[test]
