@@ -77,6 +77,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         let sealed = u8::from(target == "packet");
         samples.push(("view", [&[sealed][..], &kind].concat()));
     }
+    samples.extend(services());
     samples.extend(records().into_iter().map(|bytes| ("registry_record", bytes)));
     samples.extend(captures().into_iter().map(|bytes| ("capture", bytes)));
     samples
@@ -97,6 +98,44 @@ fn trust() -> Vec<(&'static str, Vec<u8>)> {
     samples.push(("trust_file", file.into_bytes()));
     samples.push(("trust_file", br#"{"trusted":null}"#.to_vec()));
     samples
+}
+
+/// The golden bytes of the services of draft-01.
+fn services() -> Vec<(&'static str, Vec<u8>)> {
+    let mut samples = Vec::new();
+    for (file, target, key) in [
+        ("port53.json", "nameserver_text", "text"),
+        ("port1001.json", "message_frame", "frame_hex"),
+        ("port1002.json", "event_frame", "frame_hex"),
+        ("port1003.json", "task_frame", "frame_hex"),
+    ] {
+        for case in cases(file) {
+            let text = case[key].as_str().expect("a text");
+            samples.push((target, if key == "text" { text.into() } else { hex::decode(text).expect("hex digits") }));
+        }
+    }
+    for text in ["ACK TEXT 7 bytes", "ERR FILE save failed: full"] {
+        samples.push(("message_frame", text.into()));
+    }
+    for case in cases("port443.json") {
+        for auth in ["client_auth", "server_auth"] {
+            if let Some(text) = case[auth]["auth_frame_plaintext"].as_str() {
+                samples.push(("secure_frame", hex::decode(text).expect("hex digits")));
+            }
+        }
+        for frame in case["frames"].as_array().expect("frames") {
+            let text = frame["frame_hex"].as_str().expect("a text");
+            samples.push(("secure_frame", hex::decode(text).expect("hex digits")));
+        }
+    }
+    samples
+}
+
+fn cases(file: &str) -> Vec<serde_json::Value> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../spec/vectors").join(file);
+    let text = std::fs::read_to_string(path).expect("a vector file");
+    let file: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    file["cases"].as_array().expect("cases").clone()
 }
 
 fn state() -> Vec<u8> {

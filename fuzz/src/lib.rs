@@ -15,6 +15,7 @@ mod inputs;
 #[path = "../../crates/wire/tests/vectors/invariants.rs"]
 pub mod invariants;
 mod registry;
+mod services;
 mod state;
 mod trust;
 
@@ -34,7 +35,7 @@ macro_rules! targets {
 
         /// One function per target: a program that calls one holds nothing of the others.
         pub mod target {
-            use super::{base, beacon, bench, decode, file, invariants, registry, state, trust};
+            use super::{base, beacon, bench, decode, file, invariants, registry, services, state, trust};
             use pilotage_proto::fuzzing;
 
             $(
@@ -65,6 +66,11 @@ targets! {
     state_files => state::state_files,
     trust_message => trust::trust_message,
     trust_file => trust::trust_file,
+    nameserver_text => services::nameserver_text,
+    secure_frame => services::secure_frame,
+    message_frame => services::message_frame,
+    event_frame => services::event_frame,
+    task_frame => services::task_frame,
     // Data structures against models.
     assembler => |data| fuzzing::assembler(base(), data),
     send_buffer => |data| fuzzing::send_buffer(base(), data),

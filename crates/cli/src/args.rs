@@ -1,5 +1,7 @@
 //! The command line.
 
+mod draft;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +9,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pilotage::Peer;
 
+pub(crate) use self::draft::{
+    AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
+    TaskArgs,
+};
 use crate::units::{parse_duration, parse_size};
 
 const ABOUT: &str = "Pilot Protocol network in one binary: hub, node and tools";
@@ -96,6 +102,20 @@ pub(crate) enum Command {
     Connect(ConnectArgs),
     /// Measure throughput, round trips and datagram loss to a peer
     Bench(BenchArgs),
+    /// Send a text, JSON or bytes to a peer's inbox (port 1001)
+    Message(MessageArgs),
+    /// List what came into the inbox
+    Inbox(InboxArgs),
+    /// Print the events of a topic at a peer as they come (port 1002)
+    Subscribe(SubscribeArgs),
+    /// Publish an event on a topic at a peer (port 1002)
+    Publish(PublishArgs),
+    /// Ask peers to do something, and do what they ask (port 1003)
+    Task(TaskArgs),
+    /// Look a name up at the nameserver of a peer (port 53)
+    Resolve(ResolveArgs),
+    /// Register a name at the nameserver of a peer, for five minutes (port 53)
+    Announce(AnnounceArgs),
     /// Show what is in packets: hex, a raw file, pcap or pcapng
     Decode(DecodeArgs),
     /// Show the whole stack at work: a hub and two nodes move a file on this machine
@@ -260,6 +280,12 @@ pub(crate) struct UpArgs {
     /// Serve the local socket that pilotctl and Pilot drivers speak; its folder must be closed to others [default: none]
     #[arg(long, value_name = "PATH", env = "PILOTAGE_IPC")]
     pub(crate) ipc: Option<PathBuf>,
+    /// Serve names to other nodes (port 53)
+    #[arg(long, env = "PILOTAGE_NAMESERVER")]
+    pub(crate) nameserver: bool,
+    /// Do not serve this; may be repeated
+    #[arg(long, value_enum, value_name = "SERVICE")]
+    pub(crate) without: Vec<ServiceName>,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,
@@ -361,6 +387,9 @@ pub(crate) struct SendArgs {
     /// How many of several files are under way at a time, each in a stream of its own
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) parallel: u16,
+    /// Use the data exchange of draft-01 (port 1001, 16 MiB at most) [default: only where the peer is no Pilotage node]
+    #[arg(long)]
+    pub(crate) draft: bool,
 }
 
 /// `recv`
@@ -385,13 +414,16 @@ pub(crate) struct RecvArgs {
     pub(crate) fsync: bool,
 }
 
+/// The port for joining standard input and output (draft-01 §8.1).
+const STDIO_PORT: u16 = 1000;
+
 /// `listen`
 #[derive(Debug, Args)]
 pub(crate) struct ListenArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
     /// Port, 1 to 65535
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(default_value_t = STDIO_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
 }
 
@@ -403,7 +435,7 @@ pub(crate) struct ConnectArgs {
     /// To whom
     pub(crate) peer: Peer,
     /// Port, 1 to 65535
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(default_value_t = STDIO_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: u16,
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct ConfigFile {
     inbox: Option<PathBuf>,
     /// Hide from other nodes.
     private: Option<bool>,
+    /// Serve names (port 53).
+    nameserver: Option<bool>,
     /// Log filter.
     log: Option<String>,
     /// SHA-256 of the registry's TLS certificate.
@@ -153,6 +155,10 @@ impl Settings {
         flag.map(Path::to_owned).or_else(|| self.file.ipc.clone())
     }
 
+    pub(crate) fn nameserver(&self) -> bool {
+        self.file.nameserver.unwrap_or(false)
+    }
+
     /// Every setting with its value and origin, for `pilotage config`.
     pub(crate) fn describe(&self) -> Map<String, Value> {
         let mut map = Map::new();
@@ -186,6 +192,7 @@ impl Settings {
         put("owner", json!(self.file.owner), of("owner", self.file.owner.is_some()));
         put("private", json!(self.file.private), of("private", self.file.private.is_some()));
         put("ipc", json!(self.file.ipc), of("ipc", self.file.ipc.is_some()));
+        put("nameserver", json!(self.nameserver()), of("nameserver", self.file.nameserver.is_some()));
         map
     }
 }

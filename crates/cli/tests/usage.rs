@@ -36,6 +36,13 @@ fn help_documents_exit_codes_and_every_command_has_help() {
         "bench",
         "decode",
         "demo",
+        "message",
+        "inbox",
+        "subscribe",
+        "publish",
+        "task",
+        "resolve",
+        "announce",
         "config",
         "completions",
     ] {

@@ -1,4 +1,4 @@
-//! Services that run on Pilotage ports: echo (7), file transfer (1010) and benchmark (1011).
+//! Services that run on Pilotage ports: those of draft-01 as its reference speaks them, and our own file transfer and benchmark.
 //!
 //! The protocols are specified in `spec/services.md`. Each one is written against [`Duplex`], a
 //! byte stream with half-close, so that the same code runs over a `pilotage::Stream` and, in tests
@@ -7,6 +7,11 @@
 //! | module | port | what it does |
 //! |---|---|---|
 //! | [`mod@echo`] | 7 | sends back what it reads |
+//! | [`mod@nameserver`] | 53 | names for five minutes at a time |
+//! | [`mod@secure`] | 443 | encrypted channel for applications |
+//! | [`mod@message`] | 1001 | text, bytes, JSON and small files, each answered |
+//! | [`mod@events`] | 1002 | publish and subscribe by topic |
+//! | [`mod@task`] | 1003 | asking a node to do something |
 //! | [`mod@file`] | 1010 | one file per stream, verified with BLAKE3 at both ends |
 //! | [`mod@bench`] | 1011 | sink, source, request/reply; counts datagrams |
 //! | [`mod@trust`] | 444 | who trusts whom: requests, approvals, the gate of a private node |
@@ -14,11 +19,20 @@
 //! Memory is bounded everywhere: the constants that bound it are public and documented.
 
 pub mod bench;
+mod budget;
+pub mod clock;
 pub mod duplex;
 pub mod echo;
+pub mod events;
 pub mod file;
 pub mod gateway;
+pub mod message;
+pub mod nameserver;
+pub mod secure;
 pub mod server;
+pub mod task;
 pub mod trust;
+#[cfg(test)]
+mod vectors;
 
 pub use duplex::Duplex;

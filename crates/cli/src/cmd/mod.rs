@@ -4,13 +4,17 @@ pub(crate) mod bench;
 mod completions;
 mod config;
 mod gateway;
+mod events;
 mod id;
+mod message;
+mod names;
 pub(crate) mod ping;
 mod pipe;
 mod recv;
 pub(crate) mod send;
 mod status;
 mod trust;
+mod task;
 mod up;
 
 use std::path::Path;
@@ -51,6 +55,13 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Listen(args) => pipe::listen(context, &args),
         Command::Connect(args) => pipe::connect(context, &args),
         Command::Bench(args) => bench::run(context, &args),
+        Command::Message(args) => message::run(context, &args),
+        Command::Inbox(args) => message::inbox(context, &args),
+        Command::Subscribe(args) => events::subscribe(context, &args),
+        Command::Publish(args) => events::publish(context, &args),
+        Command::Task(args) => task::run(context, &args.action),
+        Command::Resolve(args) => names::resolve(context, &args),
+        Command::Announce(args) => names::announce(context, &args),
         Command::Decode(args) => decode::run(context, &args),
         Command::Demo(args) => demo::run(context, &args),
         Command::DemoSender(args) => demo::sender(context, &args),

@@ -10,7 +10,7 @@ use pilotage::ConnectionStats;
 use pilotage_services::file::{self, SendError, SendOptions, Sent, Status};
 use serde_json::{Value, json};
 
-use super::Context;
+use super::{Context, message};
 use super::ping::{micros, path_json, path_text};
 use crate::args::SendArgs;
 use crate::error::{CliError, Exit};
@@ -32,7 +32,10 @@ fn send_one(context: &Context, args: &SendArgs, file: &Path) -> Result<(), CliEr
     let (source, options) = open(file, args.as_name.as_deref())?;
     let node = session::open(context, &args.node)?;
     context.output.note(format!("connecting to {} …", args.peer));
-    let stream = node.connect(&args.peer, file::PORT)?;
+    let Some(stream) = connect(context, args, &node, file, &options)? else {
+        node.close();
+        return Ok(());
+    };
     let mut progress = Progress::bytes(&context.output, &options.name, options.size);
     let json = context.output.clone();
     let total = options.size;
@@ -49,6 +52,25 @@ fn send_one(context: &Context, args: &SendArgs, file: &Path) -> Result<(), CliEr
     report(&context.output, &stream, &options, &sent);
     node.close();
     Ok(())
+}
+
+/// A stream to the file service; `None` if the file has gone by the data exchange instead, because the user wants it so or
+/// the peer has nothing else.
+fn connect(
+    context: &Context,
+    args: &SendArgs,
+    node: &Node,
+    file: &Path,
+    options: &SendOptions,
+) -> Result<Option<Stream>, CliError> {
+    if !args.draft {
+        match node.connect(&args.peer, file::PORT) {
+            Ok(stream) => return Ok(Some(stream)),
+            Err(failure) if message::only_draft(node, &failure) => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    message::send_file(context, node, &args.peer, &options.name, file).map(|()| None)
 }
 
 /// Several files over one node and tunnel, `--parallel` at a time. The first failure stops what has not begun.
@@ -97,7 +119,7 @@ fn send_all(context: &Context, args: &SendArgs, files: &[PathBuf]) -> Result<(),
 
 fn send_in_turn(context: &Context, args: &SendArgs, node: &Session, file: &Path) -> Result<(), CliError> {
     let (source, options) = open(file, None)?;
-    let stream = node.connect(&args.peer, file::PORT)?;
+    let Some(stream) = connect(context, args, node, file, &options)? else { return Ok(()) };
     let sent = file::send(&stream, source, &options, &mut |_| {}).map_err(|error| {
         let mut error = explain(&error);
         error.cause = format!("{}: {}", options.name, error.cause);

@@ -49,6 +49,7 @@ pub(crate) fn reply(node: &Node, counters: &Counters) -> Value {
         "streams": counters.streams.load(Ordering::Relaxed),
         "refused": counters.refused.load(Ordering::Relaxed),
         "files": counters.files.load(Ordering::Relaxed),
+        "messages": counters.messages.load(Ordering::Relaxed),
     });
     reply
 }

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::{status, trust};
-use crate::args::UpArgs;
+use super::{status, task, trust};
+use crate::args::{ServiceName, UpArgs};
 use crate::control;
 use crate::error::CliError;
 use crate::node;
@@ -31,18 +31,21 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     };
     let node = node::start(context, &args.node)?;
     watch_events(context, &node);
-    let services = Services { echo: true, bench: true, files: files.clone() };
+    let services = services(context, args, files.clone())?;
     let output = context.output.clone();
     let observer = Arc::new(move |notice| match notice {
         Notice::FileReceived { peer, file } => {
             let peer = peer.address.to_string();
             output.result(received_text(&peer, &file), &received_json(&peer, &file));
         }
-        other => {
-            let (text, value) = failure_notice(&other);
-            output.note(text);
-            output.event(&value);
-        }
+        other => match super::message::notice(&other) {
+            Some((text, value)) => output.result(text, &value),
+            None => {
+                let (text, value) = failure_notice(&other);
+                output.note(text);
+                output.event(&value);
+            }
+        },
     });
     let serving = server::serve(&node, &services, observer)
         .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
@@ -59,11 +62,14 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
         control::Reply::Line(match request["cmd"].as_str() {
             Some("status") => status::reply(&node_, serving_.counters()),
             Some("trust") => trust::reply(&node_, &trust_, request),
+            Some("task") => {
+                serving_.tasks().map_or_else(task::not_served, |tasks| task::answer(tasks, request))
+            }
             other => json!({ "error": format!("unknown command {:?}", other.unwrap_or_default()) }),
         })
     });
     let ipc = ipc_server(context, args, &node)?;
-    ready(context, &node, files.as_ref(), control.is_some(), ipc.as_ref());
+    ready(context, &node, &services, control.is_some(), ipc.as_ref());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
     drop(ipc);
@@ -71,6 +77,25 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     drop(trust);
     node.close();
     Ok(())
+}
+
+/// Everything that was not left out.
+fn services(context: &Context, args: &UpArgs, files: Option<FileService>) -> Result<Services, CliError> {
+    let with = |service| !args.without.contains(&service);
+    let tasks = match with(ServiceName::Tasks) {
+        true => Some(task::service(context, args.node.ephemeral)?),
+        false => None,
+    };
+    Ok(Services {
+        echo: with(ServiceName::Echo),
+        bench: with(ServiceName::Bench),
+        messages: with(ServiceName::Messages) && files.is_some(),
+        files,
+        events: with(ServiceName::Events),
+        tasks,
+        nameserver: args.nameserver || context.settings.nameserver(),
+        ..Services::default()
+    })
 }
 
 fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
@@ -121,10 +146,11 @@ fn ipc_server(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<Ip
 fn ready(
     context: &Context,
     node: &Node,
-    files: Option<&FileService>,
+    services: &Services,
     control: bool,
     ipc: Option<&IpcServer>,
 ) {
+    let files = services.files.as_ref();
     let mut value = node::describe(node);
     value["event"] = "ready".into();
     value["inbox"] = json!(files.map(|files| files.dir.display().to_string()));
@@ -140,15 +166,33 @@ fn ready(
         Some(_) => "\nhub          NOT registered yet, trying".to_owned(),
         None => "\nhub          none: others reach this node as ADDRESS@IP:PORT".to_owned(),
     });
-    text.push_str("\nservices     echo 7, trust 444, benchmark 1011");
+    let ports = ports(services);
+    value["services"] = ports.iter().map(|(_, port)| *port).collect();
+    let names: Vec<_> = ports.iter().map(|(name, port)| format!("{name} {port}")).collect();
+    text.push_str(&format!("\nservices     {}", names.join(", ")));
     if let Some(files) = files {
-        text.push_str(&format!(", files 1010 into {}", files.dir.display()));
+        text.push_str(&format!("\ninbox        {}", files.dir.display()));
     }
     if let Some(ipc) = ipc {
         text.push_str(&format!("\nlocal socket {}", ipc.path().display()));
     }
     text.push_str("\nready; Ctrl-C ends the node");
     context.output.result(text, &value);
+}
+
+/// What is served and where.
+fn ports(services: &Services) -> Vec<(&'static str, u16)> {
+    use pilotage_services::{bench, echo, events, file, message, nameserver, task};
+    let all = [
+        (services.echo, "echo", echo::PORT),
+        (services.nameserver, "nameserver", nameserver::PORT),
+        (services.messages, "messages", message::PORT),
+        (services.events, "events", events::PORT),
+        (services.tasks.is_some(), "tasks", task::PORT),
+        (services.files.is_some(), "files", file::PORT),
+        (services.bench, "benchmark", bench::PORT),
+    ];
+    all.into_iter().filter(|(served, ..)| *served).map(|(_, name, port)| (name, port)).collect()
 }
 
 /// Prints what happens to the node until it is closed.

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// Longest request line, in bytes.
-pub(crate) const MAX_REQUEST: u64 = 4096;
+/// Longest request line, in bytes: the longest description of a task, with every character escaped.
+pub(crate) const MAX_REQUEST: u64 = 512 * 1024;
 
 /// Longest reply line that a client reads, in bytes.
 pub(crate) const MAX_REPLY: u64 = 16 * 1024 * 1024;

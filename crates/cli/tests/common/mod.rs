@@ -261,7 +261,11 @@ pub(crate) fn data(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 + i / 253 * 7) as u8).collect()
 }
 
-/// Whether a directory holds nothing but what `allowed` names.
+/// Whether a directory holds nothing but what `allowed` names, and perhaps the index of an inbox.
 pub(crate) fn only(dir: &Path, allowed: &[&str]) -> bool {
-    dir.read_dir().unwrap().all(|entry| allowed.contains(&entry.unwrap().file_name().to_str().unwrap()))
+    let index = ".pilotage-inbox.jsonl";
+    dir.read_dir().unwrap().all(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name == index || allowed.contains(&name.as_str())
+    })
 }

@@ -11,7 +11,7 @@ mod send;
 mod wire;
 
 pub use quota::Quota;
-pub(crate) use receive::refuse;
+pub(crate) use receive::{Sink, refuse};
 pub use receive::{ReceiveError, Received, Target, receive};
 pub use send::{SendError, SendOptions, Sent, send};
 pub use wire::{

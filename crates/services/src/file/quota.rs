@@ -30,7 +30,7 @@ struct State {
 
 /// The part of the limit that one transfer has taken. Dropped, it is given back; kept, the file counts as stored.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     quota: Arc<Quota>,
     taken: u64,
 }

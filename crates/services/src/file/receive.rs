@@ -134,7 +134,7 @@ impl ReceiveError {
     }
 
     /// What the sender is told: not our directories.
-    fn public_text(&self) -> String {
+    pub(crate) fn public_text(&self) -> String {
         match self {
             Self::Exists(path) => format!("{} exists already", file_name(path)),
             Self::Storage { path, source } => format!("cannot store {}: {source}", file_name(path)),
@@ -295,7 +295,7 @@ fn write_blocks(
 }
 
 /// An open target.
-enum Sink {
+pub(crate) enum Sink {
     File {
         file: File,
         temp: Temp,
@@ -309,7 +309,7 @@ enum Sink {
 }
 
 /// Removes the temporary file unless it was given its name.
-struct Temp(Option<PathBuf>);
+pub(crate) struct Temp(Option<PathBuf>);
 
 impl Drop for Temp {
     fn drop(&mut self) {
@@ -322,7 +322,7 @@ impl Drop for Temp {
 }
 
 impl Sink {
-    fn open(target: Target, offer: &Offer) -> Result<Self, ReceiveError> {
+    pub(crate) fn open(target: Target, offer: &Offer) -> Result<Self, ReceiveError> {
         let (path, force, fsync, quota) = match target {
             Target::Writer(writer) => return Ok(Self::Writer(writer)),
             // The name was checked by `Offer::read`: it has no directory part.
@@ -341,7 +341,7 @@ impl Sink {
         Ok(Self::File { file, temp, path, force, fsync, written: 0, share })
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<(), ReceiveError> {
+    pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), ReceiveError> {
         match self {
             Self::File { file, path, written, share, .. } => {
                 *written += data.len() as u64;
@@ -356,7 +356,7 @@ impl Sink {
         }
     }
 
-    fn commit(self) -> Result<Option<PathBuf>, ReceiveError> {
+    pub(crate) fn commit(self) -> Result<Option<PathBuf>, ReceiveError> {
         match self {
             Self::Writer(mut writer) => {
                 writer.flush().map_err(|source| ReceiveError::Storage { path: "output".into(), source })?;
