@@ -187,6 +187,8 @@ pub(crate) struct Connection {
     last_received: Instant,
     /// A reference peer closed over a hole: fail if it is not filled by then.
     truncate_at: Option<Instant>,
+    /// A reference peer ended both directions: nothing more is sent but one FIN (spec/stream.md §3.10).
+    peer_ended: bool,
 
     timers: Timers,
     stats: ConnectionStats,
@@ -287,6 +289,7 @@ impl Connection {
             advertised_edge: 0,
             last_received: now,
             truncate_at: None,
+            peer_ended: false,
             timers: Timers::default(),
             stats: ConnectionStats::default(),
         }
@@ -332,6 +335,8 @@ impl Connection {
                     Failure::Reset | Failure::Truncated => WriteError::Reset,
                 });
             }
+            // A reference peer ended both directions before it acknowledged everything.
+            State::Done if !self.send.is_empty() => return Err(WriteError::Reset),
             State::Done => return Err(WriteError::Finished),
             _ => {}
         }
