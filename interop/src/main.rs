@@ -8,6 +8,7 @@
 //!
 //! What cannot run is skipped loudly and counts as skipped.
 
+mod driver;
 mod process;
 mod proxy;
 mod report;
@@ -82,6 +83,13 @@ enum Part {
         #[arg(long, default_value_t = 1)]
         link_seed: u64,
     },
+    /// A pipe or datagrams by a reference daemon's local socket
+    Driver {
+        /// The daemon's socket
+        socket: PathBuf,
+        #[command(subcommand)]
+        action: driver::Action,
+    },
     /// One end of the TCP flow of cross-traffic
     #[command(hide = true)]
     TcpSink { address: String },
@@ -124,6 +132,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         Some(Part::Proxy { scenario, server, link_seed }) => {
             return run_proxy(*scenario, *server, *link_seed).map(|()| true);
         }
+        Some(Part::Driver { socket, action }) => return driver::run(socket, action).map(|()| true),
         Some(Part::TcpSink { address }) => return scenario::cross::tcp_sink(address).map(|()| true),
         Some(Part::TcpSource { address }) => return scenario::cross::tcp_source(address).map(|()| true),
         None => {}

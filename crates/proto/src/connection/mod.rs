@@ -109,6 +109,8 @@ pub(crate) struct Connection {
     pub(crate) incoming: bool,
     /// The application dropped its handle.
     pub(crate) detached: bool,
+    /// When both sides knew each other's ISN.
+    established_at: Instant,
     /// Notifications that the endpoint has not collected yet.
     pub(crate) notify: Notify,
     /// Notifications already queued for the application (set by the endpoint, merged until polled).
@@ -245,6 +247,7 @@ impl Connection {
             announced: false,
             incoming: false,
             detached: false,
+            established_at: now,
             notify: Notify::default(),
             queued: Notify::default(),
             in_ready: false,

@@ -127,9 +127,7 @@ impl Connection {
         self.rto_base = cx.now;
         self.notify.connected = true;
         self.notify.writable = true;
-        if self.incoming && cx.dialect == Dialect::Draft {
-            self.timers.fin_hold = Some(cx.now + timers::FIN_HOLD);
-        }
+        self.established_at = cx.now;
         self.timers.arm_idle(cx.now, cx.cfg);
     }
 

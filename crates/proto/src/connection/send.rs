@@ -140,7 +140,7 @@ impl Connection {
             }
             return self.sized(range, false, Kind::New, limit);
         }
-        if self.fin_is_due(cx.dialect) {
+        if self.fin_is_due(cx) {
             let end = self.send.end();
             return Chosen::Send(Choice { range: end..end + 1, fin: true, kind: Kind::New });
         }
@@ -219,11 +219,16 @@ impl Connection {
     }
 
     /// Reference peers abandon everything unacknowledged at FIN: they get it only when all was acknowledged.
-    fn fin_is_due(&self, dialect: Dialect) -> bool {
-        self.fin_queued
-            && !self.fin_sent
-            && self.send.unsent() == 0
-            && (dialect == Dialect::Pilotage || self.send.is_empty() && self.timers.fin_hold.is_none())
+    fn fin_is_due(&mut self, cx: &Cx<'_>) -> bool {
+        if !self.fin_queued || self.fin_sent || self.send.unsent() > 0 {
+            return false;
+        }
+        if cx.dialect == Dialect::Pilotage {
+            return true;
+        }
+        let until = self.fin_waits_until();
+        self.timers.fin_hold = (cx.now < until).then_some(until);
+        self.send.is_empty() && cx.now >= until
     }
 
     /// A reference peer ended both directions: our FIN follows once everything is acknowledged or given up.

@@ -238,7 +238,7 @@ fn a_reference_peer_gets_fin_only_when_all_is_acknowledged() {
     for (dialect, at_once) in [(Dialect::Draft, false), (Dialect::Pilotage, true)] {
         let mut side = Side::connected(dialect);
         side.writes(b"last words");
-        side.conn.shutdown().expect("open");
+        side.with(|c, cx| c.detach(cx.now));
         let is_fin = |sent: &[Sent]| sent.iter().any(|(h, _)| h.flags.contains(Flags::FIN));
         let first = side.sent();
         assert_eq!(payload_bytes(&first), 10);

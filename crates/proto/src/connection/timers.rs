@@ -18,7 +18,9 @@ pub(super) const TRUNCATE_AFTER: Duration = Duration::from_secs(3);
 pub(super) const LAST_ACK: Duration = Duration::from_millis(100);
 /// No FIN to a reference peer sooner after it connected: it looks at its state every 10 ms, and one that it never saw
 /// established it goes on dialling.
-pub(super) const FIN_HOLD: Duration = Duration::from_millis(40);
+const FIN_AFTER_DIAL: Duration = Duration::from_millis(40);
+/// How long a reference peer must be silent before FIN ends its direction too, while the application still reads.
+const FIN_AFTER_SILENCE: Duration = Duration::from_secs(2);
 /// Shortest tail-loss probe time-out: below it the scheduler of a busy machine looks like loss.
 const TLP_MIN: Duration = Duration::from_millis(5);
 /// Segments sent on a retransmission timeout whatever the window says (RFC 9002 §6.2.4: one or two): with heavy
@@ -54,7 +56,7 @@ pub(crate) struct Timers {
     pub(super) linger: Option<Instant>,
     /// A reference peer acknowledges nothing more after this.
     pub(super) last_ack: Option<Instant>,
-    /// FIN to a reference peer waits until it has noticed that it is connected.
+    /// FIN to a reference peer waits until it has noticed that it is connected, and has nothing more to say.
     pub(super) fin_hold: Option<Instant>,
 }
 
@@ -305,6 +307,16 @@ impl Connection {
             self.timers.idle = Some(cx.now + again);
         } else {
             self.timers.idle = Some(self.last_received + patience);
+        }
+    }
+
+    /// Until when FIN has to wait: it would end a reference peer's direction, too.
+    pub(super) fn fin_waits_until(&self) -> Instant {
+        let dialled = self.established_at + FIN_AFTER_DIAL;
+        match (self.detached, self.incoming) {
+            (false, _) => dialled.max(self.last_received + FIN_AFTER_SILENCE),
+            (true, true) => dialled,
+            (true, false) => self.established_at,
         }
     }
 
