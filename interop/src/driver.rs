@@ -234,7 +234,8 @@ fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool)
         let ours = info["conn_list"]
             .as_array()
             .and_then(|list| list.iter().find(|c| c["id"].as_u64() == Some(u64::from(connection))));
-        let busy = ours.is_some_and(|c| c["unacked"].as_u64() != Some(0) || c["in_flight"].as_u64() != Some(0));
+        let busy =
+            ours.is_some_and(|c| c["unacked"].as_u64() != Some(0) || c["in_flight"].as_u64() != Some(0));
         quiet = if busy { 0 } else { quiet + 1 };
     }
     Ok(socket.write_all(&frame(CLOSE, &connection.to_be_bytes()))?)
