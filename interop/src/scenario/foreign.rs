@@ -62,7 +62,7 @@ pub(super) fn restart(lab: &Lab<'_>, kinds: (Kind, Kind), server: bool) -> Resul
 /// A connection on which nothing is said for three minutes.
 pub(super) fn idle(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failure> {
     let meeting = Meeting::start(lab, kinds, true)?;
-    let mut pipe = meeting.connect(ECHO, Stdio::piped())?;
+    let mut pipe = meeting.connect(ECHO, Stdio::piped(), false)?;
     let mut input = pipe.process().take_input().ok_or("no input")?;
     input.write_all(b"before\n")?;
     await_output(&mut pipe, b"before\n", Duration::from_secs(40))?;
@@ -138,7 +138,7 @@ pub(super) fn slow_reader(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, 
     let meeting = Meeting::start(lab, kinds, false)?;
     let mut server = meeting.listen_unread("5000")?;
     let mut reader = server.process().take_output().ok_or("no output")?;
-    let mut client = meeting.connect("5000", std::fs::File::open(&source)?.into())?;
+    let mut client = meeting.connect("5000", std::fs::File::open(&source)?.into(), true)?;
     std::thread::sleep(STALL);
     require(!client.process().has_ended()?, || {
         format!("the sender ended while nobody read: {}", client.process().output())

@@ -152,27 +152,31 @@ impl<'a> Meeting<'a> {
     }
 
     /// The server waits for a connection to `port` and joins it to `input` and a file.
-    pub(crate) fn listen(&self, port: &str, input: Stdio) -> Result<PipeEnd, Failure> {
+    /// With `close` it ends the stream behind its input.
+    pub(crate) fn listen(&self, port: &str, input: Stdio, close: bool) -> Result<PipeEnd, Failure> {
         let output = self.server.folder.join("pipe.out");
-        let mut command = self.listener(port)?;
+        let mut command = self.listener(port, close)?;
         let process = Background::start_split(&mut command, input, &output, &self.pipe_log())?;
         self.listening(process, output)
     }
 
     /// The same with an output that nobody reads at first.
     pub(crate) fn listen_unread(&self, port: &str) -> Result<PipeEnd, Failure> {
-        let process = Background::start_unread(&mut self.listener(port)?, &self.pipe_log())?;
+        let process = Background::start_unread(&mut self.listener(port, false)?, &self.pipe_log())?;
         self.listening(process, PathBuf::new())
     }
 
-    fn listener(&self, port: &str) -> Result<Command, Failure> {
+    fn listener(&self, port: &str, close: bool) -> Result<Command, Failure> {
         let node = &self.server;
         match node.kind {
             Kind::Pilotage => {
                 let bind = self.endpoint.to_string();
                 self.command_of(node, &["listen", "--json", "--bind", &bind, "--name", node.name, port])
             }
-            Kind::Reference => self.driver(node, &["listen", port, "--close"]),
+            Kind::Reference => {
+                let words = ["listen", port, "--close"];
+                self.driver(node, if close { &words } else { &words[..2] })
+            }
         }
     }
 
@@ -191,15 +195,19 @@ impl<'a> Meeting<'a> {
         Ok(PipeEnd { process, output })
     }
 
-    /// The client connects to `port` of the server and joins the stream to `input` and a file.
-    pub(crate) fn connect(&self, port: &str, input: Stdio) -> Result<PipeEnd, Failure> {
+    /// The client connects to `port` of the server and joins the stream to `input` and a file. With `close` it ends the
+    /// stream behind its input.
+    pub(crate) fn connect(&self, port: &str, input: Stdio, close: bool) -> Result<PipeEnd, Failure> {
         let node = &self.client;
         let mut command = match node.kind {
             Kind::Pilotage => {
                 let words = ["connect", "--json", "--connect-timeout", "60s", self.server.name, port];
                 self.command_of(node, &words)?
             }
-            Kind::Reference => self.driver(node, &["connect", &self.server.address, port, "--close"])?,
+            Kind::Reference => {
+                let words = ["connect", &self.server.address, port, "--close"];
+                self.driver(node, if close { &words } else { &words[..3] })?
+            }
         };
         let (output, log) = (node.folder.join("pipe.out"), node.folder.join("pipe.log"));
         Ok(PipeEnd { process: Background::start_split(&mut command, input, &output, &log)?, output })
@@ -219,9 +227,9 @@ impl<'a> Meeting<'a> {
         std::fs::write(&source, bytes)?;
         let file = || File::open(&source).map(Stdio::from);
         let (there, back) = if down { (Stdio::null(), file()?) } else { (file()?, Stdio::null()) };
-        let mut server = self.listen("5000", back)?;
+        let mut server = self.listen("5000", back, down)?;
         let started = Instant::now();
-        let mut client = self.connect("5000", there)?;
+        let mut client = self.connect("5000", there, !down)?;
         let output = if down { client.output.clone() } else { server.output.clone() };
         let deadline = started + self.lab.plan.limit();
         let took = loop {

@@ -326,6 +326,14 @@ impl Connection {
         self.sync_in_flight(path);
     }
 
+    /// The peer is a new process that knows nothing of this connection, and must not hear of it.
+    pub(crate) fn on_peer_reborn(&mut self, path: &mut Path) {
+        if self.state != State::SynSent {
+            self.fail(Failure::Reset, path);
+            self.rst_pending = false;
+        }
+    }
+
     /// The peer brought new keys: it may be a new process that knows nothing of us. Ask.
     pub(crate) fn probe_liveness(&mut self) {
         if self.state == State::Established && !self.peer_ended {
