@@ -71,7 +71,7 @@ fn join(context: &Context, node: &Session, stream: Channel) -> Result<(), CliErr
         let result = copy(&mut &receiver, &mut io::stdout().lock());
         let _ = ended.send(Ended::Receiving(result));
     })?;
-    let (mut sending, mut receiving) = (true, true);
+    let (mut sending, mut receiving, mut ended_by_peer) = (true, true, false);
     while sending || receiving {
         if context.stop.requested() {
             return Err(CliError::interrupted());
@@ -88,6 +88,7 @@ fn join(context: &Context, node: &Session, stream: Channel) -> Result<(), CliErr
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
                     other => other.map_err(|error| CliError::stream("receive", &error))?,
                 }
+                ended_by_peer = true;
                 // Standard output stays open until the process ends, as with nc: say it this way.
                 context.output.event(&json!({ "event": "peer_finished" }));
                 // A person at a terminal does not expect to have to end the input by hand.
@@ -100,7 +101,13 @@ fn join(context: &Context, node: &Session, stream: Channel) -> Result<(), CliErr
         }
     }
     // Both directions may be over here while our last bytes are still under way.
-    stream.wait_flushed(FLUSH_TIMEOUT).map_err(|error| CliError::stream("send", &error))?;
+    match stream.wait_flushed(FLUSH_TIMEOUT) {
+        // Reference peers end both directions, and acknowledge nothing once their application has gone.
+        Err(error) if ended_by_peer && error.kind() == io::ErrorKind::ConnectionReset => {
+            context.output.note("the peer closed without confirming the last bytes");
+        }
+        result => result.map_err(|error| CliError::stream("send", &error))?,
+    }
     node.close();
     Ok(())
 }

@@ -441,7 +441,11 @@ impl Tunnel {
         {
             self.exchange.set_local(rekey);
         }
+        let key = session.peer_public;
         if let Some(old) = self.current.replace(session) {
+            if old.peer_public != key {
+                self.end_former_life();
+            }
             self.exchange.retire(&old);
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
         }
@@ -455,6 +459,17 @@ impl Tunnel {
         self.exchange.asked = false;
         cx.stats.handshakes += 1;
         cx.events.push_back(Event::TunnelUp { peer: self.node, handshake: Duration::ZERO });
+    }
+
+    /// A reference peer makes one key per process, so another one is another process, which knows none of our streams. It
+    /// would not say so, and it begins again with the same ports and numbers: any word about an old stream of ours would
+    /// end its new one (spec/stream.md §5.7).
+    fn end_former_life(&mut self) {
+        if self.dialect == Dialect::Draft && self.dialect_shown {
+            let path = &mut self.path;
+            self.slots.for_each(|c| c.on_peer_reborn(path));
+            self.slots.touch_all();
+        }
     }
 
     /// Rule C8: new keys before the volume or time limit, and at once if the prefixes collide (rule C5).
