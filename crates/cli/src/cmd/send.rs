@@ -59,15 +59,15 @@ fn send_one(context: &Context, args: &SendArgs, file: &Path) -> Result<(), CliEr
 fn connect(
     context: &Context,
     args: &SendArgs,
-    node: &Node,
+    node: &Session,
     file: &Path,
     options: &SendOptions,
-) -> Result<Option<Stream>, CliError> {
+) -> Result<Option<Channel>, CliError> {
     if !args.draft {
         match node.connect(&args.peer, file::PORT) {
             Ok(stream) => return Ok(Some(stream)),
             Err(failure) if message::only_draft(node, &failure) => {}
-            Err(failure) => return Err(failure.into()),
+            Err(failure) => return Err(failure),
         }
     }
     message::send_file(context, node, &args.peer, &options.name, file).map(|()| None)

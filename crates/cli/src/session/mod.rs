@@ -134,6 +134,31 @@ impl Session {
     }
 
     /// Ends a node of our own; a running one goes on.
+    /// The node's address.
+    pub(crate) fn address(&self) -> Result<Address, CliError> {
+        match self {
+            Self::Own(node) => Ok(node.address()),
+            #[cfg(unix)]
+            Self::Daemon(daemon) => {
+                let text = daemon.about["address"].as_str().unwrap_or_default();
+                text.parse().map_err(|_| not_understood("no address"))
+            }
+        }
+    }
+
+    /// Whether a tunnel is open with a peer that is no Pilotage node.
+    pub(crate) fn has_foreign_peer(&self) -> bool {
+        match self {
+            Self::Own(node) => node.peers().iter().any(|peer| peer.established && !peer.pilotage),
+            #[cfg(unix)]
+            Self::Daemon(daemon) => {
+                let foreign = |peer: &Value| peer["established"] == true && peer["pilotage"] == false;
+                let status = daemon.ask(&json!({ "cmd": "status" }), Duration::ZERO);
+                status.is_ok_and(|status| status["peers"].as_array().is_some_and(|all| all.iter().any(foreign)))
+            }
+        }
+    }
+
     pub(crate) fn close(&self) {
         match self {
             Self::Own(node) => node.close(),
