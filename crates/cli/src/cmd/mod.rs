@@ -6,6 +6,7 @@ mod config;
 mod gateway;
 mod events;
 mod id;
+mod local_socket;
 mod message;
 mod names;
 pub(crate) mod ping;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::{status, task, trust};
+use super::{local_socket, status, task, trust};
 use crate::args::{ServiceName, UpArgs};
 use crate::control;
 use crate::error::CliError;
@@ -68,7 +68,7 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
             other => json!({ "error": format!("unknown command {:?}", other.unwrap_or_default()) }),
         })
     });
-    let ipc = ipc_server(context, args, &node)?;
+    let ipc = local_socket::serve(context, args, &node, &trust)?;
     ready(context, &node, &services, control.is_some(), ipc.as_ref());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
@@ -130,17 +130,6 @@ fn control_server(
             None
         }
     }
-}
-
-/// Somebody who asked for the socket relies on it: without it the node does not start.
-fn ipc_server(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<IpcServer>, CliError> {
-    let Some(path) = context.settings.ipc(args.ipc.as_deref()) else { return Ok(None) };
-    let served = pilotage_daemon::serve(node, &path, pilotage_daemon::Options::default());
-    served.map(Some).map_err(|error| {
-        let text = error.to_string();
-        let (cause, next) = text.split_once(" – next: ").unwrap_or((&text, "name another path with --ipc"));
-        CliError::failure("local socket", cause, next)
-    })
 }
 
 fn ready(
