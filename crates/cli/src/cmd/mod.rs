@@ -4,6 +4,7 @@ pub(crate) mod bench;
 mod completions;
 mod config;
 mod id;
+mod network;
 pub(crate) mod ping;
 mod pipe;
 mod recv;
@@ -48,6 +49,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Listen(args) => pipe::listen(context, &args),
         Command::Connect(args) => pipe::connect(context, &args),
         Command::Bench(args) => bench::run(context, &args),
+        Command::Network(args) => network::run(context, &args),
         Command::Decode(args) => decode::run(context, &args),
         Command::Demo(args) => demo::run(context, &args),
         Command::DemoSender(args) => demo::sender(context, &args),
