@@ -116,6 +116,8 @@ pub(crate) enum Command {
     Resolve(ResolveArgs),
     /// Register a name at the nameserver of a peer, for five minutes (port 53)
     Announce(AnnounceArgs),
+    /// Make, enter, leave and look after networks of nodes
+    Network(NetworkArgs),
     /// Show what is in packets: hex, a raw file, pcap or pcapng
     Decode(DecodeArgs),
     /// Show the whole stack at work: a hub and two nodes move a file on this machine
@@ -246,12 +248,166 @@ pub(crate) struct HubArgs {
     /// Database of the registry [default: registry.redb in the state directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) store: Option<PathBuf>,
-    /// Let nodes register without proving their key, as reference daemons do; never for a key that was proven once
+    /// Believe registrations without proof at once instead of when the key signs something: for networks you trust only
     #[arg(long)]
     pub(crate) allow_unsigned: bool,
+    /// Register only with proof of possession: reference daemons stay out
+    #[arg(long, conflicts_with = "allow_unsigned")]
+    pub(crate) require_proof: bool,
+    /// File with the admin token, which makes networks and does what else only an operator may
+    #[arg(long, value_name = "FILE", conflicts_with = "admin_token")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+    /// The admin token itself; others on this machine can see it on the command line
+    #[arg(long, value_name = "TOKEN", env = "PILOTAGE_ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) admin_token: Option<String>,
+    /// Speak TLS on the registry's port, with a certificate made once and kept in the state directory
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// Let everybody change scores, as reference daemons do; for networks you trust only
+    #[arg(long)]
+    pub(crate) open_scores: bool,
+    /// Let everybody announce a beacon, as reference beacons do; for networks you trust only
+    #[arg(long)]
+    pub(crate) allow_beacons: bool,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,
+}
+
+/// `network`
+#[derive(Debug, Args)]
+pub(crate) struct NetworkArgs {
+    /// The hub's or the network's admin token: acts without being a member
+    #[arg(long, global = true, value_name = "TOKEN", env = "PILOTAGE_ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) admin_token: Option<String>,
+    /// This node's id, if no node runs and the hub is not of our kind
+    #[arg(long, global = true, value_name = "ID", env = "PILOTAGE_NODE_ID")]
+    pub(crate) node_id: Option<u32>,
+    #[command(subcommand)]
+    pub(crate) action: NetworkAction,
+}
+
+/// What to do with networks. NETWORK is a number or a name.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkAction {
+    /// Make a network (needs the hub's admin token); this node owns it
+    Create {
+        /// Name: a-z, 0-9 and -
+        name: String,
+        /// Who may enter
+        #[arg(long, value_enum, default_value_t = JoinRule::Open)]
+        rule: JoinRule,
+        /// Token that lets others enter, for --rule token
+        #[arg(long, value_name = "TOKEN", required_if_eq("rule", "token"))]
+        token: Option<String>,
+        /// Admin token for this network alone
+        #[arg(long, value_name = "TOKEN")]
+        network_admin_token: Option<String>,
+    },
+    /// Enter a network
+    Join {
+        /// Which
+        network: String,
+        /// Its token
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<String>,
+    },
+    /// Leave a network
+    Leave {
+        /// Which
+        network: String,
+    },
+    /// Show all networks
+    List,
+    /// Show the members of a network
+    Members {
+        /// Which
+        network: String,
+    },
+    /// Invite a node to a network
+    Invite {
+        /// Which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Show the invitations of this node
+    Invites,
+    /// Take an invitation
+    Accept {
+        /// To which
+        network: String,
+    },
+    /// Decline an invitation
+    Decline {
+        /// To which
+        network: String,
+    },
+    /// Show or change the policy of a network
+    Policy {
+        /// Which
+        network: String,
+        /// Most members; 0 = as many as the hub allows
+        #[arg(long, value_name = "N")]
+        max_members: Option<u32>,
+        /// Ports that members may call, such as 7,80
+        #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+        allowed_ports: Option<Vec<u16>>,
+        /// What it is for
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+    },
+    /// Remove a member
+    Kick {
+        /// Of which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Make a member an admin
+    Promote {
+        /// Of which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Make an admin a member
+    Demote {
+        /// Of which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Give a network to another member
+    Transfer {
+        /// Which
+        network: String,
+        /// To whom
+        peer: Peer,
+    },
+    /// Change the name of a network
+    Rename {
+        /// Which
+        network: String,
+        /// The new name
+        name: String,
+    },
+    /// End a network
+    Delete {
+        /// Which
+        network: String,
+    },
+}
+
+/// Who may enter a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JoinRule {
+    /// Everybody
+    Open,
+    /// Who knows the token, or is invited
+    Token,
+    /// Who is invited
+    Invite,
 }
 
 /// `up`

@@ -9,6 +9,7 @@ mod id;
 mod local_socket;
 mod message;
 mod names;
+mod network;
 pub(crate) mod ping;
 mod pipe;
 mod recv;
@@ -63,6 +64,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Task(args) => task::run(context, &args.action),
         Command::Resolve(args) => names::resolve(context, &args),
         Command::Announce(args) => names::announce(context, &args),
+        Command::Network(args) => network::run(context, &args),
         Command::Decode(args) => decode::run(context, &args),
         Command::Demo(args) => demo::run(context, &args),
         Command::DemoSender(args) => demo::sender(context, &args),
