@@ -15,6 +15,10 @@ mod inputs;
 #[path = "../../crates/wire/tests/vectors/invariants.rs"]
 pub mod invariants;
 mod registry;
+/// The messages of SOCKS clients.
+#[path = "../../crates/services/src/gateway/socks5/wire.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the crate itself uses the rest")]
+mod socks;
 mod state;
 
 /// One target.
@@ -33,7 +37,7 @@ macro_rules! targets {
 
         /// One function per target: a program that calls one holds nothing of the others.
         pub mod target {
-            use super::{base, beacon, bench, decode, file, invariants, registry, state};
+            use super::{base, beacon, bench, decode, file, invariants, registry, socks, state};
             use pilotage_proto::fuzzing;
 
             $(
@@ -56,6 +60,7 @@ targets! {
     beacon => invariants::beacon,
     registry_frame => invariants::registry_frame,
     ipc => invariants::ipc,
+    socks5 => socks::fuzz_input,
     registry_record => registry::record,
     capture => decode::capture,
     view => decode::view,
