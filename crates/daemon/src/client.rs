@@ -256,6 +256,9 @@ fn start_pump(
     stream: Arc<Stream>,
     outbox: &Arc<Outbox>,
 ) -> Result<(), String> {
+    // A driver's message goes out as it is: the drivers write a header and its body apart, and no command of the protocol
+    // says that they belong together, so gathering costs them a round trip and a delayed acknowledgement each time.
+    let _ = stream.set_nodelay(true);
     let (shared_, outbox_) = (shared.clone(), outbox.clone());
     spawn(PUMP, move || pump(&shared_.connections, id, &stream, &outbox_)).inspect_err(|_| {
         shared.connections.close(client, id);
