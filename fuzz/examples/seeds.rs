@@ -58,6 +58,11 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("file_header", [&b"PLFR\x05"[..], &[1; 40], b"\0\x04full"].concat()),
         ("file_header", vec![0; 44]),
         ("file_header", b"\xFF\xFF\xFF\xFF\0\x04gone".to_vec()),
+        ("socks5", b"\x05\x02\x00\x02".to_vec()),
+        ("socks5", b"\x01\x03ann\x06secret".to_vec()),
+        ("socks5", b"\x05\x01\x00\x03\x09bob.pilot\x13\x88early".to_vec()),
+        ("socks5", b"\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x50".to_vec()),
+        ("socks5", [&b"\x05\x01\x00\x04"[..], &[0xFD; 16], b"\x00\x50"].concat()),
         ("state_files", state()),
         (
             "state_files",

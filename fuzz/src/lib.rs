@@ -16,6 +16,10 @@ mod inputs;
 pub mod invariants;
 mod registry;
 mod services;
+/// The messages of SOCKS clients.
+#[path = "../../crates/services/src/gateway/socks5/wire.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the crate itself uses the rest")]
+mod socks;
 mod state;
 mod trust;
 
@@ -35,7 +39,7 @@ macro_rules! targets {
 
         /// One function per target: a program that calls one holds nothing of the others.
         pub mod target {
-            use super::{base, beacon, bench, decode, file, invariants, registry, services, state, trust};
+            use super::{base, beacon, bench, decode, file, invariants, registry, services, socks, state, trust};
             use pilotage_proto::fuzzing;
 
             $(
@@ -58,6 +62,7 @@ targets! {
     beacon => invariants::beacon,
     registry_frame => invariants::registry_frame,
     ipc => invariants::ipc,
+    socks5 => socks::fuzz_input,
     registry_record => registry::record,
     capture => decode::capture,
     view => decode::view,

@@ -65,6 +65,7 @@ replays!(
     beacon,
     registry_frame,
     ipc,
+    socks5,
     registry_record,
     capture,
     view,

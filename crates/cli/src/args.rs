@@ -29,7 +29,7 @@ Exit codes:
     2  the command line or the configuration is wrong
     3  the peer or the hub could not be reached or stopped answering
     4  data arrived but failed verification
-  130  interrupted by Ctrl-C, SIGTERM or SIGHUP (hub and up end with 0: that is how they are stopped)";
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP (hub, up and the gateway commands end with 0: that is how they are stopped)";
 
 /// Everything the user typed.
 #[derive(Debug, Parser)]

@@ -154,8 +154,17 @@ impl Client {
             outbox: self.outbox.clone(),
             gone: self.gone.clone(),
         };
-        spawn(PORT, move || acceptor.run(&listener))?;
+        let port = listener.port();
+        // The reply first, in the order of the requests; only then what comes to the port.
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        spawn(PORT, move || {
+            if wait.recv().is_ok() {
+                acceptor.run(&listener);
+            }
+        })?;
         self.ports += 1;
+        self.outbox.push(&Reply::BindOk { port });
+        let _ = go.send(());
         Ok(())
     }
 
@@ -218,7 +227,6 @@ struct Acceptor {
 
 impl Acceptor {
     fn run(&self, listener: &Listener) {
-        self.outbox.push(&Reply::BindOk { port: listener.port() });
         while !self.gone.load(Ordering::Acquire) {
             match listener.accept_timeout(STOP_POLL) {
                 Ok(Some(stream)) => self.take(listener.port(), stream),
@@ -256,6 +264,9 @@ fn start_pump(
     stream: Arc<Stream>,
     outbox: &Arc<Outbox>,
 ) -> Result<(), String> {
+    // A driver's message goes out as it is: the drivers write a header and its body apart, and no command of the protocol
+    // says that they belong together, so gathering costs them a round trip and a delayed acknowledgement each time.
+    let _ = stream.set_nodelay(true);
     let (shared_, outbox_) = (shared.clone(), outbox.clone());
     spawn(PUMP, move || pump(&shared_.connections, id, &stream, &outbox_)).inspect_err(|_| {
         shared.connections.close(client, id);

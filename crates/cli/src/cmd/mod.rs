@@ -3,8 +3,8 @@
 pub(crate) mod bench;
 mod completions;
 mod config;
-mod gateway;
 mod events;
+mod gateway;
 mod id;
 mod local_socket;
 mod message;
@@ -15,8 +15,8 @@ mod pipe;
 mod recv;
 pub(crate) mod send;
 mod status;
-mod trust;
 mod task;
+mod trust;
 mod up;
 
 use std::path::Path;

@@ -132,13 +132,7 @@ fn control_server(
     }
 }
 
-fn ready(
-    context: &Context,
-    node: &Node,
-    services: &Services,
-    control: bool,
-    ipc: Option<&IpcServer>,
-) {
+fn ready(context: &Context, node: &Node, services: &Services, control: bool, ipc: Option<&IpcServer>) {
     let files = services.files.as_ref();
     let mut value = node::describe(node);
     value["event"] = "ready".into();

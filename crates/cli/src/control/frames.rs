@@ -27,6 +27,9 @@ const CHUNK: usize = 64 << 10;
 /// Longest text of a failure, in bytes.
 const MAX_TEXT: usize = 1_024;
 
+/// Most bytes that a writer that failed puts aside for the reader.
+const MAX_ASIDE: usize = 1 << 20;
+
 const END: u32 = 0;
 const FLUSHED: u32 = 0xFFFF_FFFE;
 const FAILED: u32 = 0xFFFF_FFFF;
@@ -156,6 +159,8 @@ struct Reading {
     ended: bool,
     flushed: bool,
     failed: Option<(io::ErrorKind, String)>,
+    /// Bytes that came while a writer looked for the reason of its failure; at most [`MAX_ASIDE`].
+    aside: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -233,9 +238,9 @@ impl DaemonStream {
         if let Ok(mut reading) = self.reading.try_lock() {
             let mut buf = [0; 4_096];
             let _ = self.socket.set_read_timeout(Some(Duration::from_millis(200)));
-            for _ in 0..1_024 {
+            while reading.aside.len() < MAX_ASIDE && !reading.ended {
                 match reading.step(&self.socket, &mut buf) {
-                    Ok(_) => {}
+                    Ok(len) => reading.aside.extend_from_slice(&buf[..len]),
                     Err(_) => break,
                 }
             }
@@ -249,6 +254,12 @@ impl DaemonStream {
 impl Duplex for DaemonStream {
     fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         let mut reading = self.reading();
+        if !reading.aside.is_empty() {
+            let len = buf.len().min(reading.aside.len());
+            buf[..len].copy_from_slice(&reading.aside[..len]);
+            reading.aside.drain(..len);
+            return Ok(len);
+        }
         loop {
             if reading.ended || buf.is_empty() {
                 return Ok(0);

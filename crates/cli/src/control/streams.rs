@@ -43,6 +43,9 @@ const FETCH: Duration = Duration::from_secs(10);
 /// How often a listening thread looks whether its client is still there.
 const STOP_POLL: Duration = Duration::from_millis(200);
 
+/// How long it takes to see whether a socket has ended.
+const GLANCE: Duration = Duration::from_millis(1);
+
 /// How often somebody who waits for acknowledgements is looked after.
 const FLUSH_STEP: Duration = Duration::from_secs(5);
 
@@ -151,7 +154,7 @@ impl Streams {
 
     /// Tells a listening client about streams until it goes.
     fn announce(&self, listener: &Listener, mut socket: &UnixStream) {
-        let _ = socket.set_nonblocking(true);
+        let _ = socket.set_read_timeout(Some(GLANCE));
         let mut waiting = Vec::new();
         // It says nothing: bytes or an end mean that it is gone.
         while matches!(socket.read(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
@@ -159,10 +162,11 @@ impl Streams {
             match listener.accept_timeout(STOP_POLL) {
                 Ok(Some(stream)) if self.check_room().is_err() => stream.reset(),
                 Ok(Some(stream)) => {
-                    let line = json!({ "peer": stream.peer().to_string() });
+                    let peer = stream.peer().to_string();
                     let id = self.hold(&Arc::new(stream), true);
+                    waiting.retain(|id| self.lock().held.contains_key(id));
                     waiting.push(id);
-                    let line = format!("{}\n", json!({ "id": id, "peer": line["peer"] }));
+                    let line = format!("{}\n", json!({ "id": id, "peer": peer }));
                     // A line is short: a client that lets them pile up is not worth waiting for.
                     if socket.write_all(line.as_bytes()).is_err() {
                         break;
@@ -343,10 +347,10 @@ fn flushed(stream: &Stream, socket: &UnixStream) -> io::Result<()> {
     loop {
         match stream.wait_flushed(FLUSH_STEP) {
             Err(error) if error.kind() == io::ErrorKind::TimedOut && !stream.is_closed() => {
-                // A socket without a reader refuses even an empty hand.
-                socket.set_nonblocking(true)?;
+                // Not O_NONBLOCK, which the other thread's writes would feel, too.
+                socket.set_read_timeout(Some(GLANCE))?;
                 let gone = matches!((&*socket).read(&mut [0; 1]), Ok(0));
-                socket.set_nonblocking(false)?;
+                socket.set_read_timeout(None)?;
                 if gone {
                     return Ok(());
                 }

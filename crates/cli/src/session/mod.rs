@@ -5,7 +5,9 @@
 
 mod channel;
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+#[cfg(unix)]
+use std::sync::Weak;
 use std::time::Duration;
 
 use pilotage::{Address, Listener, Node, PathInfo, Peer};
@@ -18,7 +20,6 @@ use crate::cmd::Context;
 use crate::control;
 use crate::error::CliError;
 use crate::node;
-use crate::stop::Stop;
 
 pub(crate) use channel::Channel;
 #[cfg(unix)]
@@ -39,7 +40,36 @@ pub(crate) struct Daemon {
     state: std::path::PathBuf,
     about: Value,
     connect_timeout: Duration,
-    stop: Stop,
+    open: Arc<Open>,
+}
+
+/// The streams of a running node that this command has, to be broken off when it is interrupted.
+#[cfg(unix)]
+#[derive(Default)]
+struct Open(std::sync::Mutex<(bool, Vec<Weak<DaemonStream>>)>);
+
+#[cfg(unix)]
+impl Open {
+    fn lock(&self) -> std::sync::MutexGuard<'_, (bool, Vec<Weak<DaemonStream>>)> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn add(&self, stream: &Arc<DaemonStream>) {
+        let mut open = self.lock();
+        open.1.retain(|stream| stream.strong_count() > 0);
+        open.1.push(Arc::downgrade(stream));
+        if open.0 {
+            stream.abort();
+        }
+    }
+
+    fn abort(&self) {
+        let mut open = self.lock();
+        open.0 = true;
+        for stream in open.1.iter().filter_map(Weak::upgrade) {
+            stream.abort();
+        }
+    }
 }
 
 /// The answer to a ping.
@@ -154,7 +184,8 @@ impl Session {
             Self::Daemon(daemon) => {
                 let foreign = |peer: &Value| peer["established"] == true && peer["pilotage"] == false;
                 let status = daemon.ask(&json!({ "cmd": "status" }), Duration::ZERO);
-                status.is_ok_and(|status| status["peers"].as_array().is_some_and(|all| all.iter().any(foreign)))
+                status
+                    .is_ok_and(|status| status["peers"].as_array().is_some_and(|all| all.iter().any(foreign)))
             }
         }
     }
@@ -193,7 +224,10 @@ impl Daemon {
         }
         let default = pilotage::ProtoConfig::default().connect_timeout;
         let connect_timeout = args.connect_timeout.unwrap_or(default) + RESOLVE;
-        Some(Self { state, about, connect_timeout, stop: context.stop.clone() })
+        let open = Arc::<Open>::default();
+        let aborting = open.clone();
+        context.stop.on_request(move || aborting.abort());
+        Some(Self { state, about, connect_timeout, open })
     }
 
     fn exchange(
@@ -226,12 +260,7 @@ impl Daemon {
         let peer = peer.ok_or_else(|| not_understood("no peer"))?;
         let stream = Arc::new(DaemonStream::new(socket, id, peer));
         // As a node of our own would be closed.
-        let weak: Weak<DaemonStream> = Arc::downgrade(&stream);
-        self.stop.on_request(move || {
-            if let Some(stream) = weak.upgrade() {
-                stream.abort();
-            }
-        });
+        self.open.add(&stream);
         Ok(Channel::Daemon { stream, state: self.state.clone() })
     }
 
@@ -241,7 +270,7 @@ impl Daemon {
             state: self.state.clone(),
             about: Value::Null,
             connect_timeout: self.connect_timeout,
-            stop: self.stop.clone(),
+            open: self.open.clone(),
         };
         Ok(DaemonPort { daemon, lines: std::sync::Mutex::new((socket, Vec::new())) })
     }
