@@ -17,10 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let client = Node::builder().bind(any).identity(alice.clone()).start()?;
 
     // Who is who: an application would ask the registry or its own list.
-    let keys = [
-        (client.address().node, alice.public_key()),
-        (server.address().node, bob.public_key()),
-    ];
+    let keys = [(client.address().node, alice.public_key()), (server.address().node, bob.public_key())];
     let known: Known =
         Arc::new(move |node: NodeId| keys.iter().find(|(id, _)| *id == node).map(|(_, key)| *key));
 

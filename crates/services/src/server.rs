@@ -15,11 +15,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pilotage::{DatagramSocket, Listener, Node, NodeId, SocketAddress, Stream};
 
+use crate::clock::unix_millis;
 use crate::events::Broker;
 use crate::file::{ReceiveError, Received, Target};
 use crate::message::{Inbox, Kind, Stored};
 use crate::task::{Scores, Store, Task, Tasks};
-use crate::clock::unix_millis;
 use crate::{bench, echo, events, file, message, nameserver, task};
 
 /// Streams that one service serves at a time.

@@ -223,12 +223,12 @@ fn a_secure_channel_inside_a_stream() {
     let keys = [(server.address().node, server.public_key()), (client.address().node, client.public_key())];
     let known: Known = Arc::new(move |node| keys.iter().find(|(id, _)| *id == node).map(|(_, key)| *key));
     let listener = server.listen(pilotage_services::secure::PORT).expect("listen");
-    let proof = |node: &Node, n: u8| {
-        Proof::new(node.address().node, Identity::from_seed([n; 32]), known.clone())
-    };
+    let proof =
+        |node: &Node, n: u8| Proof::new(node.address().node, Identity::from_seed([n; 32]), known.clone());
     let server_proof = proof(&server, 1);
     let serving = std::thread::spawn(move || {
-        let channel = Channel::server(listener.accept().expect("stream"), Some(&server_proof)).expect("channel");
+        let channel =
+            Channel::server(listener.accept().expect("stream"), Some(&server_proof)).expect("channel");
         assert_eq!(channel.peer(), Some(channel.stream().peer().address.node));
         echo::serve(&channel).expect("echo")
     });

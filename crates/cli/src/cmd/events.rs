@@ -22,7 +22,8 @@ pub(crate) fn subscribe(context: &Context, args: &SubscribeArgs) -> Result<(), C
     let node = node::start(context, &args.node)?;
     let stream = node.connect(&args.peer, events::PORT)?;
     let peer = stream.peer().address.to_string();
-    let subscription = events::subscribe(stream, args.topic.as_bytes()).map_err(|error| explain("subscribe", &error))?;
+    let subscription =
+        events::subscribe(stream, args.topic.as_bytes()).map_err(|error| explain("subscribe", &error))?;
     // There is no answer to a subscription; once it is acknowledged the peer's node has it.
     let flushed = subscription.stream().wait_flushed(FLUSH_TIMEOUT);
     flushed.map_err(|error| CliError::stream("subscribe", &error))?;

@@ -77,14 +77,23 @@ pub(crate) fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, CliError> {
 }
 
 /// `send` with what every draft-01 peer knows.
-pub(crate) fn send_file(context: &Context, node: &Node, peer: &Peer, name: &str, file: &Path) -> Result<(), CliError> {
+pub(crate) fn send_file(
+    context: &Context,
+    node: &Node,
+    peer: &Peer,
+    name: &str,
+    file: &Path,
+) -> Result<(), CliError> {
     let room = u64::from(MAX_PAYLOAD) - 2 - name.len() as u64;
     let data = read_whole(file, room)?;
     let stream = node.connect(peer, message::PORT)?;
     message::send_file(&stream, name, &data).map_err(|error| explain("send file", &error))?;
     let peer = stream.peer().address.to_string();
     context.output.result(
-        format!("sent {} as {name:?} to {peer}; the peer confirmed the length", format_bytes(data.len() as u64)),
+        format!(
+            "sent {} as {name:?} to {peer}; the peer confirmed the length",
+            format_bytes(data.len() as u64)
+        ),
         &json!({
             "event": "sent",
             "verified": false,
@@ -106,7 +115,9 @@ pub(crate) fn only_draft(node: &Node, failure: &pilotage::ConnectFailure) -> boo
 fn explain(stage: &str, error: &SendError) -> CliError {
     match error {
         SendError::Stream(error) => CliError::stream(stage, error),
-        SendError::Refused(_) => CliError::failure(stage, error, "see what the peer says; its inbox may be full"),
+        SendError::Refused(_) => {
+            CliError::failure(stage, error, "see what the peer says; its inbox may be full")
+        }
         SendError::Mismatch { .. } => CliError::new(Exit::Verification, stage, error, "send it again"),
         _ => CliError::failure(stage, error, "check that the peer serves port 1001 as draft-01 says"),
     }
@@ -115,7 +126,11 @@ fn explain(stage: &str, error: &SendError) -> CliError {
 pub(crate) fn inbox(context: &Context, args: &InboxArgs) -> Result<(), CliError> {
     let dir = context.settings.inbox(args.inbox.as_deref());
     let entries = message::list(&dir).map_err(|error| {
-        CliError::failure("inbox", format!("{}: {error}", dir.display()), "name its directory with --inbox DIR")
+        CliError::failure(
+            "inbox",
+            format!("{}: {error}", dir.display()),
+            "name its directory with --inbox DIR",
+        )
     })?;
     let first = if args.count == 0 { 0 } else { entries.len().saturating_sub(args.count) };
     for entry in &entries[first..] {
@@ -135,7 +150,8 @@ fn show(context: &Context, dir: &Path, entry: &Entry) {
         _ => None,
     };
     let at = rfc3339(entry.at);
-    let mut line = format!("{at}  {}  {}  {}  {}", entry.peer, entry.kind, format_bytes(entry.bytes), entry.file);
+    let mut line =
+        format!("{at}  {}  {}  {}  {}", entry.peer, entry.kind, format_bytes(entry.bytes), entry.file);
     if !there {
         line.push_str("  (removed)");
     }

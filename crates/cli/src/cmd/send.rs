@@ -10,8 +10,8 @@ use pilotage::{ConnectionStats, Node, Stream};
 use pilotage_services::file::{self, SendError, SendOptions, Sent, Status};
 use serde_json::{Value, json};
 
-use super::{Context, message};
 use super::ping::{micros, path_json, path_text};
+use super::{Context, message};
 use crate::args::SendArgs;
 use crate::error::{CliError, Exit};
 use crate::node;

@@ -34,18 +34,25 @@ pub(crate) fn run(context: &Context, action: &TaskAction) -> Result<(), CliError
         TaskAction::List { received, submitted } => return list(context, *received, *submitted),
         TaskAction::Results { id, text: None, file: None, .. } => return show(context, id),
         TaskAction::Submit { node, peer, description } => {
-            node::check_peer(context, peer)?;
             (node, json!({ "do": "submit", "peer": peer.to_string(), "description": description }))
         }
-        TaskAction::Accept(choice) => (&choice.node, json!({ "do": "accept", "id": choice.id, "why": choice.why })),
-        TaskAction::Decline(choice) => (&choice.node, json!({ "do": "decline", "id": choice.id, "why": choice.why })),
-        TaskAction::Cancel(choice) => (&choice.node, json!({ "do": "cancel", "id": choice.id, "why": choice.why })),
+        TaskAction::Accept(choice) => {
+            (&choice.node, json!({ "do": "accept", "id": choice.id, "why": choice.why }))
+        }
+        TaskAction::Decline(choice) => {
+            (&choice.node, json!({ "do": "decline", "id": choice.id, "why": choice.why }))
+        }
+        TaskAction::Cancel(choice) => {
+            (&choice.node, json!({ "do": "cancel", "id": choice.id, "why": choice.why }))
+        }
         TaskAction::Execute { node, id } => (node, json!({ "do": "execute", "id": id })),
         TaskAction::Results { node, id, text, file } => {
             // The running node may have another working directory.
-            let file = file.as_ref().map(std::path::absolute).transpose().map_err(|error| {
-                CliError::failure("open file", error, "name it by its whole path")
-            })?;
+            let file = file
+                .as_ref()
+                .map(std::path::absolute)
+                .transpose()
+                .map_err(|error| CliError::failure("open file", error, "name it by its whole path"))?;
             (node, json!({ "do": "results", "id": id, "text": text, "file": file }))
         }
     };
@@ -66,12 +73,20 @@ fn perform(context: &Context, args: &NodeArgs, mut request: Value) -> Result<Val
     if !args.ephemeral {
         match control::request_with(&context.settings.state, &request, ANSWER) {
             Ok(reply) => return Ok(reply),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(error) => {
-                return Err(CliError::failure("task", error, "see what the running node says, then try again"));
+                return Err(CliError::failure(
+                    "task",
+                    error,
+                    "see what the running node says, then try again",
+                ));
             }
         }
+    }
+    if let Ok(peer) = request["peer"].as_str().unwrap_or_default().parse() {
+        node::check_peer(context, &peer)?;
     }
     let store = open(&dir(context))?;
     let node = node::start(context, args)?;
@@ -88,7 +103,11 @@ fn perform(context: &Context, args: &NodeArgs, mut request: Value) -> Result<Val
 pub(crate) fn open(dir: &Path) -> Result<Arc<Store>, CliError> {
     let opened = super::create_private_dir(dir).and_then(|()| Store::open(Some(dir)));
     opened.map(Arc::new).map_err(|error| {
-        CliError::failure("tasks", format!("{}: {error}", dir.display()), "check its permissions and the disk")
+        CliError::failure(
+            "tasks",
+            format!("{}: {error}", dir.display()),
+            "check its permissions and the disk",
+        )
     })
 }
 
@@ -108,7 +127,8 @@ fn operate(tasks: &Tasks, request: &Value) -> Result<Task, Failure> {
     let stored = |result: Result<Task, StoreError>| result.map_err(|error| (error.to_string(), LIST));
     match word("do") {
         "submit" => {
-            let peer: Peer = word("peer").parse().map_err(|error| (format!("{error}"), "name the peer as for ping"))?;
+            let peer: Peer =
+                word("peer").parse().map_err(|error| (format!("{error}"), "name the peer as for ping"))?;
             tasks.submit(&peer, word("description")).map_err(operate_failure)
         }
         "accept" => stored(tasks.accept(&id()?, word("why"))),
@@ -161,20 +181,23 @@ fn list(context: &Context, received: bool, submitted: bool) -> Result<(), CliErr
 
 fn peek(context: &Context) -> Result<Vec<Task>, CliError> {
     let dir = dir(context);
-    Store::peek(&dir)
-        .map_err(|error| CliError::failure("tasks", format!("{}: {error}", dir.display()), "check its permissions"))
+    Store::peek(&dir).map_err(|error| {
+        CliError::failure("tasks", format!("{}: {error}", dir.display()), "check its permissions")
+    })
 }
 
 /// The results of a task, as they are stored.
 fn show(context: &Context, id: &TaskId) -> Result<(), CliError> {
     let task = peek(context)?.into_iter().find(|task| task.id == *id && task.result.is_some());
-    let task = task
-        .ok_or_else(|| CliError::failure("task", format!("no results of {id} are known here"), LIST))?;
+    let task =
+        task.ok_or_else(|| CliError::failure("task", format!("no results of {id} are known here"), LIST))?;
     let result = task.result.as_ref();
     let stored = dir(context).join(format!("{}-{}.result", task.side, task.id));
     let path = stored.is_file().then(|| stored.display().to_string());
     let shown = match (result.and_then(|result| result.text.clone()), &path) {
-        (Some(text), _) => text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect(),
+        (Some(text), _) => {
+            text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+        }
         (None, Some(path)) => path.clone(),
         (None, None) => String::new(),
     };
@@ -183,7 +206,8 @@ fn show(context: &Context, id: &TaskId) -> Result<(), CliError> {
 }
 
 pub(crate) fn text(task: &Task) -> String {
-    let mut text = format!("task {}  {}  {}  {}  {}", task.id, task.side, task.peer, task.state, rfc3339(task.created));
+    let mut text =
+        format!("task {}  {}  {}  {}  {}", task.id, task.side, task.peer, task.state, rfc3339(task.created));
     text.push_str(&format!("\n    {}", printable(&task.description)));
     if !task.justification.is_empty() {
         text.push_str(&format!("\n    because: {}", printable(&task.justification)));
@@ -217,7 +241,9 @@ pub(crate) fn service(
     ephemeral: bool,
 ) -> Result<pilotage_services::server::TaskService, CliError> {
     let store = match ephemeral {
-        true => Store::open(None).map(Arc::new).map_err(|error| CliError::failure("tasks", error, "see the cause"))?,
+        true => Store::open(None)
+            .map(Arc::new)
+            .map_err(|error| CliError::failure("tasks", error, "see the cause"))?,
         false => open(&dir(context))?,
     };
     Ok(pilotage_services::server::TaskService { store, scores: None })

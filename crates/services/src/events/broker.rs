@@ -71,7 +71,9 @@ struct Subscriber {
 
 impl std::fmt::Debug for Subscriber {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Subscriber").field("topic", &String::from_utf8_lossy(&self.topic)).finish_non_exhaustive()
+        f.debug_struct("Subscriber")
+            .field("topic", &String::from_utf8_lossy(&self.topic))
+            .finish_non_exhaustive()
     }
 }
 
@@ -170,7 +172,8 @@ impl Broker {
         self.counters.published.fetch_add(1, Ordering::Relaxed);
         let takers: Vec<_> = {
             let all = self.lock();
-            let wanted = all.by_id.iter().filter(|(id, other)| Some(**id) != from && event.matches(&other.topic));
+            let wanted =
+                all.by_id.iter().filter(|(id, other)| Some(**id) != from && event.matches(&other.topic));
             wanted.map(|(id, other)| (*id, other.clone())).collect()
         };
         for (id, taker) in takers {

@@ -44,11 +44,7 @@ impl<D: Duplex> Subscription<D> {
 ///
 /// # Errors
 /// Something is too long (nothing has been sent then), or the stream fails.
-pub fn publish<D: Duplex + ?Sized>(
-    stream: &D,
-    topic: &[u8],
-    payloads: &[&[u8]],
-) -> Result<(), WireError> {
+pub fn publish<D: Duplex + ?Sized>(stream: &D, topic: &[u8], payloads: &[&[u8]]) -> Result<(), WireError> {
     let mut bytes = Event::subscription(topic).encode()?;
     for payload in payloads {
         let event = Event { topic: topic.to_vec(), payload: payload.to_vec() };

@@ -136,7 +136,9 @@ fn a_publisher_that_does_not_read_goes_on_publishing() {
     wait_until("published", || broker.counters().published.load(Ordering::Relaxed) == 1);
     flood(&broker, || broker.counters().muted.load(Ordering::Relaxed) == 1);
     let reader = subscribed(&broker, b"t");
-    Io(&client).write_all(&Event { topic: b"t".to_vec(), payload: b"later".to_vec() }.encode().unwrap()).unwrap();
+    Io(&client)
+        .write_all(&Event { topic: b"t".to_vec(), payload: b"later".to_vec() }.encode().unwrap())
+        .unwrap();
     assert_eq!(reader.next_event().unwrap().unwrap().payload, b"later");
     assert_eq!(broker.counters().dropped.load(Ordering::Relaxed), 0);
 }

@@ -11,8 +11,8 @@ mod send;
 mod wire;
 
 pub use quota::Quota;
-pub(crate) use receive::{Sink, refuse};
 pub use receive::{ReceiveError, Received, Target, receive};
+pub(crate) use receive::{Sink, refuse};
 pub use send::{SendError, SendOptions, Sent, send};
 pub use wire::{
     MAX_CHUNK, MAX_NAME, MAX_TEXT, NameError, Offer, Reply, Status, VERSION, WireError, check_name,

@@ -57,9 +57,7 @@ fn exchange<D: Duplex + ?Sized>(stream: &D, frame: &[u8], kind: Kind, bytes: u64
     match answer {
         Answer::Refused(why) => Err(SendError::Refused(why)),
         answer if answer == expected => Ok(()),
-        answer => {
-            Err(SendError::Mismatch { expected: expected.to_string(), confirmed: answer.to_string() })
-        }
+        answer => Err(SendError::Mismatch { expected: expected.to_string(), confirmed: answer.to_string() }),
     }
 }
 

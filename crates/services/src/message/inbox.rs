@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use super::Kind;
 use super::index::{Entry, Index};
-use crate::file::{Offer, Quota, ReceiveError, Sink, Target, check_name};
 use crate::clock::{rfc3339, unix_millis};
+use crate::file::{Offer, Quota, ReceiveError, Sink, Target, check_name};
 
 /// How many numbered names are tried for a file whose name is taken.
 const NAME_TRIES: u32 = 1000;

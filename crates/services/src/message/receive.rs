@@ -3,9 +3,9 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
+use super::BUFFER;
 use super::inbox::{Inbox, Stored};
 use super::wire::{self, Answer, HEADER, Header, Kind};
-use super::BUFFER;
 use crate::duplex::{Duplex, Io};
 
 /// How long a stream may be silent between two frames.

@@ -29,7 +29,9 @@ fn golden_texts() {
 
 #[test]
 fn texts_beyond_the_vectors() {
-    for bad in ["QUERY S +1 1", "QUERY S 1 -1", "QUERY A \u{7}", "REGISTER A x 1:00A3.F291.0004", "QUERY A\0x b"] {
+    for bad in
+        ["QUERY S +1 1", "QUERY S 1 -1", "QUERY A \u{7}", "REGISTER A x 1:00A3.F291.0004", "QUERY A\0x b"]
+    {
         let request = Request::parse(bad.as_bytes());
         assert!(request.is_err(), "{bad:?}: {request:?}");
     }

@@ -177,12 +177,8 @@ impl Request {
             ("QUERY", "S") => {
                 Ok(Self::QueryService { network: words.network()?, port: words.number("a port")? })
             }
-            ("REGISTER", "A") => {
-                Ok(Self::RegisterAddress { name: words.name()?, address: words.address()? })
-            }
-            ("REGISTER", "N") => {
-                Ok(Self::RegisterNetwork { name: words.name()?, network: words.network()? })
-            }
+            ("REGISTER", "A") => Ok(Self::RegisterAddress { name: words.name()?, address: words.address()? }),
+            ("REGISTER", "N") => Ok(Self::RegisterNetwork { name: words.name()?, network: words.network()? }),
             ("REGISTER", "S") => {
                 let (name, address) = (words.name()?, words.address()?);
                 let network = words.network()?;

@@ -9,12 +9,12 @@ use base64::Engine;
 use pilotage::{ConnectFailure, Node, Peer};
 use pilotage_wire::Address;
 
+use super::PORT;
 use super::client::{self, ClientError};
 use super::store::{NOTICE_LIFE, ResultRecord, Side, Store, StoreError, Task};
 use super::wire::{MAX_JSON, MAX_TEXT, Message, Results, State, Status, Submission, TaskId};
-use super::PORT;
-use crate::file::{NameError, check_name};
 use crate::clock::{rfc3339, unix_millis};
+use crate::file::{NameError, check_name};
 
 /// How long the other side may take to acknowledge a notice.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -161,7 +161,8 @@ impl Tasks {
                 tasks.filter(|task| task.side == Side::Received && task.state == State::Accepted);
             accepted.next().map(|task| task.id)
         };
-        let id = id.cloned().or_else(waiting).ok_or_else(|| StoreError::Unknown("that is accepted".into()))?;
+        let id =
+            id.cloned().or_else(waiting).ok_or_else(|| StoreError::Unknown("that is accepted".into()))?;
         self.decide(Side::Received, &id, State::Executing, "", &[State::Accepted])
     }
 
@@ -264,7 +265,9 @@ impl Tasks {
         let mut state = task.state;
         let mut outcome = Ok(());
         if state == State::Completed {
-            outcome = self.results_of(task).and_then(|results| self.send(peer, &Message::Results(Box::new(results))));
+            outcome = self
+                .results_of(task)
+                .and_then(|results| self.send(peer, &Message::Results(Box::new(results))));
             state = State::Succeeded;
             if outcome.is_ok() {
                 // The results have gone: never again, even if the rest fails.

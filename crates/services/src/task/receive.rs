@@ -11,9 +11,9 @@ use super::client::ClientError;
 use super::store::{ResultRecord, Side, Store, StoreError, Task};
 use super::wire::{self, HEADER, MAX_TEXT, Message, Reply, Results, State, Status, Submission, WireError};
 use crate::budget::Budget;
+use crate::clock::unix_millis;
 use crate::duplex::{Duplex, Io};
 use crate::file::check_name;
-use crate::clock::unix_millis;
 
 /// Looks up a node's polo score at the registry. May block for some seconds.
 pub type Scores = Arc<dyn Fn(NodeId) -> Result<i64, String> + Send + Sync>;
@@ -40,7 +40,10 @@ pub struct Taken {
 
 impl std::fmt::Debug for Taken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Taken").field("own", &self.own).field("scores", &self.scores.is_some()).finish_non_exhaustive()
+        f.debug_struct("Taken")
+            .field("own", &self.own)
+            .field("scores", &self.scores.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -85,7 +88,8 @@ pub fn serve<D: Duplex + ?Sized>(
         match Message::decode(kind, &json) {
             Ok(message) => handle(stream, taken, peer, message, changed)?,
             Err(error) if kind == 1 => {
-                let reply = Reply { task_id: String::new(), status: Reply::REFUSED, message: error.to_string() };
+                let reply =
+                    Reply { task_id: String::new(), status: Reply::REFUSED, message: error.to_string() };
                 Io(stream).write_all(&reply.encode()?)?;
             }
             Err(error) => return Err(error.into()),
@@ -107,10 +111,10 @@ fn handle<D: Duplex + ?Sized>(
         Message::Submission(submission) => {
             let id = submission.task_id.to_string();
             let (reply, task) = match take_submission(taken, peer, submission, now) {
-                Ok(task) => {
-                    (Reply { task_id: id, status: Reply::TAKEN, message: NEW.into() }, Ok(task))
+                Ok(task) => (Reply { task_id: id, status: Reply::TAKEN, message: NEW.into() }, Ok(task)),
+                Err(message) => {
+                    (Reply { task_id: id, status: Reply::REFUSED, message: message.clone() }, Err(message))
                 }
-                Err(message) => (Reply { task_id: id, status: Reply::REFUSED, message: message.clone() }, Err(message)),
             };
             Io(stream).write_all(&reply.encode()?)?;
             task
@@ -170,7 +174,8 @@ fn take_submission(taken: &Taken, peer: Address, submission: Submission, now: u6
 fn take_status(store: &Store, peer: Address, status: &Status, now: u64) -> Result<Task, StoreError> {
     let wanted = status.status;
     let text: String = status.justification.chars().take(1024).collect();
-    let theirs = |side| store.get(side, &status.task_id).is_some_and(|task| task.peer_node() == Some(peer.node));
+    let theirs =
+        |side| store.get(side, &status.task_id).is_some_and(|task| task.peer_node() == Some(peer.node));
     // The one who does the task says how it stands; the one who asked may only take it back.
     let side = match (theirs(Side::Submitted), theirs(Side::Received)) {
         (true, _) => Side::Submitted,

@@ -261,7 +261,9 @@ impl Store {
     ) -> Result<Task, StoreError> {
         {
             let mut tasks = self.lock();
-            let used = |tasks: &Tasks| tasks.values().filter_map(|t| t.result.as_ref()).map(|r| r.bytes).sum::<u64>();
+            let used = |tasks: &Tasks| {
+                tasks.values().filter_map(|t| t.result.as_ref()).map(|r| r.bytes).sum::<u64>()
+            };
             while used(&tasks).saturating_add(data.len() as u64) > MAX_RESULT_BYTES {
                 let old = |other: &Task| other.result.is_some() && (other.side, &other.id) != (side, id);
                 if !self.forget_oldest(&mut tasks, old) {
@@ -304,13 +306,18 @@ impl Store {
             let tasks = self.lock();
             let due = |task: &Task| match (task.side, task.state) {
                 (Side::Received, State::New) => late(task.created, DECIDE_WITHIN).then_some(State::Cancelled),
-                (Side::Received, State::Accepted) => late(task.changed, BEGIN_WITHIN).then_some(State::Expired),
+                (Side::Received, State::Accepted) => {
+                    late(task.changed, BEGIN_WITHIN).then_some(State::Expired)
+                }
                 (Side::Submitted, state) if !state.is_final() => {
                     late(task.changed, HEAR_WITHIN).then_some(State::Expired)
                 }
                 _ => None,
             };
-            tasks.values().filter_map(|task| Some((task.side, task.id.clone(), task.state, due(task)?))).collect()
+            tasks
+                .values()
+                .filter_map(|task| Some((task.side, task.id.clone(), task.state, due(task)?)))
+                .collect()
         };
         let mut changed = Vec::new();
         for (side, id, was, state) in due {
@@ -332,7 +339,8 @@ impl Store {
     /// Removes the oldest finished task that `which` allows.
     fn forget_oldest(&self, tasks: &mut Tasks, which: impl Fn(&Task) -> bool) -> bool {
         let finished = tasks.values().filter(|task| task.state.is_final() && !task.untold && which(task));
-        let Some(key) = finished.min_by_key(|task| task.changed).map(|task| (task.side, task.id.clone())) else {
+        let Some(key) = finished.min_by_key(|task| task.changed).map(|task| (task.side, task.id.clone()))
+        else {
             return false;
         };
         tasks.remove(&key);
@@ -401,7 +409,9 @@ fn write_synced(path: &Path, data: &[u8]) -> io::Result<()> {
 }
 
 fn read(path: &Path) -> Option<Task> {
-    if path.extension().is_none_or(|extension| extension != "json") || fs::metadata(path).ok()?.len() > MAX_RECORD {
+    if path.extension().is_none_or(|extension| extension != "json")
+        || fs::metadata(path).ok()?.len() > MAX_RECORD
+    {
         return None;
     }
     let task: Task = serde_json::from_slice(&fs::read(path).ok()?).ok()?;

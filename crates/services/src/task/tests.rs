@@ -49,9 +49,15 @@ fn task_ids() {
     let text = id(7).to_string();
     assert_eq!(text.parse(), Ok(id(7)));
     assert_eq!("00112233-4455-6677-8899-AABBCCDDEEFF".parse::<TaskId>().unwrap().as_str().len(), 36);
-    for bad in ["", "../../../traversal", "00112233-4455-6677-8899-aabbccddeeff0", "00112233445566778899aabbccddeeff",
-        "0011223g-4455-6677-8899-aabbccddeeff", "00112233-4455-6677-8899-aabbccddeef/", "00112233-4455-6677-8899-aabbccddeeff-"]
-    {
+    for bad in [
+        "",
+        "../../../traversal",
+        "00112233-4455-6677-8899-aabbccddeeff0",
+        "00112233445566778899aabbccddeeff",
+        "0011223g-4455-6677-8899-aabbccddeeff",
+        "00112233-4455-6677-8899-aabbccddeef/",
+        "00112233-4455-6677-8899-aabbccddeeff-",
+    ] {
         assert_eq!(bad.parse::<TaskId>(), Err(TaskIdError), "{bad}");
     }
     assert!(Message::decode(3, br#"{"task_id":"../x","status":"NEW"}"#).is_err());
