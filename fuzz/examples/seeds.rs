@@ -116,7 +116,10 @@ fn services() -> Vec<(&'static str, Vec<u8>)> {
     ] {
         for case in cases(file) {
             let text = case[key].as_str().expect("a text");
-            samples.push((target, if key == "text" { text.into() } else { hex::decode(text).expect("hex digits") }));
+            samples.push((
+                target,
+                if key == "text" { text.into() } else { hex::decode(text).expect("hex digits") },
+            ));
         }
     }
     for text in ["ACK TEXT 7 bytes", "ERR FILE save failed: full"] {

@@ -40,7 +40,8 @@ pub(crate) fn secure_frame(data: &[u8]) {
         && let Some(sealed) = secure::sealed_length(*field)
     {
         assert!((secure::TAG..=secure::MAX_FRAME).contains(&sealed));
-        let head = secure::head(sealed - secure::TAG, secure::Role::Client.nonce(1)).expect("a fitting length");
+        let head =
+            secure::head(sealed - secure::TAG, secure::Role::Client.nonce(1)).expect("a fitting length");
         assert_eq!(&head[..secure::LENGTH], field);
     }
     if let Some(bytes) = data.first_chunk::<{ secure::AUTH }>() {
@@ -85,7 +86,10 @@ pub(crate) fn event_frame(data: &[u8]) {
         let again = events::Event::read(&mut &bytes[..], &mut |_| true).expect("own bytes");
         assert_eq!(again, Some(event));
     }
-    assert!(room <= data.len() + 64 * 1024 + (1 << 20), "memory is taken for what came, not for what was said");
+    assert!(
+        room <= data.len() + 64 * 1024 + (1 << 20),
+        "memory is taken for what came, not for what was said"
+    );
 }
 
 /// Port 1003: frames, ids and messages.

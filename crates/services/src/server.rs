@@ -364,8 +364,11 @@ impl Serving {
         let observer_ = observer.clone();
         let handler = move |stream: &Stream| {
             let served = stream.try_clone().map_err(events::WireError::from);
-            let served = served.and_then(|stream| broker.serve(&Arc::new(stream)));
-            stream_result(served.map_err(io::Error::other), stream, events::PORT, &observer_);
+            match served.and_then(|stream| broker.serve(&Arc::new(stream))) {
+                // How subscribers leave: they have nothing to say at the end.
+                Err(events::WireError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {}
+                served => stream_result(served.map_err(io::Error::other), stream, events::PORT, &observer_),
+            }
         };
         let place = Place { port: events::PORT, streams: events::MAX_STREAMS, per_peer: MAX_STREAMS };
         self.listen(node, place, handler, Stream::reset, observer)

@@ -85,7 +85,8 @@ pub(crate) struct ResolveArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
     /// Which name; with --services, which NETWORK:PORT
-    pub(crate) name: String,
+    #[arg(value_name = "NAME")]
+    pub(crate) wanted: String,
     /// Whose nameserver to ask
     #[arg(long, value_name = "PEER")]
     pub(crate) via: Peer,
@@ -103,7 +104,8 @@ pub(crate) struct AnnounceArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
     /// Which name
-    pub(crate) name: String,
+    #[arg(value_name = "NAME")]
+    pub(crate) wanted: String,
     /// At whose nameserver
     #[arg(long, value_name = "PEER")]
     pub(crate) via: Peer,

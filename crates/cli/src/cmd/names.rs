@@ -11,19 +11,19 @@ use crate::session;
 
 pub(crate) fn resolve(context: &Context, args: &ResolveArgs) -> Result<(), CliError> {
     let request = if args.services {
-        let parsed = args.name.split_once(':').and_then(|(n, p)| Some((n.parse().ok()?, p.parse().ok()?)));
+        let parsed = args.wanted.split_once(':').and_then(|(n, p)| Some((n.parse().ok()?, p.parse().ok()?)));
         let (network, port): (u16, u16) = parsed.ok_or_else(|| {
             CliError::usage(
                 "command line",
-                format!("{:?} is not NETWORK:PORT", args.name),
+                format!("{:?} is not NETWORK:PORT", args.wanted),
                 "use numbers, as in 1:80",
             )
         })?;
         Request::QueryService { network: network.into(), port }
     } else if args.network {
-        Request::QueryNetwork(args.name.clone())
+        Request::QueryNetwork(args.wanted.clone())
     } else {
-        Request::QueryAddress(args.name.clone())
+        Request::QueryAddress(args.wanted.clone())
     };
     check(&request)?;
     let (reply, _) = ask(context, &args.node, &args.via, &mut |_| request.clone())?;
@@ -53,7 +53,7 @@ pub(crate) fn resolve(context: &Context, args: &ResolveArgs) -> Result<(), CliEr
 pub(crate) fn announce(context: &Context, args: &AnnounceArgs) -> Result<(), CliError> {
     let make = |own: Address| {
         let address = args.address.unwrap_or(own);
-        let (name, network) = (args.name.clone(), args.network);
+        let (name, network) = (args.wanted.clone(), args.network);
         match (args.port, network) {
             (Some(port), network) => Request::RegisterService {
                 provider: Provider { name, address, port },

@@ -34,7 +34,6 @@ pub(crate) fn run(context: &Context, action: &TaskAction) -> Result<(), CliError
         TaskAction::List { received, submitted } => return list(context, *received, *submitted),
         TaskAction::Results { id, text: None, file: None, .. } => return show(context, id),
         TaskAction::Submit { node, peer, description } => {
-            node::check_peer(context, peer)?;
             (node, json!({ "do": "submit", "peer": peer.to_string(), "description": description }))
         }
         TaskAction::Accept(choice) => {
@@ -85,6 +84,9 @@ fn perform(context: &Context, args: &NodeArgs, mut request: Value) -> Result<Val
                 ));
             }
         }
+    }
+    if let Ok(peer) = request["peer"].as_str().unwrap_or_default().parse() {
+        node::check_peer(context, &peer)?;
     }
     let store = open(&dir(context))?;
     let node = node::start(context, args)?;
