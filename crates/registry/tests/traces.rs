@@ -65,7 +65,7 @@ fn reference_fields() -> BTreeMap<String, BTreeSet<String>> {
 fn with_server(test: impl FnOnce(SocketAddr)) {
     let folder = tempfile::tempdir().expect("folder");
     let mut config = ServerConfig::new(([127, 0, 0, 1], 0).into(), folder.path().join("registry.redb"));
-    config.engine.allow_unsigned = true;
+    config.engine.unsigned = pilotage_registry::engine::Unsigned::Trusted;
     let server = Server::bind(config).expect("server");
     let (address, handle) = (server.local_addr(), server.handle());
     let thread = std::thread::spawn(move || server.run());
