@@ -58,12 +58,22 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("file_header", [&b"PLFR\x05"[..], &[1; 40], b"\0\x04full"].concat()),
         ("file_header", vec![0; 44]),
         ("file_header", b"\xFF\xFF\xFF\xFF\0\x04gone".to_vec()),
+        ("socks5", b"\x05\x02\x00\x02".to_vec()),
+        ("socks5", b"\x01\x03ann\x06secret".to_vec()),
+        ("socks5", b"\x05\x01\x00\x03\x09bob.pilot\x13\x88early".to_vec()),
+        ("socks5", b"\x05\x01\x00\x01\x7f\x00\x00\x01\x00\x50".to_vec()),
+        ("socks5", [&b"\x05\x01\x00\x04"[..], &[0xFD; 16], b"\x00\x50"].concat()),
         ("state_files", state()),
         (
             "state_files",
             br#"{"version":1,"peers":[{"address":"0:0000.0000.0007","key":"0707070707070707070707070707070707070707070707070707070707070707","endpoint":"127.0.0.1:9","called":true,"last_seen":5}]}"#.to_vec(),
         ),
     ];
+    samples.push((
+        "state_files",
+        br#"{"version":1,"addresses":[{"registry":"127.0.0.1:9000","key":"0707070707070707070707070707070707070707070707070707070707070707","address":"0:0000.0000.0001"}]}"#.to_vec(),
+    ));
+    samples.extend(trust());
     for (kind, target) in files::samples()
         .into_iter()
         .filter(|(t, _)| ["packet", "frame", "beacon"].contains(t))
@@ -75,6 +85,23 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     samples.extend(services());
     samples.extend(records().into_iter().map(|bytes| ("registry_record", bytes)));
     samples.extend(captures().into_iter().map(|bytes| ("capture", bytes)));
+    samples
+}
+
+/// The messages of spec/vectors/port444.json, and a list of trusted nodes.
+fn trust() -> Vec<(&'static str, Vec<u8>)> {
+    let vectors: serde_json::Value =
+        serde_json::from_str(include_str!("../../spec/vectors/port444.json")).expect("vectors");
+    let cases = vectors["cases"].as_array().expect("cases").iter();
+    let mut samples: Vec<_> =
+        cases.map(|case| ("trust_message", case["json"].as_str().expect("text").as_bytes().to_vec())).collect();
+    let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    let time = "2026-11-21T14:52:44Z";
+    let file = format!(
+        r#"{{"trusted":[{{"node_id":1,"public_key":"{key}","approved_at":"{time}","mutual":true,"network":3}}],"pending":[{{"node_id":2,"public_key":"","justification":"why","received_at":"{time}"}}],"outgoing":[{{"node_id":3,"public_key":"{key}","justification":"","sent_at":"{time}"}}]}}"#
+    );
+    samples.push(("trust_file", file.into_bytes()));
+    samples.push(("trust_file", br#"{"trusted":null}"#.to_vec()));
     samples
 }
 

@@ -16,7 +16,12 @@ mod inputs;
 pub mod invariants;
 mod registry;
 mod services;
+/// The messages of SOCKS clients.
+#[path = "../../crates/services/src/gateway/socks5/wire.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the crate itself uses the rest")]
+mod socks;
 mod state;
+mod trust;
 
 /// One target.
 #[derive(Clone, Copy)]
@@ -34,7 +39,7 @@ macro_rules! targets {
 
         /// One function per target: a program that calls one holds nothing of the others.
         pub mod target {
-            use super::{base, beacon, bench, decode, file, invariants, registry, services, state};
+            use super::{base, beacon, bench, decode, file, invariants, registry, services, socks, state, trust};
             use pilotage_proto::fuzzing;
 
             $(
@@ -56,12 +61,16 @@ targets! {
     sack => invariants::sack,
     beacon => invariants::beacon,
     registry_frame => invariants::registry_frame,
+    ipc => invariants::ipc,
+    socks5 => socks::fuzz_input,
     registry_record => registry::record,
     capture => decode::capture,
     view => decode::view,
     file_header => file::file_header,
     bench_header => bench::bench_header,
     state_files => state::state_files,
+    trust_message => trust::trust_message,
+    trust_file => trust::trust_file,
     nameserver_text => services::nameserver_text,
     secure_frame => services::secure_frame,
     message_frame => services::message_frame,

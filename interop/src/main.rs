@@ -8,8 +8,11 @@
 //!
 //! What cannot run is skipped loudly and counts as skipped.
 
+mod driver;
+mod lens;
 mod process;
 mod proxy;
+mod repeat;
 mod report;
 mod scenario;
 mod subject;
@@ -26,7 +29,7 @@ use clap::{Parser, Subcommand};
 use crate::process::{Scratch, run as run_program};
 use crate::proxy::Proxy;
 use crate::report::{Cell, Report, Verdict};
-use crate::scenario::{Outcome, Scenario, hub};
+use crate::scenario::{Scenario, hub};
 use crate::subject::{Kind, Programs};
 
 /// Any failure; the text names the stage.
@@ -59,6 +62,9 @@ struct Options {
     /// Folder with the reference's programs
     #[arg(long, env = "PILOT_REF_BIN")]
     reference: Option<PathBuf>,
+    /// How often each scenario with the reference runs; it has passed if all of them did, and its figure is the median
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
+    repeats: u16,
     /// Print one JSON object per result
     #[arg(long)]
     json: bool,
@@ -81,6 +87,13 @@ enum Part {
         /// Seed of the link; connection N of a crowd has 1000 times the run's seed, plus N
         #[arg(long, default_value_t = 1)]
         link_seed: u64,
+    },
+    /// A pipe or datagrams by a reference daemon's local socket
+    Driver {
+        /// The daemon's socket
+        socket: PathBuf,
+        #[command(subcommand)]
+        action: driver::Action,
     },
     /// One end of the TCP flow of cross-traffic
     #[command(hide = true)]
@@ -106,6 +119,8 @@ const BY_HUB: &[(Kind, Kind, Kind)] =
     &[(P, P, P), (R, P, P), (R, P, R), (R, R, P), (P, P, R), (P, R, P), (P, R, R)];
 /// Client, server.
 const PAIRS: &[(Kind, Kind)] = &[(P, P), (P, R), (R, P)];
+/// The same where the reference is the subject; the last is the baseline.
+const FOREIGN_PAIRS: &[(Kind, Kind)] = &[(P, R), (R, P), (R, R)];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -124,6 +139,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         Some(Part::Proxy { scenario, server, link_seed }) => {
             return run_proxy(*scenario, *server, *link_seed).map(|()| true);
         }
+        Some(Part::Driver { socket, action }) => return driver::run(socket, action).map(|()| true),
         Some(Part::TcpSink { address }) => return scenario::cross::tcp_sink(address).map(|()| true),
         Some(Part::TcpSource { address }) => return scenario::cross::tcp_source(address).map(|()| true),
         None => {}
@@ -138,6 +154,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
     let started = Instant::now();
     let mut cells = run_jobs(options, &programs, jobs(options));
     cells.sort_by_key(|cell| (cell.scenario, cell.hub, cell.client, cell.server));
+    report::compare_with_baseline(&mut cells);
     let report = Report {
         pilotage: programs.version()?,
         seed: options.seed,
@@ -159,9 +176,10 @@ fn jobs(options: &Options) -> Vec<Job> {
     wanted.sort_by_key(|scenario| std::cmp::Reverse(scenario.weight()));
     let (by_hub, single): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|scenario| scenario.is_by_hub());
     let mut jobs = Vec::new();
-    for (client, server) in PAIRS {
-        jobs.extend(single.iter().map(|scenario| Job::Single {
-            scenario: *scenario,
+    for scenario in single {
+        let pairs = if scenario.is_foreign() { FOREIGN_PAIRS } else { PAIRS };
+        jobs.extend(pairs.iter().map(|(client, server)| Job::Single {
+            scenario,
             client: *client,
             server: *server,
         }));
@@ -240,13 +258,15 @@ fn run_single(options: &Options, programs: &Programs, scenario: Scenario, kinds:
         return cell.skipped(obstacle);
     }
     let started = Instant::now();
-    let outcome =
-        Scratch::new(options.keep).and_then(|scratch| scenario.run(kinds, &plan, programs, &scratch));
-    match outcome {
-        Ok(Outcome::Passed(passed)) => cell.passed(passed, started.elapsed()),
-        Ok(Outcome::Skipped(reason)) => cell.skipped(reason),
-        Err(error) => cell.failed(error, started.elapsed()),
-    }
+    let once = |seed: u64| {
+        let plan = scenario.plan(seed, options.quick);
+        Scratch::new(options.keep)
+            .and_then(|scratch| scenario.run(kinds, &plan, programs, &scratch))
+            .map_err(|error| error.to_string())
+    };
+    let runs = if scenario.is_foreign() { u64::from(options.repeats) } else { 1 };
+    let outcomes = repeat::all(scenario.mostly_waits(), options.seed, runs, once);
+    repeat::sum_up(cell, outcomes, started.elapsed())
 }
 
 /// The proxy alone, until standard input ends.

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
@@ -66,6 +66,68 @@ impl Background {
             .spawn()
             .map_err(|e| format!("cannot start {}: {e}", command.get_program().to_string_lossy()))?;
         Ok(Self { child, log: log.to_path_buf() })
+    }
+
+    /// The same with an input, and its output apart from its log.
+    pub(crate) fn start_split(
+        command: &mut Command,
+        input: Stdio,
+        output: &Path,
+        log: &Path,
+    ) -> Result<Self, Failure> {
+        let child = command
+            .stdin(input)
+            .stdout(File::create(output)?)
+            .stderr(File::create(log)?)
+            .spawn()
+            .map_err(|e| format!("cannot start {}: {e}", command.get_program().to_string_lossy()))?;
+        Ok(Self { child, log: log.to_path_buf() })
+    }
+
+    /// The same with output through a pipe that nobody reads yet.
+    pub(crate) fn start_unread(command: &mut Command, log: &Path) -> Result<Self, Failure> {
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(log)?)
+            .spawn()
+            .map_err(|e| format!("cannot start {}: {e}", command.get_program().to_string_lossy()))?;
+        Ok(Self { child, log: log.to_path_buf() })
+    }
+
+    /// The writing end of its input, if that is a pipe.
+    pub(crate) fn take_input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// The reading end of its output, if that is a pipe.
+    pub(crate) fn take_output(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> Result<bool, Failure> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
+    /// Waits for its end, which must be a success.
+    pub(crate) fn ends_well(&mut self, what: &str, limit: Duration) -> Result<(), Failure> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => return Err(format!("{what}: {status}: {}", self.log_tail()).into()),
+                None if Instant::now() >= deadline => {
+                    return Err(format!("{what}: no end within {} s", limit.as_secs()).into());
+                }
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
     }
 
     /// Waits until `ready` says so; an error shows the end of the log.

@@ -17,6 +17,8 @@ pub(crate) enum Verdict {
     Passed,
     Failed,
     Skipped,
+    /// The reference cannot do this with itself: a figure of the baseline, no test of ours.
+    Baseline,
 }
 
 /// One cell.
@@ -63,6 +65,18 @@ impl Cell {
         self.ended(Verdict::Failed, reason.to_string(), took)
     }
 
+    /// Whether both nodes are the reference's.
+    pub(crate) fn is_baseline(&self) -> bool {
+        (self.client, self.server) == (Kind::Reference, Kind::Reference)
+    }
+
+    /// It did not work; that is no failure of ours in the baseline.
+    pub(crate) fn failed_or_baseline(self, reason: impl ToString, took: Duration) -> Self {
+        let verdict =
+            if self.is_baseline() && self.hub.is_none() { Verdict::Baseline } else { Verdict::Failed };
+        self.ended(verdict, reason.to_string(), took)
+    }
+
     pub(crate) fn skipped(self, reason: impl ToString) -> Self {
         self.ended(Verdict::Skipped, reason.to_string(), Duration::ZERO)
     }
@@ -90,6 +104,7 @@ impl Cell {
             Verdict::Passed => "ok",
             Verdict::Failed => "FAIL",
             Verdict::Skipped => "SKIPPED",
+            Verdict::Baseline => "BASE",
         };
         let figure = self.figure_text();
         let separator = if figure.is_empty() { "" } else { "; " };
@@ -107,6 +122,27 @@ fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Pilotage => "pilotage",
         Kind::Reference => "reference",
+    }
+}
+
+/// Looks at each figure that has to reach a multiple of the reference's own in the same run.
+pub(crate) fn compare_with_baseline(cells: &mut [Cell]) {
+    let baselines: Vec<(Scenario, f64)> = cells
+        .iter()
+        .filter(|cell| cell.is_baseline() && cell.hub.is_none())
+        .filter_map(|cell| Some((cell.scenario, cell.figure?)))
+        .collect();
+    for cell in cells.iter_mut().filter(|cell| !cell.is_baseline() && cell.result == Verdict::Passed) {
+        let sender = if cell.scenario.is_down() { cell.server } else { cell.client };
+        let wanted = cell.scenario.factor(sender == Kind::Pilotage);
+        let base = baselines.iter().find(|(scenario, _)| *scenario == cell.scenario);
+        let (Some(wanted), Some((_, base)), Some(figure)) = (wanted, base, cell.figure) else { continue };
+        let times = figure / base.max(1e-9);
+        cell.reason += &format!("; {times:.1} times the reference with itself");
+        if times < wanted {
+            cell.result = Verdict::Failed;
+            cell.reason += &format!(", which is less than {wanted:.0}");
+        }
     }
 }
 
@@ -157,7 +193,11 @@ impl Report {
         text.push_str("| scenario | client → server | result | figure | what was seen | time |\n");
         text.push_str("|---|---|---|---|---|---|\n");
         for cell in self.cells.iter().filter(|cell| cell.result != Verdict::Skipped) {
-            let result = if cell.result == Verdict::Passed { "passed" } else { "**FAILED**" };
+            let result = match cell.result {
+                Verdict::Passed => "passed",
+                Verdict::Baseline => "reference alone fails",
+                _ => "**FAILED**",
+            };
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::Failure;
+use crate::driver::Driver;
 use crate::process::{Background, accepts, free_address, run};
 
 /// Which implementation.
@@ -32,12 +33,20 @@ pub(crate) struct Programs {
 /// The hub's option that lets nodes register without proof of possession.
 const HUB_SWITCH: &str = "--allow-unsigned";
 
-/// A running registry and beacon.
+/// A running registry and beacon, or how nodes see one.
 #[derive(Debug)]
 pub(crate) struct Hub {
     pub(crate) registry: SocketAddr,
-    pub(crate) beacon: SocketAddr,
-    _process: Background,
+    /// None: nodes are told of no beacon.
+    pub(crate) beacon: Option<SocketAddr>,
+    _process: Option<Background>,
+}
+
+impl Hub {
+    /// The same hub by another address of its registry, and without a beacon.
+    pub(crate) fn seen_at(&self, registry: SocketAddr) -> Self {
+        Self { registry, beacon: None, _process: None }
+    }
 }
 
 /// One node: its state folder, its name, and its process where the implementation has one.
@@ -46,7 +55,24 @@ pub(crate) struct Node {
     pub(crate) kind: Kind,
     pub(crate) folder: PathBuf,
     pub(crate) name: &'static str,
-    _process: Option<Background>,
+    /// As text, where it is known.
+    pub(crate) address: String,
+    process: Option<Background>,
+}
+
+impl Node {
+    /// Memory of its process in KiB, where it has one and the system tells.
+    pub(crate) fn memory_kb(&self) -> Option<u64> {
+        let path = format!("/proc/{}/status", self.process.as_ref()?.id());
+        let text = std::fs::read_to_string(path).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Ends its process.
+    pub(crate) fn stop(&mut self) {
+        self.process = None;
+    }
 }
 
 impl Programs {
@@ -105,7 +131,7 @@ impl Programs {
         };
         let mut process = Background::start(&mut command, &folder.join("log"))?;
         process.wait_until("hub", || accepts(registry))?;
-        Ok(Hub { registry, beacon, _process: process })
+        Ok(Hub { registry, beacon: Some(beacon), _process: Some(process) })
     }
 
     /// Starts a node that answers, and waits until it is registered.
@@ -126,9 +152,9 @@ impl Programs {
                 process.wait_until("responder", || is_registered(&mut status))?;
                 process
             }
-            Kind::Reference => self.start_daemon(&folder, name, hub)?,
+            Kind::Reference => self.start_daemon(&folder, name, free_address()?, hub)?,
         };
-        Ok(Node { kind, folder, name, _process: Some(process) })
+        Ok(Node { kind, folder, name, address: String::new(), process: Some(process) })
     }
 
     /// Prepares a node that begins. Pilotage commands are nodes of their own; the reference needs its daemon.
@@ -141,15 +167,62 @@ impl Programs {
     ) -> Result<Node, Failure> {
         let process = match kind {
             Kind::Pilotage => None,
-            Kind::Reference => Some(self.start_daemon(&folder, name, hub)?),
+            Kind::Reference => Some(self.start_daemon(&folder, name, free_address()?, hub)?),
         };
-        Ok(Node { kind, folder, name, _process: process })
+        Ok(Node { kind, folder, name, address: String::new(), process })
+    }
+
+    /// Starts a reference daemon at this UDP address.
+    pub(crate) fn start_daemon_at(
+        &self,
+        folder: PathBuf,
+        name: &'static str,
+        endpoint: SocketAddr,
+        hub: &Hub,
+    ) -> Result<Node, Failure> {
+        let process = self.start_daemon(&folder, name, endpoint, hub)?;
+        let info = Driver::open(&folder.join("pilot.sock"))?.info()?;
+        let address = info["address"].as_str().ok_or("info without address")?.to_owned();
+        Ok(Node { kind: Kind::Reference, folder, name, address, process: Some(process) })
+    }
+
+    /// Starts `pilotage up` at this UDP address.
+    pub(crate) fn start_up_at(
+        &self,
+        folder: PathBuf,
+        name: &'static str,
+        endpoint: SocketAddr,
+        hub: &Hub,
+    ) -> Result<Node, Failure> {
+        let mut command = self.pilotage("up", &folder, hub);
+        command.args(["--json", "--bind", &endpoint.to_string(), "--name", name]);
+        let mut process = Background::start(&mut command, &folder.join("log"))?;
+        let ready = process.wait_for_event("ready")?;
+        let mut status = Command::new(&self.pilotage);
+        status.args(["status", "--json", "--state"]).arg(&folder);
+        process.wait_until("responder", || is_registered(&mut status))?;
+        let address = ready["address"].as_str().ok_or("ready without address")?.to_owned();
+        Ok(Node { kind: Kind::Pilotage, folder, name, address, process: Some(process) })
+    }
+
+    /// Makes the identity of a Pilotage node without starting it.
+    pub(crate) fn place_for(&self, folder: PathBuf, name: &'static str) -> Result<Node, Failure> {
+        let mut command = Command::new(&self.pilotage);
+        command.args(["id", "new", "--json", "--state"]).arg(&folder);
+        let text = run(&mut command, &[], Duration::from_secs(10))?;
+        let value: serde_json::Value = serde_json::from_slice(&text)?;
+        let address = find_key(&value, "address").and_then(serde_json::Value::as_str);
+        let address = address.ok_or("id new without address")?.to_owned();
+        Ok(Node { kind: Kind::Pilotage, folder, name, address, process: None })
     }
 
     /// A pilotage command on this state folder and hub.
     pub(crate) fn pilotage(&self, command: &str, folder: &Path, hub: &Hub) -> Command {
         let mut process = self.pilotage_alone(command, folder);
-        process.args(["--registry", &hub.registry.to_string(), "--beacon", &hub.beacon.to_string()]);
+        process.args(["--registry", &hub.registry.to_string()]);
+        if let Some(beacon) = hub.beacon {
+            process.args(["--beacon", &beacon.to_string()]);
+        }
         process
     }
 
@@ -176,10 +249,20 @@ impl Programs {
         Ok(command)
     }
 
-    fn start_daemon(&self, folder: &Path, name: &str, hub: &Hub) -> Result<Background, Failure> {
+    fn start_daemon(
+        &self,
+        folder: &Path,
+        name: &str,
+        endpoint: SocketAddr,
+        hub: &Hub,
+    ) -> Result<Background, Failure> {
+        // A socket that an earlier process left behind would answer nobody.
+        let _ = std::fs::remove_file(folder.join("pilot.sock"));
         let mut command = self.reference_program("daemon", folder)?;
-        command.args(["-registry", &hub.registry.to_string(), "-beacon", &hub.beacon.to_string()]);
-        command.args(["-listen", &free_address()?.to_string(), "-public", "-hostname", name]);
+        // Without these its defaults are public addresses.
+        let beacon = hub.beacon.map(|beacon| beacon.to_string()).unwrap_or_default();
+        command.args(["-registry", &hub.registry.to_string(), "-beacon", &beacon]);
+        command.args(["-listen", &endpoint.to_string(), "-public", "-hostname", name]);
         command.args(["-email", &format!("{name}@example.test")]);
         command.arg("-socket").arg(folder.join("pilot.sock"));
         command.arg("-identity").arg(folder.join("identity.json"));

@@ -29,7 +29,7 @@ Exit codes:
     2  the command line or the configuration is wrong
     3  the peer or the hub could not be reached or stopped answering
     4  data arrived but failed verification
-  130  interrupted by Ctrl-C, SIGTERM or SIGHUP (hub and up end with 0: that is how they are stopped)";
+  130  interrupted by Ctrl-C, SIGTERM or SIGHUP (hub, up and the gateway commands end with 0: that is how they are stopped)";
 
 /// Everything the user typed.
 #[derive(Debug, Parser)]
@@ -60,6 +60,9 @@ pub(crate) struct Global {
     /// Beacon (UDP), if it is not where --hub says
     #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_BEACON")]
     pub(crate) beacon: Option<String>,
+    /// Speak TLS with the registry, and only with the certificate that has this SHA-256 (64 hex digits)
+    #[arg(long, global = true, value_name = "HEX", env = "PILOTAGE_REGISTRY_TLS_PIN", value_parser = parse_pin)]
+    pub(crate) registry_tls_pin: Option<[u8; 32]>,
     /// Print results as JSON, one object per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -85,6 +88,8 @@ pub(crate) enum Command {
     Id(IdArgs),
     /// Show what the running node of the state directory does
     Status,
+    /// Ask for trust, give it and take it back, at the running node of the state directory
+    Trust(TrustArgs),
     /// Measure the round-trip time to a peer
     Ping(PingArgs),
     /// Send files, or standard input, to a peer
@@ -111,6 +116,8 @@ pub(crate) enum Command {
     Resolve(ResolveArgs),
     /// Register a name at the nameserver of a peer, for five minutes (port 53)
     Announce(AnnounceArgs),
+    /// Make, enter, leave and look after networks of nodes
+    Network(NetworkArgs),
     /// Show what is in packets: hex, a raw file, pcap or pcapng
     Decode(DecodeArgs),
     /// Show the whole stack at work: a hub and two nodes move a file on this machine
@@ -119,6 +126,14 @@ pub(crate) enum Command {
     Config,
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Lead a local TCP port to a port of a peer
+    Forward(ForwardArgs),
+    /// Lead a port of this node to a TCP target
+    Serve(ServeArgs),
+    /// Run a SOCKS5 proxy whose clients reach peers by name
+    Socks5(Socks5Args),
+    /// Give peers IP addresses on this machine
+    Gateway(GatewayArgs),
     /// Node A of the demo
     #[command(hide = true)]
     DemoSender(DemoSenderArgs),
@@ -129,7 +144,7 @@ pub(crate) enum Command {
 #[command(next_help_heading = "Node options")]
 pub(crate) struct NodeArgs {
     /// Name to claim at the hub: a-z, 0-9 and -
-    #[arg(long, env = "PILOTAGE_NAME")]
+    #[arg(long, visible_alias = "hostname", env = "PILOTAGE_NAME")]
     pub(crate) name: Option<String>,
     /// UDP address to bind [default: 0.0.0.0:0]
     #[arg(long, value_name = "IP:PORT", env = "PILOTAGE_BIND")]
@@ -137,9 +152,18 @@ pub(crate) struct NodeArgs {
     /// Use a throwaway identity instead of the one in the state directory
     #[arg(long)]
     pub(crate) ephemeral: bool,
-    /// Do not let the hub tell others where this node is
+    /// Do not let the hub tell others where this node is [default at a registry of the reference]
     #[arg(long)]
     pub(crate) private: bool,
+    /// Let it tell everybody [default at a hub of Pilotage]
+    #[arg(long, conflicts_with = "private")]
+    pub(crate) public: bool,
+    /// E-mail address for a registry of the reference; every node needs its own
+    #[arg(long, visible_alias = "email", value_name = "TEXT", env = "PILOTAGE_OWNER")]
+    pub(crate) owner: Option<String>,
+    /// Time between heartbeats to the registry [default: 30s]
+    #[arg(long, value_name = "TIME", env = "PILOTAGE_KEEPALIVE", value_parser = parse_keepalive)]
+    pub(crate) keepalive: Option<Duration>,
     /// Introduce a peer without a hub: ADDRESS@IP:PORT, optionally =KEY (64 hex digits)
     #[arg(long = "peer", value_name = "ADDRESS@IP:PORT[=KEY]")]
     pub(crate) peers: Vec<Introduction>,
@@ -163,6 +187,21 @@ fn parse_rekey_after(text: &str) -> Result<Duration, String> {
     let time = parse_duration(text).map_err(|error| error.to_string())?;
     let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
     if allowed.contains(&time) { Ok(time) } else { Err("expected 1s to 1h".into()) }
+}
+
+/// 1 s to 2 min: registries forget nodes after 3 min.
+fn parse_keepalive(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(120);
+    if allowed.contains(&time) { Ok(time) } else { Err("expected 1s to 2m".into()) }
+}
+
+/// As `openssl x509 -fingerprint -sha256` prints it, with or without the colons.
+pub(crate) fn parse_pin(text: &str) -> Result<[u8; 32], String> {
+    let mut pin = [0; 32];
+    hex::decode_to_slice(text.replace(':', ""), &mut pin)
+        .map_err(|_| "the SHA-256 of a certificate has 64 hex digits".to_owned())?;
+    Ok(pin)
 }
 
 /// A statically introduced peer.
@@ -209,12 +248,166 @@ pub(crate) struct HubArgs {
     /// Database of the registry [default: registry.redb in the state directory]
     #[arg(long, value_name = "FILE")]
     pub(crate) store: Option<PathBuf>,
-    /// Let nodes register without proving their key, as reference daemons do; never for a key that was proven once
+    /// Believe registrations without proof at once instead of when the key signs something: for networks you trust only
     #[arg(long)]
     pub(crate) allow_unsigned: bool,
+    /// Register only with proof of possession: reference daemons stay out
+    #[arg(long, conflicts_with = "allow_unsigned")]
+    pub(crate) require_proof: bool,
+    /// File with the admin token, which makes networks and does what else only an operator may
+    #[arg(long, value_name = "FILE", conflicts_with = "admin_token")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+    /// The admin token itself; others on this machine can see it on the command line
+    #[arg(long, value_name = "TOKEN", env = "PILOTAGE_ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) admin_token: Option<String>,
+    /// Speak TLS on the registry's port, with a certificate made once and kept in the state directory
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// Let everybody change scores, as reference daemons do; for networks you trust only
+    #[arg(long)]
+    pub(crate) open_scores: bool,
+    /// Let everybody announce a beacon, as reference beacons do; for networks you trust only
+    #[arg(long)]
+    pub(crate) allow_beacons: bool,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,
+}
+
+/// `network`
+#[derive(Debug, Args)]
+pub(crate) struct NetworkArgs {
+    /// The hub's or the network's admin token: acts without being a member
+    #[arg(long, global = true, value_name = "TOKEN", env = "PILOTAGE_ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) admin_token: Option<String>,
+    /// This node's id, if no node runs and the hub is not of our kind
+    #[arg(long, global = true, value_name = "ID", env = "PILOTAGE_NODE_ID")]
+    pub(crate) node_id: Option<u32>,
+    #[command(subcommand)]
+    pub(crate) action: NetworkAction,
+}
+
+/// What to do with networks. NETWORK is a number or a name.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkAction {
+    /// Make a network (needs the hub's admin token); this node owns it
+    Create {
+        /// Name: a-z, 0-9 and -
+        name: String,
+        /// Who may enter
+        #[arg(long, value_enum, default_value_t = JoinRule::Open)]
+        rule: JoinRule,
+        /// Token that lets others enter, for --rule token
+        #[arg(long, value_name = "TOKEN", required_if_eq("rule", "token"))]
+        token: Option<String>,
+        /// Admin token for this network alone
+        #[arg(long, value_name = "TOKEN")]
+        network_admin_token: Option<String>,
+    },
+    /// Enter a network
+    Join {
+        /// Which
+        network: String,
+        /// Its token
+        #[arg(long, value_name = "TOKEN")]
+        token: Option<String>,
+    },
+    /// Leave a network
+    Leave {
+        /// Which
+        network: String,
+    },
+    /// Show all networks
+    List,
+    /// Show the members of a network
+    Members {
+        /// Which
+        network: String,
+    },
+    /// Invite a node to a network
+    Invite {
+        /// Which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Show the invitations of this node
+    Invites,
+    /// Take an invitation
+    Accept {
+        /// To which
+        network: String,
+    },
+    /// Decline an invitation
+    Decline {
+        /// To which
+        network: String,
+    },
+    /// Show or change the policy of a network
+    Policy {
+        /// Which
+        network: String,
+        /// Most members; 0 = as many as the hub allows
+        #[arg(long, value_name = "N")]
+        max_members: Option<u32>,
+        /// Ports that members may call, such as 7,80
+        #[arg(long, value_name = "PORTS", value_delimiter = ',')]
+        allowed_ports: Option<Vec<u16>>,
+        /// What it is for
+        #[arg(long, value_name = "TEXT")]
+        description: Option<String>,
+    },
+    /// Remove a member
+    Kick {
+        /// Of which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Make a member an admin
+    Promote {
+        /// Of which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Make an admin a member
+    Demote {
+        /// Of which
+        network: String,
+        /// Whom
+        peer: Peer,
+    },
+    /// Give a network to another member
+    Transfer {
+        /// Which
+        network: String,
+        /// To whom
+        peer: Peer,
+    },
+    /// Change the name of a network
+    Rename {
+        /// Which
+        network: String,
+        /// The new name
+        name: String,
+    },
+    /// End a network
+    Delete {
+        /// Which
+        network: String,
+    },
+}
+
+/// Who may enter a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JoinRule {
+    /// Everybody
+    Open,
+    /// Who knows the token, or is invited
+    Token,
+    /// Who is invited
+    Invite,
 }
 
 /// `up`
@@ -237,6 +430,12 @@ pub(crate) struct UpArgs {
     /// Flush received files to the disk before confirming them
     #[arg(long)]
     pub(crate) fsync: bool,
+    /// Answer only trusted nodes and those that share a network [a private node at a registry of the reference always does]
+    #[arg(long)]
+    pub(crate) guard: bool,
+    /// Serve the local socket that pilotctl and Pilot drivers speak; its folder must be closed to others [default: none]
+    #[arg(long, value_name = "PATH", env = "PILOTAGE_IPC")]
+    pub(crate) ipc: Option<PathBuf>,
     /// Serve names to other nodes (port 53)
     #[arg(long, env = "PILOTAGE_NAMESERVER")]
     pub(crate) nameserver: bool,
@@ -266,6 +465,48 @@ pub(crate) enum IdAction {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// `trust`
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    #[command(subcommand)]
+    pub(crate) action: TrustAction,
+}
+
+/// `trust …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrustAction {
+    /// Ask a node to trust this one; if it asked before, both are agreed
+    Request {
+        /// Name, address or node number
+        peer: String,
+        /// What the other operator reads
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Trust a node that asked
+    Approve {
+        /// Name, address or node number
+        peer: String,
+    },
+    /// Turn down a node that asked
+    Reject {
+        /// Name, address or node number
+        peer: String,
+        /// What the other operator reads
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+    },
+    /// Trust a node no more, or take a request back
+    Revoke {
+        /// Name, address or node number
+        peer: String,
+    },
+    /// Show trusted nodes
+    List,
+    /// Show requests that wait: others' for our answer, ours for theirs
+    Pending,
 }
 
 /// `ping`
@@ -459,6 +700,96 @@ pub(crate) struct CompletionsArgs {
     pub(crate) shell: clap_complete::Shell,
 }
 
+/// Bounds of a gateway.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GatewayLimits {
+    /// Connections at a time; further ones are refused
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) connections: u16,
+}
+
+/// A port of a peer: `PEER:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerPort {
+    pub(crate) peer: Peer,
+    pub(crate) port: u16,
+}
+
+impl std::str::FromStr for PeerPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (peer, port) = text.rsplit_once(':').ok_or("expected PEER:PORT, as in bob:80")?;
+        let port = port.parse().ok().filter(|port| *port != 0);
+        let port = port.ok_or("expected PEER:PORT with a port of 1 to 65535, as in bob:80")?;
+        Ok(Self { peer: peer.parse().map_err(|error: pilotage::PeerParseError| error.to_string())?, port })
+    }
+}
+
+/// `forward`
+#[derive(Debug, Args)]
+pub(crate) struct ForwardArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) limits: GatewayLimits,
+    /// TCP address to listen on; whoever reaches it speaks as this node
+    #[arg(value_name = "IP:PORT")]
+    pub(crate) local: SocketAddr,
+    /// Where it leads
+    #[arg(value_name = "PEER:PORT")]
+    pub(crate) target: PeerPort,
+}
+
+/// `serve`
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) limits: GatewayLimits,
+    /// Port of this node, 1 to 65535
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: u16,
+    /// TCP target that it leads to
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) target: String,
+    /// Who may use it; may be repeated [default: whoever can reach this node]
+    #[arg(long, value_name = "PEER", num_args = 1..)]
+    pub(crate) allow: Vec<Peer>,
+}
+
+/// `socks5`
+#[derive(Debug, Args)]
+pub(crate) struct Socks5Args {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) limits: GatewayLimits,
+    /// TCP address to listen on: loopback, unless there is a password
+    #[arg(value_name = "IP:PORT", default_value = "127.0.0.1:1080")]
+    pub(crate) local: SocketAddr,
+    /// File with NAME:PASSWORD that clients must show
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+}
+
+/// `gateway`
+#[derive(Debug, Args)]
+pub(crate) struct GatewayArgs {
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) limits: GatewayLimits,
+    /// A peer and the address that stands for it; may be repeated. Outside 127.0.0.0/8 it is added to lo, as root
+    #[arg(long, value_name = "PEER=IP", required = true)]
+    pub(crate) map: Vec<pilotage_services::gateway::alias::Mapping>,
+    /// Ports to lead to the same ports of the peers
+    #[arg(long, value_name = "PORT", value_delimiter = ',', default_value = "80,443,1000,1001,1002,7,8080,8443",
+        value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) ports: Vec<u16>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -477,6 +808,21 @@ mod tests {
         assert_eq!(key.parse::<Introduction>().unwrap().key, Some([0xab; 32]));
         for bad in ["bob", "0:0000.ABCD.1234", &format!("{text}=ab")] {
             assert!(bad.parse::<Introduction>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_of_peers() {
+        for (text, peer) in [
+            ("bob:80", "bob"),
+            ("0:0000.ABCD.1234:80", "0:0000.ABCD.1234"),
+            ("0:0000.ABCD.1234@[::1]:4000:80", "0:0000.ABCD.1234@[::1]:4000"),
+        ] {
+            let parsed: PeerPort = text.parse().unwrap();
+            assert_eq!((parsed.peer.to_string().as_str(), parsed.port), (peer, 80));
+        }
+        for bad in ["bob", "bob:", "bob:0", "bob:65536", ":80", "0:0000.ABCD.1234"] {
+            assert!(bad.parse::<PeerPort>().is_err(), "{bad}");
         }
     }
 

@@ -6,10 +6,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use pilotage::Visibility;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::args::{Global, NodeArgs};
+use crate::args::{Global, NodeArgs, parse_pin};
 use crate::error::CliError;
 
 /// Largest configuration file that is read.
@@ -39,6 +40,12 @@ pub(crate) struct ConfigFile {
     nameserver: Option<bool>,
     /// Log filter.
     log: Option<String>,
+    /// SHA-256 of the registry's TLS certificate.
+    registry_tls_pin: Option<String>,
+    /// E-mail address or other owner text.
+    owner: Option<String>,
+    /// Local socket for Pilot drivers.
+    ipc: Option<PathBuf>,
 }
 
 /// Where a setting comes from.
@@ -56,6 +63,7 @@ pub(crate) struct Settings {
     pub(crate) hub: Option<String>,
     pub(crate) registry: Option<String>,
     pub(crate) beacon: Option<String>,
+    pub(crate) registry_tls_pin: Option<[u8; 32]>,
     pub(crate) log: Option<String>,
     /// The file that was read, if there was one.
     pub(crate) config_path: Option<PathBuf>,
@@ -75,12 +83,20 @@ impl Settings {
         };
         // A hub named on the command line replaces a registry and a beacon of the file.
         let file_hub = |value: &Option<String>| if global.hub.is_some() { None } else { value.clone() };
+        // A pin of the file belongs to the registry of the file.
+        let file_pin = match (&global.hub, &global.registry, &file.registry_tls_pin) {
+            (None, None, Some(pin)) => Some(parse_pin(pin).map_err(|cause| {
+                CliError::usage("configuration", format!("registry_tls_pin: {cause}"), "correct the file")
+            })?),
+            _ => None,
+        };
         let mut from_command_line = Vec::new();
         for (key, given) in [
             ("hub", global.hub.is_some()),
             ("registry", global.registry.is_some()),
             ("beacon", global.beacon.is_some()),
             ("log", global.log.is_some()),
+            ("registry_tls_pin", global.registry_tls_pin.is_some()),
         ] {
             if given {
                 from_command_line.push(key);
@@ -91,6 +107,7 @@ impl Settings {
             hub: global.hub.clone().or_else(|| file.hub.clone()),
             registry: global.registry.clone().or_else(|| file_hub(&file.registry)),
             beacon: global.beacon.clone().or_else(|| file_hub(&file.beacon)),
+            registry_tls_pin: global.registry_tls_pin.or(file_pin),
             log: global.log.clone().or_else(|| file.log.clone()),
             config_path,
             file,
@@ -114,14 +131,28 @@ impl Settings {
         args.bind.or(self.file.bind)
     }
 
-    pub(crate) fn private(&self, args: &NodeArgs) -> bool {
-        args.private || self.file.private.unwrap_or(false)
+    pub(crate) fn visibility(&self, args: &NodeArgs) -> Visibility {
+        match (args.private, args.public, self.file.private) {
+            (true, _, _) | (false, false, Some(true)) => Visibility::Private,
+            (_, true, _) | (_, _, Some(false)) => Visibility::Public,
+            (false, false, None) => Visibility::Usual,
+        }
+    }
+
+    pub(crate) fn owner(&self, args: &NodeArgs) -> Option<String> {
+        // As the name.
+        let from_file = || if args.ephemeral { None } else { self.file.owner.clone() };
+        args.owner.clone().or_else(from_file)
     }
 
     pub(crate) fn inbox(&self, flag: Option<&Path>) -> PathBuf {
         flag.map(Path::to_owned)
             .or_else(|| self.file.inbox.clone())
             .unwrap_or_else(|| self.state.join("inbox"))
+    }
+
+    pub(crate) fn ipc(&self, flag: Option<&Path>) -> Option<PathBuf> {
+        flag.map(Path::to_owned).or_else(|| self.file.ipc.clone())
     }
 
     pub(crate) fn nameserver(&self) -> bool {
@@ -156,8 +187,12 @@ impl Settings {
         put("name", json!(self.file.name), of("name", self.file.name.is_some()));
         put("bind", json!(self.file.bind), of("bind", self.file.bind.is_some()));
         put("inbox", json!(self.inbox(None)), of("inbox", self.file.inbox.is_some()));
+        let pin = self.registry_tls_pin.map(hex::encode);
+        put("registry_tls_pin", json!(pin), of("registry_tls_pin", self.file.registry_tls_pin.is_some()));
+        put("owner", json!(self.file.owner), of("owner", self.file.owner.is_some()));
+        put("private", json!(self.file.private), of("private", self.file.private.is_some()));
+        put("ipc", json!(self.file.ipc), of("ipc", self.file.ipc.is_some()));
         put("nameserver", json!(self.nameserver()), of("nameserver", self.file.nameserver.is_some()));
-        put("private", json!(self.file.private.unwrap_or(false)), of("private", self.file.private.is_some()));
         map
     }
 }

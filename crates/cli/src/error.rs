@@ -84,6 +84,32 @@ impl CliError {
         Self::new(exit, stage, error, next)
     }
 
+    /// What [`CliError::to_json`] wrote, from another process of the same version.
+    pub(crate) fn from_json(value: &Value) -> Self {
+        let text = |key: &str| value[key].as_str().unwrap_or("unknown").to_owned();
+        let exit = match value["exit_code"].as_u64() {
+            Some(2) => Exit::Usage,
+            Some(3) => Exit::Unreachable,
+            Some(4) => Exit::Verification,
+            Some(130) => Exit::Interrupted,
+            _ => Exit::Failure,
+        };
+        let stage = value["stage"].as_str().unwrap_or("control socket").to_owned();
+        // A node of another version answers with a text alone.
+        let cause = value.as_str().map_or_else(|| text("cause"), str::to_owned);
+        Self { stage, cause, next: text("next"), exit }
+    }
+
+    /// The kind of failure, as far as the stage and exit code tell it.
+    pub(crate) fn kind(&self) -> io::ErrorKind {
+        match (self.exit, self.stage.as_str()) {
+            (_, "resolve") => io::ErrorKind::NotFound,
+            (Exit::Unreachable, _) if self.cause.contains("refused") => io::ErrorKind::ConnectionRefused,
+            (Exit::Unreachable, _) => io::ErrorKind::TimedOut,
+            _ => io::ErrorKind::Other,
+        }
+    }
+
     /// The one line of `--json`.
     pub(crate) fn to_json(&self) -> Value {
         json!({
@@ -166,5 +192,7 @@ mod tests {
         let value = CliError::usage("a", "b", "c").to_json();
         assert_eq!(value["exit_code"], 2);
         assert_eq!(value["event"], "error");
+        assert_eq!(CliError::from_json(&value), CliError::usage("a", "b", "c"));
+        assert_eq!(CliError::from_json(&json!("text")).cause, "text");
     }
 }

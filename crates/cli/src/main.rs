@@ -11,6 +11,7 @@ mod hub;
 mod node;
 mod output;
 mod progress;
+mod session;
 mod stop;
 mod units;
 

@@ -13,7 +13,7 @@ use crate::error::CliError;
 /// Starts a node with the settings in force. It is closed when the command is interrupted.
 pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError> {
     let settings = &context.settings;
-    let mut builder = Node::builder().public(!settings.private(args));
+    let mut builder = Node::builder().visibility(settings.visibility(args));
     if !args.ephemeral {
         builder = builder.state_dir(&settings.state);
     }
@@ -25,6 +25,15 @@ pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError
     }
     if let Some(registry) = &settings.registry {
         builder = builder.registry(registry);
+    }
+    if let Some(pin) = settings.registry_tls_pin {
+        builder = builder.registry_tls_pin(pin);
+    }
+    if let Some(owner) = settings.owner(args) {
+        builder = builder.owner(owner);
+    }
+    if let Some(keepalive) = args.keepalive {
+        builder = builder.keepalive(keepalive);
     }
     if let Some(beacon) = &settings.beacon {
         builder = builder.beacon(beacon);
@@ -62,14 +71,15 @@ pub(crate) fn describe(node: &Node) -> Value {
 }
 
 /// The same for people.
-pub(crate) fn describe_text(node: &Node) -> String {
-    let mut text = format!("address      {}\nfingerprint  {}", node.address(), node.fingerprint());
-    if let Some(name) = node.name() {
-        text.push_str(&format!("\nname         {name}"));
+pub(crate) fn describe_text(about: &Value) -> String {
+    let word = |key: &str| about[key].as_str().unwrap_or("-");
+    let mut text = format!("address      {}\nfingerprint  {}", word("address"), word("fingerprint"));
+    if about["name"].is_string() {
+        text.push_str(&format!("\nname         {}", word("name")));
     }
-    text.push_str(&format!("\nlistening    {} (UDP)", node.local_addr()));
-    if let Some(observed) = node.observed_addr() {
-        text.push_str(&format!("\nseen as      {observed}"));
+    text.push_str(&format!("\nlistening    {} (UDP)", word("listen")));
+    if about["observed"].is_string() {
+        text.push_str(&format!("\nseen as      {}", word("observed")));
     }
     text
 }

@@ -16,12 +16,12 @@ use crate::driver::send::SendSlab;
 use crate::driver::socket::Socket;
 use crate::driver::{Driver, WAKER};
 use crate::error::StartError;
-use crate::hub::{Directory, Hub, HubError, resolve_host};
-use crate::keeper::{Keeper, Mailbox, Wish, adopt, derived_address, describe};
+use crate::hub::{Directory, Hub, HubError, Visibility, resolve_host};
+use crate::keeper::{Budget, HEARTBEAT, Keeper, Mailbox, Wish, adopt, derived_address, describe};
 use crate::node::{Node, NodeInner};
 use crate::shared::{Core, Shared};
 use crate::slot::Direction;
-use crate::state::{PeerBook, StateDir};
+use crate::state::{AddressMemory, PeerBook, StateDir};
 
 /// TCP port of a registry where none is given; the beacon is on the next one (UDP).
 pub const DEFAULT_HUB_PORT: u16 = 9000;
@@ -38,6 +38,8 @@ pub struct NodeBuilder {
     state_dir: Option<PathBuf>,
     bind: SocketAddr,
     registry: Option<String>,
+    registry_tls: Option<[u8; 32]>,
+    keepalive: Duration,
     beacon: Option<String>,
     hub_required: bool,
     wish: Wish,
@@ -54,9 +56,11 @@ impl Default for NodeBuilder {
             state_dir: None,
             bind: SocketAddr::from(([0, 0, 0, 0], 0)),
             registry: None,
+            registry_tls: None,
+            keepalive: HEARTBEAT,
             beacon: None,
             hub_required: true,
-            wish: Wish { name: None, public: true },
+            wish: Wish { name: None, visibility: Visibility::Public, owner: None },
             peers: Vec::new(),
             config: Config::default(),
             recv_buffer: SOCKET_BUFFER,
@@ -104,6 +108,26 @@ impl NodeBuilder {
         self
     }
 
+    /// Speaks TLS with the registry, and only with the one whose certificate (DER) has this SHA-256. Default: no TLS.
+    pub fn registry_tls_pin(mut self, sha256: [u8; 32]) -> Self {
+        self.registry_tls = Some(sha256);
+        self
+    }
+
+    /// Time between heartbeats to the registry, 1 s to 2 min. Default: 30 s. Registries forget nodes after 3 min, and
+    /// those of the reference take 50 heartbeats a minute from all nodes behind one address.
+    pub fn keepalive(mut self, interval: Duration) -> Self {
+        self.keepalive = interval.clamp(Duration::from_secs(1), Duration::from_secs(120));
+        self
+    }
+
+    /// An e-mail address or other owner text, for registries of the reference. They give the node of an owner to
+    /// whoever names it, so every node needs its own. Kept in the state directory. Default: the one kept, or none.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.wish.owner = Some(owner.into());
+        self
+    }
+
     /// The beacon for discovery, hole punching and relaying, `HOST:PORT` (UDP). Default: none.
     pub fn beacon(mut self, beacon: impl Into<String>) -> Self {
         self.beacon = Some(beacon.into());
@@ -132,8 +156,13 @@ impl NodeBuilder {
     }
 
     /// Whether anybody may learn our UDP endpoint from the registry. Default: true.
-    pub fn public(mut self, public: bool) -> Self {
-        self.wish.public = public;
+    pub fn public(self, public: bool) -> Self {
+        self.visibility(if public { Visibility::Public } else { Visibility::Private })
+    }
+
+    /// As [`NodeBuilder::public`], with a choice that depends on the kind of registry.
+    pub fn visibility(mut self, visibility: Visibility) -> Self {
+        self.wish.visibility = visibility;
         self
     }
 
@@ -174,10 +203,10 @@ impl NodeBuilder {
     ///
     /// # Errors
     /// Say what failed and what to do next.
-    pub fn start(self) -> Result<Node, StartError> {
+    pub fn start(mut self) -> Result<Node, StartError> {
         let state = self.state_dir.as_deref().map(StateDir::open).transpose()?;
         let identity = self.find_identity(state.as_ref())?;
-        let book = state.as_ref().map_or_else(|| Ok(PeerBook::default()), StateDir::peers)?;
+        let Kept { book, addresses } = self.read_state(state.as_ref(), &identity)?;
         let bind_error = |source| StartError::Bind { address: self.bind, source };
         let socket =
             Arc::new(Socket::bind(self.bind, self.recv_buffer, self.send_buffer).map_err(bind_error)?);
@@ -190,16 +219,21 @@ impl NodeBuilder {
         let poll = mio::Poll::new()?;
         let waker = mio::Waker::new(poll.registry(), WAKER)?;
         let mailbox = Arc::new(Mailbox::new(self.registry.is_some(), beacon));
-        let core = self.core(&identity, &socket, beacon)?;
+        let known_as = addresses.as_ref().zip(self.registry.as_ref()).and_then(|(known, at)| known.at(at));
+        let core = self.core(&identity, known_as, &socket, beacon)?;
         let shared = Arc::new(Shared::new(core, local, waker, book, mailbox.clone()));
         let driver = Driver::new(shared.clone(), socket.clone(), state, poll)?.spawn()?;
 
-        let hub = self.registry.clone().map(|registry| Arc::new(Hub::new(registry, &identity)));
+        let hub = self
+            .registry
+            .clone()
+            .map(|registry| Arc::new(Hub::new(registry, &identity, self.registry_tls, addresses)));
         let inner = NodeInner {
             hub: hub.clone(),
-            public_key: identity.public_key(),
+            identity,
             socket_info: socket.info(),
             connect_timeout: self.config.connect_timeout,
+            keepalive: self.keepalive,
             introduced: self
                 .peers
                 .iter()
@@ -229,9 +263,21 @@ impl NodeBuilder {
             policies: node.inner.policies.clone(),
             directory,
             registered,
+            heartbeat: self.keepalive,
+            strangers: Budget::default(),
         };
         keeper.spawn()?;
         Ok(node)
+    }
+
+    /// What the state directory holds besides the identity.
+    fn read_state(&mut self, state: Option<&StateDir>, identity: &Identity) -> Result<Kept, StartError> {
+        let Some(state) = state else {
+            return Ok(Kept { book: PeerBook::default(), addresses: None });
+        };
+        self.wish.owner = state.owner(self.wish.owner.as_deref())?;
+        let addresses = state.addresses(identity.public_key())?;
+        Ok(Kept { book: state.peers(self.registry.as_deref())?, addresses: Some(addresses) })
     }
 
     fn find_identity(&self, state: Option<&StateDir>) -> Result<Identity, StartError> {
@@ -245,11 +291,12 @@ impl NodeBuilder {
     fn core(
         &self,
         identity: &Identity,
+        known_as: Option<Address>,
         socket: &Arc<Socket>,
         beacon: Option<SocketAddr>,
     ) -> Result<Core, StartError> {
         let now = Instant::now();
-        let address = derived_address(&identity.public_key());
+        let address = known_as.unwrap_or_else(|| derived_address(&identity.public_key()));
         let mut endpoint = Endpoint::new(self.config.clone(), identity.clone(), address, random()?, now);
         endpoint.set_beacon(now, beacon);
         Ok(Core::new(endpoint, SendSlab::new(socket.clone())))
@@ -309,6 +356,12 @@ impl NodeBuilder {
     }
 }
 
+/// What the state directory held.
+struct Kept {
+    book: PeerBook,
+    addresses: Option<AddressMemory>,
+}
+
 /// Waits a moment for the beacon's answer; without it the registry sees our TCP address only.
 fn await_observed(shared: &Shared) {
     let deadline = Instant::now() + DISCOVERY_WAIT;
@@ -328,7 +381,7 @@ fn register_hint(error: &HubError) -> &'static str {
     match error {
         HubError::Unreachable { .. } => "start the hub, or correct its address",
         HubError::NotFound { .. } => "check that this is a registry",
-        HubError::Refused { .. } => "see the reason that the registry gives",
+        HubError::Refused { .. } | HubError::NotConfigured => "see the reason that the registry gives",
     }
 }
 

@@ -133,7 +133,7 @@ impl Drop for DatagramSocket {
     }
 }
 
-fn send_error(error: SendDatagramError) -> io::Error {
+pub(crate) fn send_error(error: SendDatagramError) -> io::Error {
     let kind = match error {
         SendDatagramError::Connect(error) => connect_kind(error),
         SendDatagramError::QueueFull => io::ErrorKind::WouldBlock,

@@ -48,6 +48,11 @@ pub enum NodeEvent {
         /// Our address, as the hub assigned or confirmed it.
         address: Address,
     },
+    /// The registry had forgotten us and assigned another address: all streams and tunnels ended.
+    AddressChanged {
+        /// Our address from now on.
+        address: Address,
+    },
     /// The hub does not answer or no longer knows us; registering is tried again.
     HubLost {
         /// What went wrong.

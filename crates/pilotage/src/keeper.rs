@@ -14,17 +14,24 @@ use pilotage_proto::{PeerConfig, PeerPolicy};
 use pilotage_wire::{Address, NodeId};
 
 use crate::events::NodeEvent;
-use crate::hub::{Directory, Hub, HubError, Register, Registered};
-use crate::lookup::{Lookup, judge_by_hub};
+use crate::hub::{Directory, Hub, HubError, Register, Registered, Visibility};
+use crate::lookup::{Lookup, Verdict, judge_by_hub};
 use crate::resolve::choose;
 use crate::shared::Shared;
 use crate::slot::Slot;
 use crate::state::write_atomically;
 
 /// Time between heartbeats (draft: 30 s).
-const HEARTBEAT: Duration = Duration::from_secs(30);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Time between heartbeats while the hub refuses our questions.
 const DOUBTED_HEARTBEAT: Duration = Duration::from_secs(2);
+/// The same at a registry of the reference, which refuses to resolve private nodes every day and takes only 50 heartbeats
+/// a minute from one address.
+const DOUBTED_ABROAD: Duration = Duration::from_secs(15);
+/// Strangers that a registry of the reference is asked about per minute; it takes 500 look-ups from one address.
+const STRANGERS_PER_MINUTE: f64 = 120.0;
+/// As many of them may come at once.
+const STRANGERS_AT_ONCE: f64 = 30.0;
 
 /// Silence of the hub is noted as lost after this many tries.
 const MAX_FAILURES: u32 = 3;
@@ -232,7 +239,8 @@ impl Shared {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wish {
     pub(crate) name: Option<String>,
-    pub(crate) public: bool,
+    pub(crate) visibility: Visibility,
+    pub(crate) owner: Option<String>,
 }
 
 /// The thread's own state.
@@ -244,6 +252,8 @@ pub(crate) struct Keeper {
     pub(crate) policies: HashMap<NodeId, PeerPolicy>,
     pub(crate) directory: Option<Box<dyn Directory>>,
     pub(crate) registered: bool,
+    pub(crate) heartbeat: Duration,
+    pub(crate) strangers: Budget,
 }
 
 /// The keeper's plan for the hub.
@@ -262,8 +272,10 @@ impl Keeper {
 
     fn run(mut self) {
         let now = Instant::now();
-        let due =
-            self.hub.as_ref().map(|_| now + if self.registered { HEARTBEAT } else { Duration::from_secs(1) });
+        let due = self
+            .hub
+            .as_ref()
+            .map(|_| now + if self.registered { self.heartbeat } else { Duration::from_secs(1) });
         let mut plan =
             Schedule { due, failures: 0, registered: self.registered, last_register: now, last_tended: now };
         loop {
@@ -285,7 +297,7 @@ impl Keeper {
                 Task::HubDoubted => {
                     // The next heartbeat tells; only it must not wait so long.
                     if plan.registered {
-                        let soon = plan.last_tended + DOUBTED_HEARTBEAT;
+                        let soon = plan.last_tended + self.doubted_heartbeat();
                         plan.due = plan.due.map(|due| due.min(soon));
                     }
                 }
@@ -314,7 +326,7 @@ impl Keeper {
                 }
                 // A hub that was away may have lost what it knew of us.
                 plan.registered = !came_back;
-                plan.due = Some(if came_back { now } else { now + HEARTBEAT });
+                plan.due = Some(if came_back { now } else { now + self.heartbeat });
             }
             Err(error) => {
                 self.directory = None;
@@ -357,6 +369,13 @@ impl Keeper {
         }
     }
 
+    fn doubted_heartbeat(&self) -> Duration {
+        match self.hub.as_ref().is_some_and(|hub| hub.is_foreign()) {
+            true => DOUBTED_ABROAD.min(self.heartbeat),
+            false => DOUBTED_HEARTBEAT,
+        }
+    }
+
     fn directory(&mut self, hub: &Hub) -> Result<&mut Box<dyn Directory>, HubError> {
         match &mut self.directory {
             Some(directory) => Ok(directory),
@@ -368,7 +387,11 @@ impl Keeper {
         let Some(hub) = &self.hub else {
             return;
         };
-        let verdict = judge_by_hub(&lookup, hub.ask(|directory| directory.lookup(lookup.node)));
+        let verdict = if hub.is_foreign() && !self.strangers.take(Instant::now()) {
+            Verdict::Ignore
+        } else {
+            judge_by_hub(&lookup, hub.ask(|directory| directory.lookup(lookup.node)))
+        };
         if let Some(shared) = self.shared.upgrade() {
             let mut core = shared.lock();
             shared.answer(&mut core, &lookup, &verdict);
@@ -415,6 +438,31 @@ impl Keeper {
     }
 }
 
+/// How many strangers the registry may be asked about now.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    left: f64,
+    at: Option<Instant>,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { left: STRANGERS_AT_ONCE, at: None }
+    }
+}
+
+impl Budget {
+    fn take(&mut self, now: Instant) -> bool {
+        let since = self.at.replace(now).map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.left = (self.left + since * STRANGERS_PER_MINUTE / 60.0).min(STRANGERS_AT_ONCE);
+        let allowed = self.left >= 1.0;
+        if allowed {
+            self.left -= 1.0;
+        }
+        allowed
+    }
+}
+
 /// 1 s, 2 s, 4 s … up to [`MAX_PAUSE`].
 fn pause_after(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(MAX_PAUSE)
@@ -430,7 +478,8 @@ pub(crate) fn describe(shared: &Shared, hub: &Hub, wish: &Wish) -> Register {
         listen_addr: listen.to_string(),
         lan_addrs: lan.iter().map(SocketAddr::to_string).collect(),
         name: wish.name.clone(),
-        public: wish.public,
+        visibility: wish.visibility,
+        owner: wish.owner.clone(),
     }
 }
 
@@ -442,19 +491,18 @@ pub(crate) fn adopt(
     registered: &Registered,
 ) -> Result<(), HubError> {
     let mut core = shared.lock();
-    if core.endpoint.local_address() != registered.address
-        && !core.endpoint.set_local_address(Instant::now(), registered.address)
-    {
-        return Err(HubError::Refused {
-            reason: format!(
-                "it assigns the address {} while tunnels under {} are open: restart the node",
-                registered.address,
-                core.endpoint.local_address()
-            ),
-        });
+    let now = Instant::now();
+    if !core.endpoint.set_local_address(now, registered.address) {
+        tracing::warn!(
+            old = %core.endpoint.local_address(), new = %registered.address,
+            "the registry calls us something else now: all tunnels end"
+        );
+        core.endpoint.replace_local_address(now, registered.address);
+        shared.events.send(NodeEvent::AddressChanged { address: registered.address });
     }
-    drop(core);
-    hub.note_registered(registered, request.lan_addrs.iter().filter_map(|addr| addr.parse().ok()).collect());
+    shared.finish(core);
+    let lan = request.lan_addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
+    hub.note_registered(registered, request.visibility.is_public(registered.foreign), lan);
     shared.events.send(NodeEvent::Registered { address: registered.address });
     Ok(())
 }
@@ -534,6 +582,15 @@ mod tests {
         (0..3).for_each(|_| mailbox.doubt_hub());
         assert!(matches!(mailbox.next(None), Task::HubDoubted));
         assert!(matches!(mailbox.next(Some(Instant::now())), Task::Due));
+    }
+
+    #[test]
+    fn a_foreign_registry_is_asked_about_strangers_within_its_limit() {
+        let (mut budget, start) = (Budget::default(), Instant::now());
+        let asked = |budget: &mut Budget, at| (0..1000).filter(|_| budget.take(at)).count();
+        assert_eq!(asked(&mut budget, start), 30);
+        assert_eq!(asked(&mut budget, start + Duration::from_secs(1)), 2);
+        assert_eq!(asked(&mut budget, start + Duration::from_secs(600)), 30);
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod datagram;
 mod driver;
 mod error;
 mod events;
+mod gate;
 mod hub;
 mod keeper;
 mod listener;
@@ -56,23 +57,27 @@ mod shared;
 mod slot;
 mod state;
 mod stream;
+mod tap;
 
 pub use builder::{DEFAULT_HUB_PORT, NodeBuilder};
 pub use datagram::DatagramSocket;
 pub use driver::socket::SocketInfo;
 pub use error::{ConnectFailure, FailureCause, ListenError, Stage, StartError};
 pub use events::{EVENT_CAPACITY, EventReceiver, NodeEvent};
-pub use hub::{HubError, HubStatus};
+pub use gate::Gate;
+pub use hub::{HubError, HubStatus, Visibility};
 pub use listener::Listener;
 pub use node::{LINGER, Node, NodeStats, PingReply};
 pub use peer::{Peer, PeerParseError};
 pub use resolve::ResolvedPeer;
 pub use state::MAX_PINS;
 pub use stream::Stream;
+pub use tap::DatagramTap;
 
-pub use pilotage_proto::crypto::Identity;
+pub use pilotage_proto::crypto::{Identity, verify};
 pub use pilotage_proto::{
-    Config as ProtoConfig, ConnectError, ConnectionStats, ControllerKind, DatagramIn, EndpointStats,
-    PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError, TunnelInfo,
+    Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats,
+    ControllerKind, DatagramIn, EndpointStats, PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError,
+    TunnelInfo,
 };
 pub use pilotage_wire::{Address, NodeId, SocketAddress};

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pilotage_proto::crypto::Identity;
 use pilotage_proto::{ConnectError, EndpointStats, PathInfo, PeerPolicy, TunnelInfo};
 use pilotage_wire::addressing::fingerprint128;
 use pilotage_wire::{Address, NodeId, SocketAddress};
@@ -53,9 +54,10 @@ pub struct Node {
 pub(crate) struct NodeInner {
     pub(crate) shared: Arc<Shared>,
     pub(crate) hub: Option<Arc<Hub>>,
-    pub(crate) public_key: [u8; 32],
+    pub(crate) identity: Identity,
     pub(crate) socket_info: SocketInfo,
     pub(crate) connect_timeout: Duration,
+    pub(crate) keepalive: Duration,
     /// Endpoints and policies of the peers that the builder was given.
     pub(crate) introduced: HashMap<NodeId, SocketAddr>,
     pub(crate) policies: HashMap<NodeId, PeerPolicy>,
@@ -107,12 +109,12 @@ impl Node {
 
     /// Our Ed25519 public key.
     pub fn public_key(&self) -> [u8; 32] {
-        self.inner.public_key
+        self.inner.identity.public_key()
     }
 
     /// Our fingerprint in its 128-bit form, `pa1…` (spec/addressing.md).
     pub fn fingerprint(&self) -> String {
-        fingerprint128(&self.inner.public_key)
+        fingerprint128(&self.public_key())
     }
 
     /// The address that the UDP socket is bound to.

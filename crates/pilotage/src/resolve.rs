@@ -1,6 +1,6 @@
 //! From a [`Peer`] as a caller names it to a peer that the endpoint can open a tunnel with.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use pilotage_proto::PeerConfig;
@@ -190,8 +190,24 @@ pub(crate) fn choose(
     let same_nat = observed.is_some_and(|observed| observed.ip() == public.ip())
         && !public.ip().is_loopback()
         && !ours.iter().any(|own| own.ip() == public.ip());
+    let near = || endpoints.lan.iter().find(|lan| ours.iter().any(|own| shares_24(own.ip(), lan.ip())));
     let lan = endpoints.lan.iter().find(|lan| lan.is_ipv4() == public.is_ipv4());
-    if same_nat { lan.copied().or(Some(public)) } else { Some(public) }
+    match observed {
+        _ if same_nat => near().or(lan).copied().or(Some(public)),
+        // Without a beacon nobody knows which NAT we are behind: the reference's rule.
+        None => near().copied().or(Some(public)),
+        Some(_) => Some(public),
+    }
+}
+
+/// Whether both are private IPv4 addresses of one /24.
+fn shares_24(a: IpAddr, b: IpAddr) -> bool {
+    match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => {
+            a.is_private() && b.is_private() && a.octets()[..3] == b.octets()[..3]
+        }
+        _ => false,
+    }
 }
 
 fn hub_failure(hub: &Hub, error: HubError) -> ConnectFailure {
@@ -202,6 +218,7 @@ fn hub_failure(hub: &Hub, error: HubError) -> ConnectFailure {
         HubError::NotFound { .. } => {
             "check the name, and that the peer is up and registered with this hub".into()
         }
+        HubError::NotConfigured => "name a registry or a hub".into(),
         _ => "ask the peer to be public, or give it as ADDRESS@IP:PORT".into(),
     };
     ConnectFailure::new(Stage::Resolve, FailureCause::Hub(error), hint)
@@ -223,7 +240,10 @@ mod tests {
         let same = Some(addr("203.0.113.7:9"));
         assert_eq!(choose(&endpoints, same, &ours), Some(addr("192.168.1.9:4000")));
         assert_eq!(choose(&endpoints, Some(addr("198.51.100.1:9")), &ours), endpoints.public);
-        assert_eq!(choose(&endpoints, None, &ours), endpoints.public);
+        assert_eq!(choose(&endpoints, None, &[addr("192.168.2.5:1")]), endpoints.public);
+        assert_eq!(choose(&endpoints, None, &ours), Some(addr("192.168.1.9:4000")), "one /24, no beacon");
+        let two = Endpoints { lan: vec![addr("10.0.0.9:4000"), endpoints.lan[0]], ..endpoints.clone() };
+        assert_eq!(choose(&two, same, &ours), Some(addr("192.168.1.9:4000")), "the one that we can reach");
         assert_eq!(choose(&endpoints, same, &[addr("203.0.113.7:1")]), endpoints.public, "no NAT at all");
         assert_eq!(choose(&Endpoints::default(), same, &ours), None);
     }

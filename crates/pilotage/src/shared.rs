@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) events: EventHub,
     pub(crate) book: Mutex<PeerBook>,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// Where questions about callers go while the gate is closed. Locked after the core.
+    pub(crate) gate: Mutex<Option<SyncSender<NodeId>>>,
     /// Signalled when the observed address or the phase changes.
     pub(crate) lifecycle: Slot,
     pub(crate) started: Instant,
@@ -59,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) draining: HashSet<ConnectionId>,
     pub(crate) listeners: HashMap<u16, Arc<Slot>>,
     pub(crate) datagram_ports: HashMap<u16, Arc<Slot>>,
+    /// Who takes datagrams to ports that nobody bound.
+    pub(crate) datagram_tap: Option<Arc<Slot>>,
     pub(crate) pings: HashMap<u64, Arc<PendingPing>>,
     /// Threads that wait until everything written is acknowledged.
     pub(crate) flush_waits: Vec<(ConnectionId, Arc<Slot>)>,
@@ -67,6 +72,8 @@ pub(crate) struct Core {
     /// Why peers were refused lately, to explain a key exchange that never ends.
     pub(crate) refusals: VecDeque<(NodeId, String)>,
     pub(crate) observed: Option<SocketAddr>,
+    /// How often the gate was replaced: verdicts of an earlier one do not count.
+    pub(crate) gates: u64,
     pub(crate) sleep: Sleep,
     /// An application thread used the core since the driver last went to sleep.
     pub(crate) app_active: bool,
@@ -154,11 +161,13 @@ impl Core {
             draining: HashSet::new(),
             listeners: HashMap::new(),
             datagram_ports: HashMap::new(),
+            datagram_tap: None,
             pings: HashMap::new(),
             flush_waits: Vec::new(),
             introduced: HashSet::new(),
             refusals: VecDeque::new(),
             observed: None,
+            gates: 0,
             sleep: Sleep::Awake,
             app_active: false,
             phase: Phase::Open,
@@ -244,6 +253,7 @@ impl Shared {
             events: EventHub::default(),
             book: Mutex::new(book),
             mailbox,
+            gate: Mutex::new(None),
             lifecycle: Slot::default(),
             started: Instant::now(),
         }
@@ -381,6 +391,11 @@ impl Shared {
                         wakes.add(slot, Direction::Read);
                     }
                 }
+                Event::AnyDatagram => {
+                    if let Some(slot) = &core.datagram_tap {
+                        wakes.add(slot, Direction::Read);
+                    }
+                }
                 Event::Pong { token, rtt, .. } => {
                     if let Some(ping) = core.pings.remove(&token) {
                         ping.set(Ok(rtt));
@@ -392,6 +407,7 @@ impl Shared {
                     let key = Some(presented_key).filter(|key| *key != [0; 32]);
                     answered |= self.on_lookup(core, Lookup { node, key });
                 }
+                Event::Knock { peer } => self.on_knock(core, peer),
                 other => self.on_tunnel_event(core, other, wakes),
             }
         }
@@ -435,7 +451,7 @@ impl Shared {
             wakes.add(slot, Direction::Read);
             wakes.add(slot, Direction::Write);
         }
-        for slot in core.listeners.values().chain(core.datagram_ports.values()) {
+        for slot in core.listeners.values().chain(core.datagram_ports.values()).chain(&core.datagram_tap) {
             slot.set_closed();
             wakes.add(slot, Direction::Read);
         }
@@ -449,6 +465,7 @@ impl Shared {
         self.lifecycle.set_closed();
         self.lifecycle.signal(Direction::Read);
         self.mailbox.stop();
+        self.ask_nobody();
         self.events.send(NodeEvent::Closed);
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! * `identity.json`: the key pair, in the reference's format.
 //! * `peers.json`: the peers whose keys are pinned; rewritten whole and atomically.
+//! * `addresses.json`: the address that each registry gave us, so that it is ours from the first moment of the next
+//!   run; rewritten whole and atomically.
+//! * `account.json`: the owner text that was last given, in the reference's format.
 //! * `lock`: held while a node runs, with its process id inside.
 
 use std::collections::HashMap;
@@ -17,9 +20,13 @@ use pilotage_wire::NodeId;
 use crate::error::StartError;
 
 mod format;
+mod known;
 
 pub(crate) use format::Pin;
 use format::parse_identity;
+pub(crate) use known::AddressMemory;
+
+use crate::lookup::certifies_itself;
 
 /// Most pinned peers; beyond it the longest unseen is forgotten, those that only called us first.
 pub const MAX_PINS: usize = 10_000;
@@ -98,10 +105,26 @@ impl StateDir {
             })
     }
 
-    /// The pins in `peers.json`.
-    pub(crate) fn peers(&self) -> Result<PeerBook, StartError> {
+    /// Where the addresses are kept that registries give to `key`.
+    pub(crate) fn addresses(&self, key: [u8; 32]) -> Result<AddressMemory, StartError> {
+        let path = self.path.join("addresses.json");
+        AddressMemory::open(path.clone(), key).map_err(|reason| StartError::State {
+            path,
+            reason,
+            hint: "correct the file, or remove it: the registries know our addresses",
+        })
+    }
+
+    /// The owner text: the one given, which is kept, or the one kept before.
+    pub(crate) fn owner(&self, given: Option<&str>) -> Result<Option<String>, StartError> {
+        known::owner(&self.path.join("account.json"), given)
+    }
+
+    /// The pins in `peers.json` that count at this registry (`HOST:PORT`).
+    pub(crate) fn peers(&self, registry: Option<&str>) -> Result<PeerBook, StartError> {
         let path = self.path.join("peers.json");
-        let mut book = PeerBook { path: Some(path.clone()), ..PeerBook::default() };
+        let registry = registry.map(str::to_owned);
+        let mut book = PeerBook { path: Some(path.clone()), registry, ..PeerBook::default() };
         let text = match read_bounded(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(book),
@@ -120,6 +143,10 @@ impl StateDir {
 #[derive(Debug, Default)]
 pub(crate) struct PeerBook {
     pins: HashMap<NodeId, Pin>,
+    /// Pins of ids that other registries assigned: kept, not used.
+    elsewhere: Vec<Pin>,
+    /// Our registry.
+    registry: Option<String>,
     path: Option<PathBuf>,
     dirty: bool,
 }
@@ -151,6 +178,7 @@ impl PeerBook {
             endpoint: direct.or(old.and_then(|old| old.endpoint)),
             called: called || old.is_some_and(|old| old.called),
             last_seen: unix_seconds(),
+            registry: self.registry.clone().filter(|_| !certifies_itself(info.peer.node, &key)),
         };
         self.insert(pin);
         self.path.is_some()
@@ -172,8 +200,8 @@ impl PeerBook {
     /// The file and its new content, if anything changed since the last call.
     pub(crate) fn take_unsaved(&mut self) -> Option<(PathBuf, Vec<u8>)> {
         let path = self.path.clone().filter(|_| self.dirty)?;
-        let mut pins: Vec<&Pin> = self.pins.values().collect();
-        pins.sort_by_key(|pin| pin.address.node);
+        let mut pins: Vec<&Pin> = self.pins.values().chain(&self.elsewhere).collect();
+        pins.sort_by_key(|pin| (&pin.registry, pin.address.node));
         let json = format::peers_json(pins).ok()?;
         self.dirty = false;
         Some((path, json))
@@ -191,7 +219,14 @@ impl PeerBook {
 
     fn load(&mut self, text: &str) -> Result<(), String> {
         for pin in format::parse_peers(text)? {
-            self.insert(pin);
+            match &pin.registry {
+                Some(registry) if Some(registry) != self.registry.as_ref() => {
+                    if self.elsewhere.len() < MAX_PINS {
+                        self.elsewhere.push(pin);
+                    }
+                }
+                _ => self.insert(pin),
+            }
         }
         self.dirty = false;
         Ok(())
@@ -248,7 +283,14 @@ mod tests {
     }
 
     fn pin(node: u32, called: bool, last_seen: u64) -> Pin {
-        Pin { address: Address::new(0, node), key: [node as u8; 32], endpoint: None, called, last_seen }
+        Pin {
+            address: Address::new(0, node),
+            key: [node as u8; 32],
+            endpoint: None,
+            called,
+            last_seen,
+            registry: None,
+        }
     }
 
     #[test]
@@ -301,14 +343,31 @@ mod tests {
     fn pins_survive_a_round_trip() {
         let dir = tempfile::tempdir().expect("directory");
         let state = StateDir::open(dir.path()).expect("open");
-        let mut book = state.peers().expect("empty");
+        let mut book = state.peers(None).expect("empty");
         assert!(book.take_unsaved().is_none(), "nothing to save yet");
         let pinned = Pin { endpoint: Some("127.0.0.1:9".parse().expect("address")), ..pin(77, true, 5) };
         book.insert(pinned.clone());
         let (path, json) = book.take_unsaved().expect("unsaved");
         write_atomically(&path, &json).expect("write");
         assert!(book.take_unsaved().is_none(), "saved");
-        assert_eq!(state.peers().expect("read").get(NodeId(77)), Some(&pinned));
+        assert_eq!(state.peers(None).expect("read").get(NodeId(77)), Some(&pinned));
+    }
+
+    #[test]
+    fn an_id_that_another_registry_assigned_means_another_node() {
+        let dir = tempfile::tempdir().expect("directory");
+        let state = StateDir::open(dir.path()).expect("open");
+        let mut book = state.peers(Some("a:1")).expect("empty");
+        let pinned = Pin { registry: Some("a:1".into()), ..pin(2, true, 5) };
+        book.insert(pinned.clone());
+        let (path, json) = book.take_unsaved().expect("unsaved");
+        write_atomically(&path, &json).expect("write");
+        let mut other = state.peers(Some("b:1")).expect("read");
+        assert_eq!(other.get(NodeId(2)), None);
+        other.insert(Pin { key: [9; 32], registry: Some("b:1".into()), ..pin(2, true, 6) });
+        let (path, json) = other.take_unsaved().expect("unsaved");
+        write_atomically(&path, &json).expect("write");
+        assert_eq!(state.peers(Some("a:1")).expect("read").get(NodeId(2)), Some(&pinned), "not lost");
     }
 
     #[test]
@@ -319,7 +378,7 @@ mod tests {
             ["x", r#"{"version":2,"peers":[]}"#, r#"{"version":1,"peers":[{"address":"?","key":""}]}"#]
         {
             fs::write(dir.path().join("peers.json"), text).expect("write");
-            assert!(matches!(state.peers(), Err(StartError::State { .. })), "{text}");
+            assert!(matches!(state.peers(None), Err(StartError::State { .. })), "{text}");
         }
     }
 

@@ -78,6 +78,11 @@ impl Stream {
         self.inner.id
     }
 
+    /// Its name in [`Node::connections`](crate::Node::connections).
+    pub fn connection_id(&self) -> ConnectionId {
+        self.inner.id
+    }
+
     /// The peer and its port.
     pub fn peer(&self) -> SocketAddress {
         self.inner.peer
@@ -86,6 +91,11 @@ impl Stream {
     /// Our port.
     pub fn local_port(&self) -> u16 {
         self.inner.local_port
+    }
+
+    /// Whether nothing more will happen: both directions finished, or it failed. What came before can still be read.
+    pub fn is_closed(&self) -> bool {
+        self.inner.slot.is_closed()
     }
 
     /// The path in use: direct or relayed, where to, round-trip time, datagram size.

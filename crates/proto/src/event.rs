@@ -12,6 +12,13 @@ pub struct ConnectionId {
     pub(crate) generation: u32,
 }
 
+impl ConnectionId {
+    /// A number for people: no two connections that exist at a time share it, later ones may.
+    pub fn number(&self) -> u32 {
+        self.index
+    }
+}
+
 /// Something that happened. Events of one kind about one connection are merged until polled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,6 +42,9 @@ pub enum Event {
         /// The bound port.
         port: u16,
     },
+    /// A datagram to a port that nobody bound waits: call
+    /// [`Endpoint::recv_any_datagram`](crate::Endpoint::recv_any_datagram).
+    AnyDatagram,
     /// A control echo came back.
     Pong {
         /// Which peer answered.
@@ -53,6 +63,12 @@ pub enum Event {
         presented_key: [u8; 32],
         /// Where its frame came from.
         from: SocketAddr,
+    },
+    /// A peer calls while the gate is closed: answer with [`Endpoint::admit`](crate::Endpoint::admit). At most 64 wait
+    /// at a time.
+    Knock {
+        /// The peer.
+        peer: NodeId,
     },
     /// Keys with this peer were agreed for the first time or anew.
     TunnelUp {
@@ -234,6 +250,61 @@ pub struct ConnectionStats {
     pub duplicates_received: u64,
 }
 
+/// Where a connection stands, in the draft's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectionState {
+    /// We asked for it.
+    SynSent,
+    /// The peer asked for it and was answered.
+    SynReceived,
+    /// Open both ways, as far as is known.
+    Established,
+    /// We ended our direction, or want to.
+    FinWait,
+    /// The peer ended its direction.
+    CloseWait,
+    /// Over; somebody still holds it.
+    Closed,
+}
+
+/// One connection as an operator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Its name.
+    pub id: ConnectionId,
+    /// Our address and port.
+    pub local: SocketAddress,
+    /// The peer's address and port.
+    pub remote: SocketAddress,
+    /// Whether the peer opened it.
+    pub incoming: bool,
+    /// Where it stands.
+    pub state: ConnectionState,
+    /// Counters.
+    pub stats: ConnectionStats,
+    /// Congestion window of the path, in bytes, shared with the other connections of this peer.
+    pub congestion_window: u64,
+    /// Slow start threshold of the path, in bytes; `None` before the first loss.
+    pub slow_start_threshold: Option<u64>,
+    /// Bytes of this connection in flight.
+    pub in_flight: u64,
+    /// Smoothed round-trip time of the path and its variance, once measured.
+    pub rtt: Option<(Duration, Duration)>,
+    /// Written bytes that the peer has not acknowledged.
+    pub unacknowledged: usize,
+    /// Received bytes behind a hole.
+    pub out_of_order: usize,
+    /// Received bytes that the application has not read.
+    pub unread: usize,
+    /// Bytes that the peer still takes.
+    pub peer_window: u64,
+    /// Bytes that we still take.
+    pub own_window: u64,
+    /// Whether lost segments wait to be sent again.
+    pub recovering: bool,
+}
+
 /// What is known of one tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelInfo {
@@ -274,6 +345,8 @@ pub struct MemoryUse {
     pub events: usize,
     /// Strangers whose keys are being looked up.
     pub lookups: usize,
+    /// Bytes of datagrams whose sender waits for a verdict.
+    pub before_the_gate: usize,
 }
 
 /// Counters of an endpoint. Every silent drop has one.
@@ -309,6 +382,8 @@ pub struct EndpointStats {
     pub drop_datagram_queue: u64,
     /// Dropped: segment for no connection, or out of window.
     pub drop_segment: u64,
+    /// Dropped: SYN or datagram of a peer that the gate did not let in.
+    pub drop_not_admitted: u64,
     /// Connections refused for a limit.
     pub refused: u64,
     /// Keys agreed.

@@ -44,7 +44,7 @@ pub use config::{Config, PeerConfig, PeerPolicy};
 pub use congestion::ControllerKind;
 pub use endpoint::Endpoint;
 pub use event::{
-    ConnectError, ConnectionId, ConnectionStats, DatagramIn, EndpointStats, Event, MemoryUse, PathInfo,
-    PathKind, ReadError, SendDatagramError, TunnelInfo, WriteError,
+    ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats, DatagramIn, EndpointStats,
+    Event, MemoryUse, PathInfo, PathKind, ReadError, SendDatagramError, TunnelInfo, WriteError,
 };
 pub use transmit::{RecvMeta, Transmit, TransmitBuf};

@@ -407,6 +407,11 @@ impl Scoreboard {
         self.recovery_end.is_some()
     }
 
+    /// What is outstanding will never be acknowledged: it is neither in flight nor lost from now on.
+    pub fn abandon(&mut self) {
+        *self = Self { una: self.nxt, nxt: self.nxt, ..Self::default() };
+    }
+
     /// Gives memory back if nothing is outstanding. For connections that fell idle.
     pub fn release(&mut self) {
         if self.segments.is_empty() {

@@ -44,6 +44,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             lan_addrs: vec![],
             hostname: None,
             public: true,
+            public_abroad: true,
+            owner: None,
         };
         let done = client.register(&wanted, &|message| key.sign(message).to_bytes());
         *node = done.expect("registered").address.node;

@@ -5,6 +5,7 @@
 //! * [`service`] (feature `store`): batches of requests through engine and store, sans-IO.
 //! * [`server`] (feature `server`): a single-threaded mio TCP server.
 //! * [`client`] (feature `client`): a blocking TCP client that speaks our dialect and the reference's.
+//! * [`tls`] (features `client`, `server`): certificate and pin of the registry's port.
 //!
 //! Messages and signed strings live in [`pilotage_wire::registry`]. Normative text: `spec/registry.md`.
 
@@ -17,3 +18,5 @@ pub mod server;
 pub mod service;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(any(feature = "client", feature = "server"))]
+pub mod tls;

@@ -156,7 +156,8 @@ impl Service {
     /// # Errors
     /// [`StoreError`] if the records contradict each other.
     pub fn new(config: Config, store: Store, records: Loaded, now: Instant) -> Result<Self, StoreError> {
-        let engine = Engine::new(config, records, now).map_err(|error| store.bad_record(&error))?;
+        let mut engine = Engine::new(config, records, now).map_err(|error| store.bad_record(&error))?;
+        engine.load_rows(store.rows()?);
         let retry = (now, FIRST_RETRY);
         Ok(Self { engine, store, retry, batch: Vec::new(), commits: 0, store_failures: 0 })
     }
@@ -238,7 +239,7 @@ impl Service {
             Err(error) => self.push(conn, session, None, Reply::error(error), false),
             Ok(request) => {
                 let context = context(env, session.source);
-                let mut state = session.state;
+                let mut state = session.state.clone();
                 let Outcome { reply, wrote, .. } = self.engine.apply(&context, &mut state, &request);
                 self.push(conn, session, Some(request), reply, wrote);
                 session.state = state;
@@ -248,7 +249,7 @@ impl Service {
     }
 
     fn push(&mut self, conn: usize, session: &Session, request: Option<Request>, reply: Reply, wrote: bool) {
-        let (source, state_before) = (session.source, session.state);
+        let (source, state_before) = (session.source, session.state.clone());
         self.batch.push(Item { conn, source, request, state_before, reply, wrote });
     }
 
@@ -257,7 +258,7 @@ impl Service {
         let Some(first) = self.batch.iter().position(|item| item.wrote) else {
             return Committed::Nothing;
         };
-        match self.store.commit(self.engine.staged()) {
+        match self.store.commit(self.engine.staged(), self.engine.staged_rows()) {
             Ok(()) => {
                 self.engine.commit();
                 self.commits += 1;
@@ -299,7 +300,7 @@ impl Service {
             return;
         }
         let engine = &self.engine;
-        match self.store.recover(|id| engine.record(id)) {
+        match self.store.recover(|id| engine.record(id), |key| engine.row(key)) {
             Ok(()) => {
                 tracing::info!("store works again");
                 self.engine.set_read_only(None);
@@ -325,7 +326,7 @@ impl Item {
         let Some(request) = self.request.as_ref().filter(|r| !matches!(r, Request::Challenge)) else {
             return;
         };
-        let mut state = self.state_before;
+        let mut state = self.state_before.clone();
         self.reply = engine.reapply(&context(env, self.source), &mut state, request).reply;
     }
 }

@@ -3,9 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests on real sockets read the clock")]
 
 use ed25519_dalek::{Signer as _, SigningKey};
-use pilotage_registry::client::{Client, ClientError, Registration};
+use pilotage_registry::client::{Client, ClientError, ClientTls, Registration};
 use pilotage_registry::engine::RateLimits;
 use pilotage_registry::server::{Server, ServerConfig, ServerHandle};
+use pilotage_registry::tls::ServerTls;
 use pilotage_wire::NodeId;
 use pilotage_wire::addressing::node_ids;
 use pilotage_wire::registry::next_frame;
@@ -23,6 +24,10 @@ impl Hub {
     fn start(listen: SocketAddr, store: &Path) -> Self {
         let mut config = ServerConfig::new(listen, store);
         config.engine.rates = RateLimits::UNLIMITED;
+        Self::run(config)
+    }
+
+    fn run(config: ServerConfig) -> Self {
         let server = Server::bind(config).unwrap();
         let (addr, handle) = (server.local_addr(), server.handle());
         Self(addr, handle, Some(std::thread::spawn(move || server.run())))
@@ -47,6 +52,8 @@ fn registration(key: &SigningKey, name: &str, public: bool) -> Registration {
         lan_addrs: vec!["192.168.1.5:4100".into()],
         hostname: Some(name.into()),
         public,
+        public_abroad: public,
+        owner: None,
     }
 }
 
@@ -218,4 +225,80 @@ fn what_is_no_registry_is_reported_as_such() {
     let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
     assert!(matches!(client.lookup(NodeId(1)), Err(ClientError::Protocol { .. })));
     thread.join().unwrap();
+}
+
+/// spec/registry.md §1.3: nothing is said before the certificate is the pinned one.
+#[test]
+fn a_pinned_registry_is_spoken_to_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let tls = ServerTls::load_or_create(dir.path()).unwrap();
+    let mut config = ServerConfig::new(any_port(), dir.path().join("hub.redb"));
+    config.tls = Some(tls.clone());
+    let hub = Hub::run(config);
+    let addr = hub.0.to_string();
+    let pinned = ClientTls::Pinned(tls.fingerprint());
+    let key = SigningKey::from_bytes(&[4; 32]);
+    let sign = |message: &[u8]| key.sign(message).to_bytes();
+    let mut client = Client::connect_with(&addr, TIMEOUT, pinned).unwrap();
+    let done = client.register(&registration(&key, "dora", true), &sign).unwrap();
+    assert!(done.proved);
+    // Many large requests before the first reply is read: more than one record, more than the output buffer.
+    for _ in 0..50 {
+        assert_eq!(client.lookup(done.address.node).unwrap().hostname.as_deref(), Some("dora"));
+    }
+    let wrong = Client::connect_with(&addr, TIMEOUT, ClientTls::Pinned([7; 32])).unwrap_err();
+    assert!(matches!(&wrong, ClientError::Tls { .. }) && !wrong.is_transient(), "{wrong}");
+    assert!(wrong.to_string().contains(&tls.fingerprint_hex()), "{wrong}");
+    // Without TLS the hub hangs up.
+    let mut plain = Client::connect(&addr, TIMEOUT).unwrap();
+    assert!(plain.lookup(done.address.node).is_err());
+    // And the other way round.
+    let plain_hub = Hub::start(any_port(), &dir.path().join("plain.redb"));
+    let error =
+        Client::connect_with(&plain_hub.0.to_string(), Duration::from_millis(500), pinned).unwrap_err();
+    assert!(matches!(error, ClientError::Tls { .. } | ClientError::Connect { .. }), "{error}");
+    // The connection survives a restart of the hub, with the same certificate.
+    drop(hub);
+    let mut config = ServerConfig::new(addr.parse().unwrap(), dir.path().join("hub.redb"));
+    config.tls = Some(ServerTls::load_or_create(dir.path()).unwrap());
+    let _hub = Hub::run(config);
+    assert_eq!(client.lookup(done.address.node).unwrap().hostname.as_deref(), Some("dora"));
+}
+
+/// `call_json`: our registry gets a proof where it takes one, a reference registry the plain signature.
+#[test]
+fn any_request_goes_through_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start(any_port(), &dir.path().join("hub.redb"));
+    let key = SigningKey::from_bytes(&[5; 32]);
+    let sign = |message: &[u8]| key.sign(message).to_bytes();
+    let mut client = Client::connect(&hub.0.to_string(), TIMEOUT).unwrap();
+    let node = client.register(&registration(&key, "emil", false), &sign).unwrap().address.node;
+    let request = serde_json::json!({"type": "set_visibility", "node_id": node.0, "public": true});
+    let text = format!("set_visibility:{}", node.0);
+    let reply = client.call_json(request.clone(), Some((&text, &sign))).unwrap();
+    assert_eq!(
+        reply,
+        serde_json::json!({"type": "set_visibility_ok", "node_id": node.0, "visibility": "public"})
+    );
+    let error = client.call_json(request, None).unwrap_err();
+    assert!(matches!(error, ClientError::Refused { request: "set_visibility", .. }), "{error}");
+    let reply = client.call_json(serde_json::json!({"type": "beacon_list"}), None).unwrap();
+    assert_eq!(reply["beacons"], serde_json::json!([]));
+    let error = client.call_json(serde_json::json!({"type": "nonsense"}), None).unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }), "{error}");
+    let long = "x".repeat(70_000);
+    let error = client.call_json(serde_json::json!({"type": "lookup", "x": long}), None).unwrap_err();
+    assert!(matches!(error, ClientError::TooLong { .. }), "{error}");
+
+    let (addr, thread) = reference_registry(vec![
+        r#"{"error":"request failed","type":"error"}"#,
+        r#"{"node_id":2,"type":"set_visibility_ok","visibility":"public"}"#,
+    ]);
+    let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    let request = serde_json::json!({"type": "set_visibility", "node_id": 2, "public": true});
+    client.call_json(request, Some(("set_visibility:2", &sign))).unwrap();
+    let requests = thread.join().unwrap();
+    assert_eq!(requests[0]["type"], "challenge");
+    assert!(requests[1]["signature"].is_string() && requests[1].get("proof").is_none());
 }

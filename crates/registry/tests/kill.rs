@@ -74,6 +74,8 @@ fn register_until_dead(addr: &str, round: u32, next: &AtomicU32, acknowledged: &
                 lan_addrs: vec![],
                 hostname: Some(format!("node-{n}")),
                 public: true,
+                public_abroad: true,
+                owner: None,
             };
             match client.register(&wanted, &|message| key.sign(message).to_bytes()) {
                 Ok(done) => {

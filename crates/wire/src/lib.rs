@@ -19,6 +19,7 @@
 //! | [`frame`] | PILT, PILS, PILK, PILA, PILP | `spec/wire.md §4` |
 //! | [`sack`] | SACK blocks in an ACK's payload | `spec/wire.md §5` |
 //! | [`beacon`] | discover, punch, relay, gossip | `spec/wire.md §6` |
+//! | [`ipc`] | messages between a daemon and its local drivers | `spec/ipc.md` |
 //! | [`limits`] | every limit of the wire in one place | `spec/wire.md §8` |
 //!
 //! One UDP socket carries beacon messages and tunnel frames; [`DatagramKind::of`] tells them apart.
@@ -57,6 +58,7 @@ extern crate std;
 
 pub mod beacon;
 pub mod frame;
+pub mod ipc;
 pub mod limits;
 pub mod packet;
 pub mod sack;

@@ -57,6 +57,17 @@ impl Impairment {
         blackhole: None,
     };
 
+    /// As loopback: no delay, no limit.
+    pub(crate) const NONE: Self =
+        Self { delay_ms: 0, rate_bps: None, queue: MAX_IN_FLIGHT, mtu: 65_535, ..Self::LINK };
+
+    /// 25 ms one way and this loss. A full segment of the reference just fits: it would else arrive in fragments, which
+    /// are not emulated.
+    pub(crate) fn far_losing(percent: u8) -> Self {
+        let loss = Some(Bursts { percent, longest: 1 });
+        Self { delay_ms: 25, mtu: 4_200, loss, ..Self::NONE }
+    }
+
     /// The same with loss.
     pub(crate) fn losing(percent: u8, longest: u8) -> Self {
         Self { loss: Some(Bursts { percent, longest }), ..Self::LINK }

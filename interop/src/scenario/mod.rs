@@ -4,10 +4,12 @@
 //! The set and the figures follow the QUIC interop runner, re-made for this protocol.
 
 pub(crate) mod cross;
+mod foreign;
 mod handshake;
 pub(crate) mod hub;
 mod lab;
 mod measure;
+mod meeting;
 mod migration;
 mod netns;
 mod transfer;
@@ -71,6 +73,30 @@ pub(crate) enum Scenario {
     Goodput,
     /// 25 MiB against a kernel TCP flow (CUBIC) on the same link
     CrossTraffic,
+    /// With the reference: 64 MiB from client to server (8 MiB between reference nodes)
+    StreamUp,
+    /// With the reference: 64 MiB from server to client (8 MiB between reference nodes)
+    StreamDown,
+    /// With the reference: 64 MiB from client to server at 1 % loss and 50 ms of round trip (2 MiB if the reference sends)
+    StreamLoss1,
+    /// With the reference: the same from server to client
+    StreamLoss1Down,
+    /// With the reference: 64 MiB from client to server at 5 % loss and 50 ms of round trip (256 KiB if the reference sends)
+    StreamLoss5,
+    /// With the reference: an echo before and after the server is restarted with its identity
+    RestartServer,
+    /// With the reference: an echo before and after the client is restarted with its identity
+    RestartClient,
+    /// With the reference: a stream without a word for 180 s, then an echo on it
+    Idle,
+    /// With the reference: both dial each other at the same moment
+    Simultaneous,
+    /// With the reference: five echo connections, then silence, and none is held any more
+    Close,
+    /// With the reference: 16 MiB to a reader that reads nothing for 4 s
+    SlowReader,
+    /// With the reference: 20 datagrams of 1,000 bytes
+    Datagrams,
 }
 
 /// Sizes, links and times of a scenario.
@@ -127,12 +153,38 @@ impl Scenario {
         matches!(self, Self::Ping | Self::Echo | Self::HubTransfer)
     }
 
+    /// Whether it is about ours and the reference.
+    pub(crate) fn is_foreign(self) -> bool {
+        self >= Self::StreamUp
+    }
+
+    /// Whether many runs at a time do not disturb each other.
+    pub(crate) fn mostly_waits(self) -> bool {
+        matches!(self, Self::Idle | Self::Close)
+    }
+
+    /// What is measured must be no less than this many times the reference's figure with itself, if ours (`true`) or the
+    /// reference sends.
+    pub(crate) fn factor(self, ours_sends: bool) -> Option<f64> {
+        match self {
+            Self::StreamUp | Self::StreamDown => Some(1.0),
+            Self::StreamLoss1 | Self::StreamLoss1Down => Some(if ours_sends { 5.0 } else { 1.0 }),
+            _ => None,
+        }
+    }
+
+    /// Whether the server sends.
+    pub(crate) fn is_down(self) -> bool {
+        matches!(self, Self::StreamDown | Self::StreamLoss1Down)
+    }
+
     /// Begins early, because it takes long.
     pub(crate) fn weight(self) -> u8 {
         match self {
             Self::CrossTraffic => 3,
             Self::HandshakeLoss | Self::HandshakeCorruption | Self::RebindPort | Self::RebindAddr => 2,
             Self::Blackhole | Self::MtuDrop | Self::Goodput | Self::LongRtt => 1,
+            Self::Idle | Self::Close => 4,
             _ => 0,
         }
     }
@@ -186,6 +238,22 @@ impl Scenario {
                 Plan { down: plain, ..link(narrows, &ten) }
             }
             Self::Goodput => link(plain, &ten),
+            Self::StreamUp | Self::StreamDown => {
+                Plan { limit_s: 600, ..link(Impairment::NONE, &[64 * MIB, 64 * MIB]) }
+            }
+            Self::StreamLoss1 | Self::StreamLoss1Down => {
+                Plan { limit_s: 600, ..link(Impairment::far_losing(1), &[64 * MIB, 2 * MIB]) }
+            }
+            Self::StreamLoss5 => {
+                Plan { limit_s: 600, ..link(Impairment::far_losing(5), &[64 * MIB, MIB / 4]) }
+            }
+            Self::SlowReader => link(Impairment::NONE, &[16 * MIB]),
+            Self::Idle => Plan { limit_s: 300, ..link(Impairment::NONE, &[]) },
+            Self::RestartServer
+            | Self::RestartClient
+            | Self::Simultaneous
+            | Self::Close
+            | Self::Datagrams => link(Impairment::NONE, &[]),
             Self::CrossTraffic => {
                 Plan { limit_s: 120, ..link(plain, &[if quick { 10 * MIB } else { 25 * MIB }]) }
             }
@@ -200,6 +268,10 @@ impl Scenario {
         programs: &Programs,
         scratch: &Scratch,
     ) -> Result<Outcome, Failure> {
+        let lab = Lab { programs, scratch, plan };
+        if self.is_foreign() {
+            return self.run_foreign(&lab, kinds);
+        }
         match kinds {
             (Kind::Pilotage, Kind::Pilotage) => {}
             (Kind::Reference, _) => {
@@ -217,7 +289,6 @@ impl Scenario {
                 ));
             }
         }
-        let lab = Lab { programs, scratch, plan };
         match self {
             Self::Ping | Self::Echo | Self::HubTransfer => Err("this scenario needs a hub".into()),
             Self::Handshake => handshake::plain(&lab),
@@ -234,6 +305,23 @@ impl Scenario {
             Self::RebindPort | Self::RebindAddr => migration::rebind(&lab),
             Self::Goodput => measure::goodput(&lab),
             Self::CrossTraffic => return cross::traffic(&lab),
+            _ => Err("this scenario needs the reference".into()),
+        }
+        .map(Outcome::Passed)
+    }
+
+    fn run_foreign(self, lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Outcome, Failure> {
+        match self {
+            Self::StreamUp | Self::StreamLoss1 | Self::StreamLoss5 => foreign::stream(lab, kinds, false),
+            Self::StreamDown | Self::StreamLoss1Down => foreign::stream(lab, kinds, true),
+            Self::RestartServer => foreign::restart(lab, kinds, true),
+            Self::RestartClient => foreign::restart(lab, kinds, false),
+            Self::Idle => foreign::idle(lab, kinds),
+            Self::Simultaneous => foreign::simultaneous(lab, kinds),
+            Self::Close => foreign::close(lab, kinds),
+            Self::SlowReader => foreign::slow_reader(lab, kinds),
+            Self::Datagrams => return foreign::datagrams(lab, kinds),
+            _ => Err("this scenario is not about the reference".into()),
         }
         .map(Outcome::Passed)
     }

@@ -3,7 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use pilotage::{Address, DatagramSocket, Node, Peer, Stream};
+use pilotage::{Address, DatagramSocket, Node, Peer};
+use pilotage_services::Duplex;
 use pilotage_services::bench::{self, Bulk, DatagramMessage};
 use serde_json::{Value, json};
 
@@ -11,8 +12,8 @@ use super::Context;
 use super::ping::{micros, path_json};
 use crate::args::BenchArgs;
 use crate::error::CliError;
-use crate::node;
 use crate::progress::Progress;
+use crate::session::{self, Channel, Session};
 use crate::units::{format_duration, format_rate};
 
 /// How often the count of a burst is asked for, and how long each answer may take.
@@ -27,8 +28,8 @@ pub(crate) fn run(context: &Context, args: &BenchArgs) -> Result<(), CliError> {
     let message = message.ok_or_else(|| {
         CliError::usage("command line", "--message must be 1 byte to 1 MiB", "choose another size")
     })?;
-    node::check_peer(context, &args.peer)?;
-    let node = node::start(context, &args.node)?;
+    session::check_peer(context, &args.node, &args.peer)?;
+    let node = session::open(context, &args.node)?;
     let mut value = json!({ "event": "bench", "peer": args.peer.to_string() });
     if args.size > 0 {
         let stream = open(&node, &args.peer)?;
@@ -58,9 +59,16 @@ pub(crate) fn run(context: &Context, args: &BenchArgs) -> Result<(), CliError> {
         }
         value["path"] = json!(stream.path().as_ref().map(path_json));
     }
-    if args.datagrams > 0 {
+    if args.datagrams > 0 && !matches!(node, Session::Own(_)) {
+        context
+            .output
+            .note("note: datagrams are not measured through a running node; use --ephemeral for that");
+    }
+    if let Session::Own(node) = &node
+        && args.datagrams > 0
+    {
         let size = usize::try_from(args.datagram_size).unwrap_or(usize::MAX);
-        let count = datagrams(context, &node, &args.peer, args.datagrams, size)?;
+        let count = datagrams(context, node, &args.peer, args.datagrams, size)?;
         value["datagrams"] = count.to_json();
         if !context.output.is_json() {
             context.output.result(format!("datagrams    {}", count.text()), &Value::Null);
@@ -71,8 +79,8 @@ pub(crate) fn run(context: &Context, args: &BenchArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn open(node: &Node, peer: &Peer) -> Result<Stream, CliError> {
-    Ok(node.connect(peer, bench::PORT)?)
+fn open(node: &Session, peer: &Peer) -> Result<Channel, CliError> {
+    node.connect(peer, bench::PORT)
 }
 
 fn bulk(
@@ -126,7 +134,7 @@ impl Times {
 /// Round trips one after another on `stream`.
 pub(crate) fn round_trips(
     context: &Context,
-    stream: &Stream,
+    stream: &dyn Duplex,
     count: u32,
     size: u32,
 ) -> Result<Times, CliError> {

@@ -11,15 +11,15 @@ use super::Context;
 use super::message::{printable, read_whole};
 use crate::args::{PublishArgs, SubscribeArgs};
 use crate::error::{CliError, Exit};
-use crate::node;
+use crate::session;
 use crate::units::format_bytes;
 
 /// How long the peer may take to acknowledge a published event.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn subscribe(context: &Context, args: &SubscribeArgs) -> Result<(), CliError> {
-    node::check_peer(context, &args.peer)?;
-    let node = node::start(context, &args.node)?;
+    session::check_peer(context, &args.node, &args.peer)?;
+    let node = session::open(context, &args.node)?;
     let stream = node.connect(&args.peer, events::PORT)?;
     let peer = stream.peer().address.to_string();
     let subscription =
@@ -54,12 +54,12 @@ pub(crate) fn subscribe(context: &Context, args: &SubscribeArgs) -> Result<(), C
 }
 
 pub(crate) fn publish(context: &Context, args: &PublishArgs) -> Result<(), CliError> {
-    node::check_peer(context, &args.peer)?;
+    session::check_peer(context, &args.node, &args.peer)?;
     let data = match args.data.as_str() {
         "-" => read_whole(Path::new("-"), MAX_PAYLOAD as u64)?,
         text => text.as_bytes().to_vec(),
     };
-    let node = node::start(context, &args.node)?;
+    let node = session::open(context, &args.node)?;
     let stream = node.connect(&args.peer, events::PORT)?;
     events::publish(&stream, args.topic.as_bytes(), &[&data]).map_err(|error| explain("publish", &error))?;
     stream.wait_flushed(FLUSH_TIMEOUT).map_err(|error| CliError::stream("publish", &error))?;

@@ -134,7 +134,23 @@ struct Stored {
     public_key: String,
 }
 
+/// The identity of a state directory, for a command that signs and starts no node.
+pub(super) fn read_identity(state: &Path) -> Result<Identity, CliError> {
+    let path = state.join("identity.json");
+    read(&path).map_err(|error| {
+        CliError::failure(
+            "identity",
+            format!("{}: {error}", path.display()),
+            "make one with `pilotage id new`, or name another directory with --state DIR",
+        )
+    })
+}
+
 fn read_public_key(path: &Path) -> io::Result<[u8; 32]> {
+    read(path).map(|identity| identity.public_key())
+}
+
+fn read(path: &Path) -> io::Result<Identity> {
     let mut text = String::new();
     File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
     let stored: Stored = serde_json::from_str(&text)?;
@@ -143,9 +159,9 @@ fn read_public_key(path: &Path) -> io::Result<[u8; 32]> {
     let private = decode(&stored.private_key)?;
     let public = decode(&stored.public_key)?;
     let seed = private.first_chunk::<32>().ok_or_else(|| invalid("the private key is too short"))?;
-    let public_key = Identity::from_seed(*seed).public_key();
-    if public != public_key {
+    let identity = Identity::from_seed(*seed);
+    if public != identity.public_key() {
         return Err(invalid("public_key does not belong to private_key"));
     }
-    Ok(public_key)
+    Ok(identity)
 }

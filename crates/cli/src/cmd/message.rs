@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use pilotage::{Node, Peer};
+use pilotage::Peer;
 use pilotage_services::clock::rfc3339;
 use pilotage_services::message::{self, Entry, Kind, MAX_PAYLOAD, SendError};
 use pilotage_services::server::Notice;
@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 use super::Context;
 use crate::args::{InboxArgs, MessageArgs};
 use crate::error::{CliError, Exit};
-use crate::node;
+use crate::session::{self, Session};
 use crate::units::format_bytes;
 
 /// Bytes of a text that `inbox` shows.
 const PREVIEW: u64 = 1024;
 
 pub(crate) fn run(context: &Context, args: &MessageArgs) -> Result<(), CliError> {
-    node::check_peer(context, &args.peer)?;
+    session::check_peer(context, &args.node, &args.peer)?;
     let (kind, payload) = payload(args)?;
-    let node = node::start(context, &args.node)?;
+    let node = session::open(context, &args.node)?;
     let stream = node.connect(&args.peer, message::PORT)?;
     message::send(&stream, kind, &payload).map_err(|error| explain("send message", &error))?;
     let peer = stream.peer().address.to_string();
@@ -79,7 +79,7 @@ pub(crate) fn read_whole(path: &Path, limit: u64) -> Result<Vec<u8>, CliError> {
 /// `send` with what every draft-01 peer knows.
 pub(crate) fn send_file(
     context: &Context,
-    node: &Node,
+    node: &Session,
     peer: &Peer,
     name: &str,
     file: &Path,
@@ -107,9 +107,8 @@ pub(crate) fn send_file(
 }
 
 /// Whether nobody listens at the file service of a peer that is known not to be Pilotage.
-pub(crate) fn only_draft(node: &Node, failure: &pilotage::ConnectFailure) -> bool {
-    let foreign = |peer: &pilotage::TunnelInfo| peer.established && !peer.pilotage;
-    failure.kind() == io::ErrorKind::ConnectionRefused && node.peers().iter().any(foreign)
+pub(crate) fn only_draft(node: &Session, failure: &CliError) -> bool {
+    failure.kind() == io::ErrorKind::ConnectionRefused && node.has_foreign_peer()
 }
 
 fn explain(stage: &str, error: &SendError) -> CliError {

@@ -4,15 +4,19 @@ pub(crate) mod bench;
 mod completions;
 mod config;
 mod events;
+mod gateway;
 mod id;
+mod local_socket;
 mod message;
 mod names;
+mod network;
 pub(crate) mod ping;
 mod pipe;
 mod recv;
 pub(crate) mod send;
 mod status;
 mod task;
+mod trust;
 mod up;
 
 use std::path::Path;
@@ -46,6 +50,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Up(args) => up::run(context, &args),
         Command::Id(args) => id::run(context, &args),
         Command::Status => status::run(context),
+        Command::Trust(args) => trust::run(context, &args.action),
         Command::Ping(args) => ping::run(context, &args),
         Command::Send(args) => send::run(context, &args),
         Command::Recv(args) => recv::run(context, &args),
@@ -59,9 +64,14 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Task(args) => task::run(context, &args.action),
         Command::Resolve(args) => names::resolve(context, &args),
         Command::Announce(args) => names::announce(context, &args),
+        Command::Network(args) => network::run(context, &args),
         Command::Decode(args) => decode::run(context, &args),
         Command::Demo(args) => demo::run(context, &args),
         Command::DemoSender(args) => demo::sender(context, &args),
+        Command::Forward(args) => gateway::forward(context, &args),
+        Command::Serve(args) => gateway::serve(context, &args),
+        Command::Socks5(args) => gateway::socks5(context, &args),
+        Command::Gateway(args) => gateway::aliases(context, &args),
         Command::Config => config::run(context),
         Command::Completions(args) => completions::run(&args),
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Context;
 use crate::args::{AnnounceArgs, NodeArgs, ResolveArgs};
 use crate::error::{CliError, Exit};
-use crate::node;
+use crate::session;
 
 pub(crate) fn resolve(context: &Context, args: &ResolveArgs) -> Result<(), CliError> {
     let request = if args.services {
@@ -93,9 +93,9 @@ fn ask(
     via: &Peer,
     request: &mut dyn FnMut(Address) -> Request,
 ) -> Result<(Reply, Request), CliError> {
-    node::check_peer(context, via)?;
-    let node = node::start(context, args)?;
-    let request = request(node.address());
+    session::check_peer(context, args, via)?;
+    let node = session::open(context, args)?;
+    let request = request(node.address()?);
     let stream = node.connect(via, nameserver::PORT)?;
     let reply = nameserver::ask(&stream, &request).map_err(|error| CliError::stream("nameserver", &error))?;
     drop(stream);

@@ -10,11 +10,12 @@ use super::Context;
 use crate::args::PingArgs;
 use crate::error::{CliError, Exit};
 use crate::node;
+use crate::session;
 use crate::units::format_duration;
 
 pub(crate) fn run(context: &Context, args: &PingArgs) -> Result<(), CliError> {
-    node::check_peer(context, &args.peer)?;
-    let node = node::start(context, &args.node)?;
+    session::check_peer(context, &args.node, &args.peer)?;
+    let node = session::open(context, &args.node)?;
     let mut times = Vec::new();
     let mut sent = 0;
     let mut last_error = None;
@@ -41,11 +42,10 @@ pub(crate) fn run(context: &Context, args: &PingArgs) -> Result<(), CliError> {
                     }),
                 );
             }
-            Err(failure) => {
+            Err(error) => {
                 if context.stop.requested() {
                     break;
                 }
-                let error = CliError::from(failure);
                 context.output.result(
                     format!("{}: seq={sent} {}: {}", args.peer, error.stage, error.cause),
                     &json!({

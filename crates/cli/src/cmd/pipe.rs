@@ -8,7 +8,6 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
-use pilotage::{Node, Stream};
 use pilotage_services::Duplex;
 use serde_json::json;
 
@@ -16,7 +15,7 @@ use super::Context;
 use super::recv::accept;
 use crate::args::{ConnectArgs, ListenArgs};
 use crate::error::CliError;
-use crate::node;
+use crate::session::{self, Channel, Session};
 
 /// Bytes moved at a time.
 const BUFFER: usize = 64 * 1024;
@@ -26,18 +25,13 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub(crate) fn listen(context: &Context, args: &ListenArgs) -> Result<(), CliError> {
     context.output.reserve_stdout();
-    let node = node::start(context, &args.node)?;
-    let listener =
-        node.listen(args.port).map_err(|error| CliError::failure("listen", error, "choose another port"))?;
-    let mut ready = node::describe(&node);
+    let node = session::open(context, &args.node)?;
+    let listener = node.listen(args.port)?;
+    let mut ready = node.describe();
     ready["event"] = "ready".into();
     ready["port"] = args.port.into();
     context.output.event(&ready);
-    context.output.note(format!(
-        "waiting for a connection to port {}\n{}",
-        args.port,
-        node::describe_text(&node)
-    ));
+    context.output.note(format!("waiting for a connection to port {}\n{}", args.port, node.describe_text()));
     let Some(stream) = accept(context, &listener)? else { return Err(CliError::interrupted()) };
     // One connection, as nc: whoever comes later is refused.
     drop(listener);
@@ -48,8 +42,8 @@ pub(crate) fn listen(context: &Context, args: &ListenArgs) -> Result<(), CliErro
 
 pub(crate) fn connect(context: &Context, args: &ConnectArgs) -> Result<(), CliError> {
     context.output.reserve_stdout();
-    node::check_peer(context, &args.peer)?;
-    let node = node::start(context, &args.node)?;
+    session::check_peer(context, &args.node, &args.peer)?;
+    let node = session::open(context, &args.node)?;
     let stream = node.connect(&args.peer, args.port)?;
     context.output.note(format!("connected to {}", stream.peer()));
     context.output.event(&json!({ "event": "connected", "peer": stream.peer().to_string() }));
@@ -64,7 +58,7 @@ enum Ended {
     Receiving(io::Result<()>),
 }
 
-fn join(context: &Context, node: &Node, stream: Stream) -> Result<(), CliError> {
+fn join(context: &Context, node: &Session, stream: Channel) -> Result<(), CliError> {
     let (ended, endings) = channel();
     let clone = || stream.try_clone().map_err(|error| CliError::stream("stream", &error));
     let (sender, receiver) = (clone()?, clone()?);
@@ -77,7 +71,7 @@ fn join(context: &Context, node: &Node, stream: Stream) -> Result<(), CliError> 
         let result = copy(&mut &receiver, &mut io::stdout().lock());
         let _ = ended.send(Ended::Receiving(result));
     })?;
-    let (mut sending, mut receiving) = (true, true);
+    let (mut sending, mut receiving, mut ended_by_peer) = (true, true, false);
     while sending || receiving {
         if context.stop.requested() {
             return Err(CliError::interrupted());
@@ -94,6 +88,7 @@ fn join(context: &Context, node: &Node, stream: Stream) -> Result<(), CliError> 
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
                     other => other.map_err(|error| CliError::stream("receive", &error))?,
                 }
+                ended_by_peer = true;
                 // Standard output stays open until the process ends, as with nc: say it this way.
                 context.output.event(&json!({ "event": "peer_finished" }));
                 // A person at a terminal does not expect to have to end the input by hand.
@@ -106,7 +101,13 @@ fn join(context: &Context, node: &Node, stream: Stream) -> Result<(), CliError> 
         }
     }
     // Both directions may be over here while our last bytes are still under way.
-    stream.wait_flushed(FLUSH_TIMEOUT).map_err(|error| CliError::stream("send", &error))?;
+    match stream.wait_flushed(FLUSH_TIMEOUT) {
+        // Reference peers end both directions, and acknowledge nothing once their application has gone.
+        Err(error) if ended_by_peer && error.kind() == io::ErrorKind::ConnectionReset => {
+            context.output.note("the peer closed without confirming the last bytes");
+        }
+        result => result.map_err(|error| CliError::stream("send", &error))?,
+    }
     node.close();
     Ok(())
 }

@@ -4,7 +4,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pilotage::{Listener, Stream};
 use pilotage_services::file::{self, ReceiveError, Received, Target};
 use serde_json::{Value, json};
 
@@ -12,8 +11,8 @@ use super::Context;
 use super::ping::micros;
 use crate::args::RecvArgs;
 use crate::error::{CliError, Exit};
-use crate::node;
 use crate::progress::Progress;
+use crate::session::{self, Channel, Port};
 use crate::units::{format_bytes, format_duration};
 
 pub(crate) fn run(context: &Context, args: &RecvArgs) -> Result<(), CliError> {
@@ -22,14 +21,15 @@ pub(crate) fn run(context: &Context, args: &RecvArgs) -> Result<(), CliError> {
     if to_stdout {
         context.output.reserve_stdout();
     }
-    let node = node::start(context, &args.node)?;
-    let listener = node
-        .listen(file::PORT)
-        .map_err(|error| CliError::failure("listen", error, "only one receiver can run on a node"))?;
-    let mut ready = node::describe(&node);
+    let node = session::open(context, &args.node)?;
+    let listener = node.listen(file::PORT).map_err(|error| CliError {
+        next: "only one receiver can run on a node: a running `up` takes files itself, unless started with --no-files".into(),
+        ..error
+    })?;
+    let mut ready = node.describe();
     ready["event"] = "ready".into();
     context.output.event(&ready);
-    context.output.note(format!("waiting for a file\n{}", node::describe_text(&node)));
+    context.output.note(format!("waiting for a file\n{}", node.describe_text()));
     let mut received = 0;
     while let Some(stream) = accept(context, &listener)? {
         let outcome = take(context, args, &stream);
@@ -80,7 +80,7 @@ fn check(args: &RecvArgs) -> Result<(), CliError> {
 }
 
 /// The next stream; `None` when the command was asked to end.
-pub(crate) fn accept(context: &Context, listener: &Listener) -> Result<Option<Stream>, CliError> {
+pub(crate) fn accept(context: &Context, listener: &Port) -> Result<Option<Channel>, CliError> {
     loop {
         if context.stop.requested() {
             return Ok(None);
@@ -95,7 +95,7 @@ pub(crate) fn accept(context: &Context, listener: &Listener) -> Result<Option<St
     }
 }
 
-fn take(context: &Context, args: &RecvArgs, stream: &Stream) -> Result<(), CliError> {
+fn take(context: &Context, args: &RecvArgs, stream: &Channel) -> Result<(), CliError> {
     let (force, fsync) = (args.force, args.fsync);
     let target = match &args.output {
         Some(path) if path == Path::new("-") => Target::Writer(Box::new(io::stdout())),

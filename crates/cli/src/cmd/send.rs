@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pilotage::{ConnectionStats, Node, Stream};
+use pilotage::ConnectionStats;
 use pilotage_services::file::{self, SendError, SendOptions, Sent, Status};
 use serde_json::{Value, json};
 
@@ -14,13 +14,13 @@ use super::ping::{micros, path_json, path_text};
 use super::{Context, message};
 use crate::args::SendArgs;
 use crate::error::{CliError, Exit};
-use crate::node;
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::session::{self, Channel, Session};
 use crate::units::{format_bytes, format_duration, format_rate};
 
 pub(crate) fn run(context: &Context, args: &SendArgs) -> Result<(), CliError> {
-    node::check_peer(context, &args.peer)?;
+    session::check_peer(context, &args.node, &args.peer)?;
     match args.files.as_slice() {
         [file] => send_one(context, args, file),
         files => send_all(context, args, files),
@@ -30,7 +30,7 @@ pub(crate) fn run(context: &Context, args: &SendArgs) -> Result<(), CliError> {
 fn send_one(context: &Context, args: &SendArgs, file: &Path) -> Result<(), CliError> {
     // Before a node is started: a wrong file name should cost nothing.
     let (source, options) = open(file, args.as_name.as_deref())?;
-    let node = node::start(context, &args.node)?;
+    let node = session::open(context, &args.node)?;
     context.output.note(format!("connecting to {} …", args.peer));
     let Some(stream) = connect(context, args, &node, file, &options)? else {
         node.close();
@@ -59,15 +59,15 @@ fn send_one(context: &Context, args: &SendArgs, file: &Path) -> Result<(), CliEr
 fn connect(
     context: &Context,
     args: &SendArgs,
-    node: &Node,
+    node: &Session,
     file: &Path,
     options: &SendOptions,
-) -> Result<Option<Stream>, CliError> {
+) -> Result<Option<Channel>, CliError> {
     if !args.draft {
         match node.connect(&args.peer, file::PORT) {
             Ok(stream) => return Ok(Some(stream)),
             Err(failure) if message::only_draft(node, &failure) => {}
-            Err(failure) => return Err(failure.into()),
+            Err(failure) => return Err(failure),
         }
     }
     message::send_file(context, node, &args.peer, &options.name, file).map(|()| None)
@@ -81,7 +81,7 @@ fn send_all(context: &Context, args: &SendArgs, files: &[PathBuf]) -> Result<(),
     for file in files {
         describe(file, None)?;
     }
-    let node = node::start(context, &args.node)?;
+    let node = session::open(context, &args.node)?;
     context.output.note(format!("connecting to {} …", args.peer));
     let progress = Progress::steps(&context.output, "files", files.len() as u64);
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -117,7 +117,7 @@ fn send_all(context: &Context, args: &SendArgs, files: &[PathBuf]) -> Result<(),
     }
 }
 
-fn send_in_turn(context: &Context, args: &SendArgs, node: &Node, file: &Path) -> Result<(), CliError> {
+fn send_in_turn(context: &Context, args: &SendArgs, node: &Session, file: &Path) -> Result<(), CliError> {
     let (source, options) = open(file, None)?;
     let Some(stream) = connect(context, args, node, file, &options)? else { return Ok(()) };
     let sent = file::send(&stream, source, &options, &mut |_| {}).map_err(|error| {
@@ -184,10 +184,9 @@ fn describe(path: &Path, as_name: Option<&str>) -> Result<SendOptions, CliError>
 }
 
 /// Prints a confirmed transfer.
-fn report(output: &Output, stream: &Stream, options: &SendOptions, sent: &Sent) {
+fn report(output: &Output, stream: &Channel, options: &SendOptions, sent: &Sent) {
     let rate = goodput(sent);
-    let stats = stream.stats();
-    let path = stream.path();
+    let (path, stats) = stream.details();
     let hash = hex::encode(sent.hash);
     let via = path.as_ref().map(|path| format!(", {}", path_text(path))).unwrap_or_default();
     let text = format!(

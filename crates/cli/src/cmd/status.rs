@@ -60,6 +60,8 @@ fn hub_json(node: &Node) -> Value {
             "registry": hub.registry,
             "beacon": hub.beacon.map(|addr| addr.to_string()),
             "registered": hub.registered,
+            "foreign": hub.foreign,
+            "public": hub.public,
             "last_error": hub.last_error,
             "last_heartbeat_us": hub.last_heartbeat.map(micros),
         })
@@ -98,6 +100,7 @@ fn counters_json(stats: &EndpointStats) -> Value {
         "drop_beacon": stats.drop_beacon,
         "drop_datagram_queue": stats.drop_datagram_queue,
         "drop_segment": stats.drop_segment,
+        "drop_not_admitted": stats.drop_not_admitted,
     })
 }
 

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pilotage::{Node, NodeEvent};
+use pilotage_daemon::IpcServer;
 use pilotage_services::file::ReceiveError;
 use pilotage_services::server::{self, FileService, Notice, Services};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::{status, task};
+use super::{local_socket, status, task, trust};
 use crate::args::{ServiceName, UpArgs};
 use crate::control;
 use crate::error::CliError;
@@ -49,16 +50,31 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     let serving = server::serve(&node, &services, observer)
         .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
     let serving = Arc::new(serving);
-    let (node_, serving_) = (node.clone(), serving.clone());
-    let control = control_server(context, args, move |command, request| match command {
-        "status" => status::reply(&node_, serving_.counters()),
-        "task" => serving_.tasks().map_or_else(task::not_served, |tasks| task::answer(tasks, request)),
-        other => json!({ "error": format!("unknown command {other:?}") }),
+    let trust = trust::serve(context, args, &node)?;
+    let (node_, serving_, trust_) = (node.clone(), serving.clone(), trust.clone());
+    #[cfg(unix)]
+    let streams = control::streams::Streams::new(node.clone());
+    let control = control_server(context, args, move |request| {
+        #[cfg(unix)]
+        if let Some(reply) = streams.answer(request) {
+            return reply;
+        }
+        control::Reply::Line(match request["cmd"].as_str() {
+            Some("status") => status::reply(&node_, serving_.counters()),
+            Some("trust") => trust::reply(&node_, &trust_, request),
+            Some("task") => {
+                serving_.tasks().map_or_else(task::not_served, |tasks| task::answer(tasks, request))
+            }
+            other => json!({ "error": format!("unknown command {:?}", other.unwrap_or_default()) }),
+        })
     });
-    ready(context, &node, &services, control.is_some());
+    let ipc = local_socket::serve(context, args, &node, &trust)?;
+    ready(context, &node, &services, control.is_some(), ipc.as_ref());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
+    drop(ipc);
     drop(control);
+    drop(trust);
     node.close();
     Ok(())
 }
@@ -100,7 +116,7 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
 fn control_server(
     context: &Context,
     args: &UpArgs,
-    answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
+    answer: impl Fn(&Value) -> control::Reply + Send + Sync + 'static,
 ) -> Option<control::Server> {
     if args.node.ephemeral {
         return None;
@@ -116,16 +132,19 @@ fn control_server(
     }
 }
 
-fn ready(context: &Context, node: &Node, services: &Services, control: bool) {
+fn ready(context: &Context, node: &Node, services: &Services, control: bool, ipc: Option<&IpcServer>) {
     let files = services.files.as_ref();
     let mut value = node::describe(node);
     value["event"] = "ready".into();
     value["inbox"] = json!(files.map(|files| files.dir.display().to_string()));
     value["control"] = json!(control.then(|| control::path(&context.settings.state).display().to_string()));
+    value["ipc"] = json!(ipc.map(|ipc| ipc.path().display().to_string()));
     let hub = node.hub_status();
     value["registered"] = json!(hub.as_ref().map(|hub| hub.registered));
-    let mut text = node::describe_text(node);
+    value["public"] = json!(hub.as_ref().map(|hub| hub.public));
+    let mut text = node::describe_text(&node::describe(node));
     text.push_str(&match &hub {
+        Some(hub) if hub.registered && !hub.public => "\nhub          registered, private".to_owned(),
         Some(hub) if hub.registered => "\nhub          registered".to_owned(),
         Some(_) => "\nhub          NOT registered yet, trying".to_owned(),
         None => "\nhub          none: others reach this node as ADDRESS@IP:PORT".to_owned(),
@@ -136,6 +155,9 @@ fn ready(context: &Context, node: &Node, services: &Services, control: bool) {
     text.push_str(&format!("\nservices     {}", names.join(", ")));
     if let Some(files) = files {
         text.push_str(&format!("\ninbox        {}", files.dir.display()));
+    }
+    if let Some(ipc) = ipc {
+        text.push_str(&format!("\nlocal socket {}", ipc.path().display()));
     }
     text.push_str("\nready; Ctrl-C ends the node");
     context.output.result(text, &value);
@@ -196,6 +218,10 @@ fn describe_event(event: &NodeEvent) -> Option<(String, Value)> {
         NodeEvent::Registered { address } => (
             format!("hub: registered as {address}"),
             json!({ "event": "registered", "address": address.to_string() }),
+        ),
+        NodeEvent::AddressChanged { address } => (
+            format!("hub: it calls us {address} now; all streams ended"),
+            json!({ "event": "address_changed", "address": address.to_string() }),
         ),
         NodeEvent::HubLost { reason } => {
             (format!("hub: lost: {reason}"), json!({ "event": "hub_lost", "reason": reason }))

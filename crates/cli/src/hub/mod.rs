@@ -1,6 +1,7 @@
 //! `pilotage hub`: registry (TCP) and beacon (UDP) in one process.
 
 mod beacon;
+mod options;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use pilotage_registry::server::{Server, ServerConfig};
+use pilotage_registry::tls::ServerTls;
 use serde_json::json;
 
 use self::beacon::BeaconServer;
@@ -38,7 +40,8 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
         )
     })?;
     let mut config = ServerConfig::new(registry_at, &store);
-    config.engine.allow_unsigned = args.allow_unsigned;
+    options::apply(context, args, &mut config)?;
+    let fingerprint = config.tls.as_ref().map(ServerTls::fingerprint_hex);
     let registry = Server::bind(config).map_err(|error| {
         // The text names the address or the file, and the way out behind a semicolon.
         let text = error.to_string();
@@ -51,10 +54,8 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
     let (ended, endings) = channel();
     serve_registry(registry, ended.clone())?;
     serve_beacon(context, beacon, ended)?;
-    if args.allow_unsigned {
-        context.output.note("keys are taken without proof (--allow-unsigned): for networks you trust only");
-    }
-    ready(context, registry_addr, beacon_addr, &store);
+    options::warn(context, args);
+    ready(context, registry_addr, beacon_addr, &store, fingerprint.as_deref());
     // Both end after a signal; one that ends without it takes the hub down, loudly.
     for _ in 0..2 {
         let Ok(Ended { what, result }) = endings.recv() else { break };
@@ -127,12 +128,19 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), CliError
     })
 }
 
-fn ready(context: &Context, registry: SocketAddr, beacon: SocketAddr, store: &Path) {
+fn ready(
+    context: &Context,
+    registry: SocketAddr,
+    beacon: SocketAddr,
+    store: &Path,
+    fingerprint: Option<&str>,
+) {
     let value = json!({
         "event": "ready",
         "registry": registry.to_string(),
         "beacon": beacon.to_string(),
         "store": store.display().to_string(),
+        "tls_fingerprint": fingerprint,
         "pid": std::process::id(),
     });
     let host = if registry.ip().is_unspecified() { "HOST".to_owned() } else { url_host(registry) };
@@ -142,8 +150,10 @@ fn ready(context: &Context, registry: SocketAddr, beacon: SocketAddr, store: &Pa
     } else {
         format!("--registry {host}:{} --beacon {host}:{}", registry.port(), beacon.port())
     };
+    let how = fingerprint.map_or(how.clone(), |pin| format!("{how} --registry-tls-pin {pin}"));
+    let over = if fingerprint.is_some() { "TCP, TLS" } else { "TCP" };
     let text = format!(
-        "registry  {registry} (TCP)\nbeacon    {beacon} (UDP)\nstore     {}\nnodes use {how}\nready; Ctrl-C ends the hub",
+        "registry  {registry} ({over})\nbeacon    {beacon} (UDP)\nstore     {}\nnodes use {how}\nready; Ctrl-C ends the hub",
         store.display(),
     );
     context.output.result(text, &value);
@@ -167,6 +177,12 @@ mod tests {
             beacon_port,
             store: None,
             allow_unsigned: false,
+            require_proof: false,
+            admin_token_file: None,
+            admin_token: None,
+            tls: false,
+            open_scores: false,
+            allow_beacons: false,
             exit_with_stdin: false,
         }
     }

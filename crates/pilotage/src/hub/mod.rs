@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use pilotage_proto::crypto::Identity;
 use pilotage_wire::{Address, NodeId};
+use serde_json::Value;
+
+use crate::state::AddressMemory;
 
 /// Longest wait for one answer of the registry.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +41,8 @@ pub enum HubError {
         /// Its reason.
         reason: String,
     },
+    /// The node was started without a registry.
+    NotConfigured,
 }
 
 impl HubError {
@@ -53,6 +58,7 @@ impl fmt::Display for HubError {
             Self::Unreachable { reason } => write!(f, "the hub does not answer: {reason}"),
             Self::NotFound { what } => write!(f, "the hub does not know the {what}, or may not tell us"),
             Self::Refused { reason } => write!(f, "the hub refused {reason}"),
+            Self::NotConfigured => write!(f, "no hub is configured"),
         }
     }
 }
@@ -68,6 +74,10 @@ pub struct HubStatus {
     pub beacon: Option<SocketAddr>,
     /// Whether the registry knows us at present.
     pub registered: bool,
+    /// Whether it is one of the reference's: it assigns ids as it likes and checks no proofs.
+    pub foreign: bool,
+    /// Whether it tells others where we are.
+    pub public: bool,
     /// The last thing that went wrong, until the next success.
     pub last_error: Option<String>,
     /// Time since the registry last answered a registration or heartbeat.
@@ -80,7 +90,32 @@ pub(crate) struct Register {
     pub(crate) listen_addr: String,
     pub(crate) lan_addrs: Vec<String>,
     pub(crate) name: Option<String>,
-    pub(crate) public: bool,
+    pub(crate) visibility: Visibility,
+    /// E-mail address or other owner text. Only registries of the reference are told.
+    pub(crate) owner: Option<String>,
+}
+
+/// Whether the registry may tell others where a node is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Visibility {
+    /// Everybody may ask.
+    Public,
+    /// Nobody may, or those that the registry knows as trusted.
+    Private,
+    /// What is usual there: public at a hub of Pilotage, private at a registry of the reference.
+    #[default]
+    Usual,
+}
+
+impl Visibility {
+    /// What it means at a registry of this kind.
+    pub fn is_public(self, foreign: bool) -> bool {
+        match self {
+            Self::Public => true,
+            Self::Private => false,
+            Self::Usual => !foreign,
+        }
+    }
 }
 
 /// What the registry answers.
@@ -89,6 +124,8 @@ pub(crate) struct Registered {
     pub(crate) address: Address,
     pub(crate) name: Option<String>,
     pub(crate) name_error: Option<String>,
+    /// The registry is one of the reference's.
+    pub(crate) foreign: bool,
 }
 
 /// What the registry knows of a node.
@@ -114,6 +151,8 @@ pub(crate) trait Directory: Send {
     fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError>;
     fn resolve(&mut self, node: NodeId, requester: NodeId) -> Result<Endpoints, HubError>;
     fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError>;
+    /// Any request, with our signature over `signed` if given; the reply as it is.
+    fn call(&mut self, request: &Value, signed: Option<&str>) -> Result<Value, HubError>;
 }
 
 /// Opens directories; the tests bring their own.
@@ -125,6 +164,8 @@ pub(crate) struct Hub {
     open: Opener,
     idle: Mutex<Vec<Box<dyn Directory>>>,
     state: Mutex<State>,
+    /// Where the address is kept that the registry gave us, and under which key.
+    memory: Option<AddressMemory>,
 }
 
 #[derive(Debug, Default)]
@@ -133,6 +174,8 @@ struct State {
     last_error: Option<String>,
     last_heartbeat: Option<Instant>,
     name: Option<String>,
+    foreign: bool,
+    public: bool,
     /// Our own addresses on the local network, as registered.
     lan: Vec<SocketAddr>,
 }
@@ -144,14 +187,19 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// The registry at `HOST:PORT`, spoken to with this identity.
-    pub(crate) fn new(registry: String, identity: &Identity) -> Self {
-        let open = registry::opener(registry.clone(), identity.clone());
-        Self::with_opener(registry, open)
+    /// The registry at `HOST:PORT`, spoken to with this identity; over TLS if its certificate's SHA-256 is given.
+    pub(crate) fn new(
+        registry: String,
+        identity: &Identity,
+        pin: Option<[u8; 32]>,
+        memory: Option<AddressMemory>,
+    ) -> Self {
+        let open = registry::opener(registry.clone(), identity.clone(), pin);
+        Self { memory, ..Self::with_opener(registry, open) }
     }
 
     pub(crate) fn with_opener(registry: String, open: Opener) -> Self {
-        Self { registry, open, idle: Mutex::default(), state: Mutex::default() }
+        Self { registry, open, idle: Mutex::default(), state: Mutex::default(), memory: None }
     }
 
     pub(crate) fn open(&self) -> Result<Box<dyn Directory>, HubError> {
@@ -196,8 +244,13 @@ impl Hub {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub(crate) fn note_registered(&self, registered: &Registered, lan: Vec<SocketAddr>) {
+    pub(crate) fn note_registered(&self, registered: &Registered, public: bool, lan: Vec<SocketAddr>) {
+        if let Some(memory) = &self.memory {
+            memory.keep(&self.registry, registered.address);
+        }
         let mut state = self.state();
+        state.foreign = registered.foreign;
+        state.public = public;
         state.registered = true;
         state.last_error = registered.name_error.clone();
         state.last_heartbeat = Some(Instant::now());
@@ -222,6 +275,11 @@ impl Hub {
         self.state().name.clone()
     }
 
+    /// Whether the registry is one of the reference's, as far as we know.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.state().foreign
+    }
+
     pub(crate) fn lan(&self) -> Vec<SocketAddr> {
         self.state().lan.clone()
     }
@@ -232,6 +290,8 @@ impl Hub {
             registry: Some(self.registry.clone()),
             beacon,
             registered: state.registered,
+            foreign: state.foreign,
+            public: state.public,
             last_error: state.last_error.clone(),
             last_heartbeat: state.last_heartbeat.map(|at| at.elapsed()),
         }
@@ -290,7 +350,7 @@ pub(crate) mod fake {
     impl Directory for Fake {
         fn register(&mut self, request: &Register) -> Result<Registered, HubError> {
             self.world()?.registrations += 1;
-            Ok(Registered { address: self.1, name: request.name.clone(), name_error: None })
+            Ok(Registered { address: self.1, name: request.name.clone(), name_error: None, foreign: false })
         }
         fn is_renewed(&self) -> bool {
             false
@@ -310,6 +370,10 @@ pub(crate) mod fake {
         fn resolve_name(&mut self, name: &str, _: NodeId) -> Result<Address, HubError> {
             drop(self.world()?);
             Err(HubError::NotFound { what: format!("name {name:?}") })
+        }
+        fn call(&mut self, request: &Value, _: Option<&str>) -> Result<Value, HubError> {
+            drop(self.world()?);
+            Ok(request.clone())
         }
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use pilotage_proto::crypto::Identity;
-use pilotage_registry::client::{Client, ClientError, Registration};
+use pilotage_registry::client::{Client, ClientError, ClientTls, Registration};
 use pilotage_wire::{Address, NodeId};
+use serde_json::Value;
 
 use super::{Directory, Endpoints, Entry, HubError, Opener, REQUEST_TIMEOUT, Register, Registered};
 
@@ -16,11 +17,12 @@ struct Connection {
     proves: Arc<AtomicBool>,
 }
 
-/// Opens connections with the registry at `HOST:PORT`.
-pub(crate) fn opener(registry: String, identity: Identity) -> Opener {
+/// Opens connections with the registry at `HOST:PORT`, over TLS if the certificate's SHA-256 is given.
+pub(crate) fn opener(registry: String, identity: Identity, pin: Option<[u8; 32]>) -> Opener {
+    let tls = pin.map_or(ClientTls::Plain, ClientTls::Pinned);
     let proves = Arc::new(AtomicBool::new(false));
     Box::new(move || {
-        let mut client = Client::connect(&registry, REQUEST_TIMEOUT).map_err(explain)?;
+        let mut client = Client::connect_with(&registry, REQUEST_TIMEOUT, tls).map_err(explain)?;
         if proves.load(Ordering::Relaxed) {
             client.require_proof();
         }
@@ -35,12 +37,19 @@ impl Directory for Connection {
             listen_addr: request.listen_addr.clone(),
             lan_addrs: request.lan_addrs.clone(),
             hostname: request.name.clone(),
-            public: request.public,
+            public: request.visibility.is_public(false),
+            public_abroad: request.visibility.is_public(true),
+            owner: request.owner.clone(),
         };
         let identity = &self.identity;
         let done = self.client.register(&registration, &|message| identity.sign(message)).map_err(explain)?;
         self.proves.fetch_or(done.proved, Ordering::Relaxed);
-        Ok(Registered { address: done.address, name: done.hostname, name_error: done.hostname_error })
+        Ok(Registered {
+            address: done.address,
+            name: done.hostname,
+            name_error: done.hostname_error,
+            foreign: !done.proved,
+        })
     }
 
     fn heartbeat(&mut self, node: NodeId) -> Result<(), HubError> {
@@ -68,6 +77,13 @@ impl Directory for Connection {
     fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError> {
         let found = self.client.resolve_hostname(name, Some(requester));
         found.map(|found| found.address).map_err(|error| explain_missing(error, format!("name {name:?}")))
+    }
+
+    fn call(&mut self, request: &Value, signed: Option<&str>) -> Result<Value, HubError> {
+        let identity = &self.identity;
+        let sign = |message: &[u8]| identity.sign(message);
+        let signed = signed.map(|text| (text, &sign as &dyn Fn(&[u8]) -> [u8; 64]));
+        self.client.call_json(request.clone(), signed).map_err(explain)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The two files of a state directory as text (fuzz/ includes this file as it is).
+//! The files of a state directory as text (fuzz/ includes this file as it is).
 
 use std::net::SocketAddr;
 
@@ -60,6 +60,8 @@ pub(crate) struct Pin {
     pub(crate) called: bool,
     /// Seconds since 1970.
     pub(crate) last_seen: u64,
+    /// The registry that assigned the id, where that does not derive from the key: elsewhere it means another node.
+    pub(crate) registry: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +74,8 @@ struct StoredPin {
     called: bool,
     #[serde(default)]
     last_seen: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    registry: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,6 +92,7 @@ pub(super) fn peers_json(pins: Vec<&Pin>) -> serde_json::Result<Vec<u8>> {
         endpoint: pin.endpoint,
         called: pin.called,
         last_seen: pin.last_seen,
+        registry: pin.registry.clone(),
     });
     serde_json::to_vec_pretty(&StoredBook { version: 1, peers: peers.collect() })
 }
@@ -103,8 +108,56 @@ pub(super) fn parse_peers(text: &str) -> Result<Vec<Pin>, String> {
             entry.address.parse().map_err(|error| format!("address {:?}: {error}", entry.address))?;
         let mut key = [0; 32];
         hex::decode_to_slice(&entry.key, &mut key).map_err(|error| format!("key of {address}: {error}"))?;
-        let StoredPin { endpoint, called, last_seen, .. } = entry;
-        Ok(Pin { address, key, endpoint, called, last_seen })
+        let StoredPin { endpoint, called, last_seen, registry, .. } = entry;
+        Ok(Pin { address, key, endpoint, called, last_seen, registry })
     });
     pins.collect()
+}
+
+/// The address that a registry gave to one of our keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KnownAs {
+    /// `HOST:PORT`, as configured.
+    pub(crate) registry: String,
+    pub(crate) key: [u8; 32],
+    pub(crate) address: Address,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredAddress {
+    registry: String,
+    key: String,
+    address: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredAddresses {
+    version: u32,
+    addresses: Vec<StoredAddress>,
+}
+
+/// The content of `addresses.json`.
+pub(super) fn addresses_json(known: &[KnownAs]) -> serde_json::Result<Vec<u8>> {
+    let addresses = known.iter().map(|known| StoredAddress {
+        registry: known.registry.clone(),
+        key: hex::encode(known.key),
+        address: known.address.to_string(),
+    });
+    serde_json::to_vec_pretty(&StoredAddresses { version: 1, addresses: addresses.collect() })
+}
+
+/// Reads `addresses.json`; the error says what is wrong with it.
+pub(super) fn parse_addresses(text: &str) -> Result<Vec<KnownAs>, String> {
+    let stored: StoredAddresses = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if stored.version != 1 {
+        return Err(format!("format version {} is not known to this program", stored.version));
+    }
+    let known = stored.addresses.into_iter().map(|entry| {
+        let address: Address =
+            entry.address.parse().map_err(|error| format!("address {:?}: {error}", entry.address))?;
+        let mut key = [0; 32];
+        hex::decode_to_slice(&entry.key, &mut key).map_err(|error| format!("key of {address}: {error}"))?;
+        Ok(KnownAs { registry: entry.registry, key, address })
+    });
+    known.collect()
 }

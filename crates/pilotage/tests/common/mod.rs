@@ -70,3 +70,10 @@ pub(crate) fn within(limit: Duration, body: impl FnOnce() + Send + 'static) {
 }
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
+
+/// Waits until `condition` holds; the bound of the test ends it otherwise.
+pub(crate) fn eventually(condition: impl Fn() -> bool) {
+    while !condition() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -44,7 +44,9 @@ impl Pacer {
     pub fn on_sent(&mut self, now: Instant, bytes: u64) {
         let Some(rate) = self.rate else { return };
         let from = self.full_at.map_or(now, |at| at.max(now));
-        self.full_at = from.checked_add(time_of(bytes, rate));
+        // What is sent again does not wait for us, but counts: at a slow pace a flight of it would be a debt of minutes.
+        let most = now.checked_add(LONGEST);
+        self.full_at = from.checked_add(time_of(bytes, rate)).min(most);
     }
 
     /// R7.2: the size of the bucket, in bytes: ten segments (the initial window), or 1.5 ms at the given rate (the resolution of
@@ -122,6 +124,18 @@ mod tests {
         let at = pacer.allow(now, 60_000, Some(1)).unwrap_err();
         assert!(at - now <= LONGEST);
         assert_eq!(pacer.allow(at, 60_000, Some(1)), Ok(()));
+    }
+
+    #[test]
+    fn what_was_sent_without_asking_is_forgiven_after_a_second() {
+        let mut pacer = Pacer::new(1200);
+        let now = Instant::now();
+        for _ in 0..100 {
+            let _ = pacer.allow(now, 1200, Some(1_000));
+            pacer.on_sent(now, 1200);
+        }
+        let at = pacer.allow(now, 60_000, Some(1_000)).unwrap_err();
+        assert!(at - now <= LONGEST, "{:?}", at - now);
     }
 
     proptest! {

@@ -8,6 +8,7 @@
 //! `isn + 1 + o`, because SYN counts as one (draft "Reliable stream"). FIN occupies the offset
 //! after the last byte. RTT, MTU and congestion state belong to the [`Path`] and come in with each call.
 
+mod info;
 mod recv;
 mod send;
 mod timers;
@@ -109,6 +110,8 @@ pub(crate) struct Connection {
     pub(crate) incoming: bool,
     /// The application dropped its handle.
     pub(crate) detached: bool,
+    /// When both sides knew each other's ISN.
+    established_at: Instant,
     /// Notifications that the endpoint has not collected yet.
     pub(crate) notify: Notify,
     /// Notifications already queued for the application (set by the endpoint, merged until polled).
@@ -187,6 +190,8 @@ pub(crate) struct Connection {
     last_received: Instant,
     /// A reference peer closed over a hole: fail if it is not filled by then.
     truncate_at: Option<Instant>,
+    /// A reference peer ended both directions: nothing more is sent but one FIN (spec/stream.md §3.10).
+    peer_ended: bool,
 
     timers: Timers,
     stats: ConnectionStats,
@@ -243,6 +248,7 @@ impl Connection {
             announced: false,
             incoming: false,
             detached: false,
+            established_at: now,
             notify: Notify::default(),
             queued: Notify::default(),
             in_ready: false,
@@ -287,6 +293,7 @@ impl Connection {
             advertised_edge: 0,
             last_received: now,
             truncate_at: None,
+            peer_ended: false,
             timers: Timers::default(),
             stats: ConnectionStats::default(),
         }
@@ -332,6 +339,8 @@ impl Connection {
                     Failure::Reset | Failure::Truncated => WriteError::Reset,
                 });
             }
+            // A reference peer ended both directions before it acknowledged everything.
+            State::Done if !self.send.is_empty() => return Err(WriteError::Reset),
             State::Done => return Err(WriteError::Finished),
             _ => {}
         }

@@ -127,6 +127,7 @@ impl Connection {
         self.rto_base = cx.now;
         self.notify.connected = true;
         self.notify.writable = true;
+        self.established_at = cx.now;
         self.timers.arm_idle(cx.now, cx.cfg);
     }
 
@@ -179,9 +180,15 @@ impl Connection {
         self.ack_pending = true;
         self.notify.readable = true;
         if cx.dialect == Dialect::Draft {
-            // A reference FIN ends both directions: what we still hold will never be read there.
+            // A reference FIN ends both directions: what we still hold will never be read there, and nothing that we
+            // send is answered but FIN, not even that if its application is gone. Only a delayed acknowledgement may follow.
             self.fin_queued = true;
+            self.peer_ended = true;
+            self.backoff = 0;
+            self.tail_probe = false;
+            self.timers.fin_hold = None;
             if !self.send.is_empty() && !self.fin_sent {
+                self.timers.last_ack = Some(cx.now + timers::LAST_ACK);
                 self.notify.writable = true;
             }
         }
@@ -299,6 +306,9 @@ impl Connection {
             if self.write_blocked && self.send.free() >= Self::send_wakeup_room(cx) {
                 self.write_blocked = false;
                 self.notify.writable = true;
+            }
+            if self.send.is_empty() {
+                self.timers.last_ack = None;
             }
             if self.is_flushed() {
                 self.notify.writable = true;

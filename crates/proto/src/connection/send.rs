@@ -81,7 +81,11 @@ impl Connection {
             return self.emit_bare_ack(cx, space);
         }
         let mut blocked = false;
-        if self.state == State::Established {
+        if self.peer_ended {
+            if self.parting_fin_is_due() {
+                return self.emit_parting_fin(cx, space);
+            }
+        } else if self.state == State::Established {
             match self.choose(cx, limit) {
                 Chosen::Send(choice) => return self.emit_data(choice, cx, space),
                 Chosen::TooLong => return SegmentOut::TooLong,
@@ -136,7 +140,7 @@ impl Connection {
             }
             return self.sized(range, false, Kind::New, limit);
         }
-        if self.fin_is_due(cx.dialect) {
+        if self.fin_is_due(cx) {
             let end = self.send.end();
             return Chosen::Send(Choice { range: end..end + 1, fin: true, kind: Kind::New });
         }
@@ -215,11 +219,21 @@ impl Connection {
     }
 
     /// Reference peers abandon everything unacknowledged at FIN: they get it only when all was acknowledged.
-    fn fin_is_due(&self, dialect: Dialect) -> bool {
-        self.fin_queued
-            && !self.fin_sent
-            && self.send.unsent() == 0
-            && (dialect == Dialect::Pilotage || self.send.is_empty())
+    fn fin_is_due(&mut self, cx: &Cx<'_>) -> bool {
+        if !self.fin_queued || self.fin_sent || self.send.unsent() > 0 {
+            return false;
+        }
+        if cx.dialect == Dialect::Pilotage {
+            return true;
+        }
+        let until = self.fin_waits_until();
+        self.timers.fin_hold = (cx.now < until).then_some(until);
+        self.send.is_empty() && cx.now >= until
+    }
+
+    /// A reference peer ended both directions: our FIN follows once everything is acknowledged or given up.
+    fn parting_fin_is_due(&self) -> bool {
+        self.state == State::Established && self.timers.last_ack.is_none()
     }
 
     // ------------------------------------------------------------------ writing packets
@@ -249,6 +263,22 @@ impl Connection {
         let out = emit(&hdr, len, space);
         self.account_sent(range, fin, kind, cx);
         out
+    }
+
+    /// The only FIN that is not repeated: the peer asks for none, and if its application is gone it answers none.
+    fn emit_parting_fin(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+        let at = self.board.nxt() - u64::from(self.fin_sent);
+        let mut hdr = self.header(Flags::FIN);
+        hdr.seq = self.seq_of(at);
+        if !self.fin_sent {
+            self.board.on_sent(cx.now, at..at + 1, true, true);
+        }
+        self.board.abandon();
+        self.sync_in_flight(cx.path);
+        self.fin_sent = true;
+        self.fin_acked = true;
+        self.maybe_done();
+        emit(&hdr, 0, space)
     }
 
     fn account_sent(&mut self, range: Range<u64>, fin: bool, kind: Kind, cx: &mut Cx<'_>) {
@@ -371,6 +401,7 @@ impl Connection {
         }
         match self.state {
             State::SynSent | State::SynReceived => self.syn_pending,
+            State::Established if self.peer_ended => self.parting_fin_is_due(),
             State::Established => {
                 self.tail_probe
                     || self.board.has_lost()

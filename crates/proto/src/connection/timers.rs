@@ -14,6 +14,13 @@ use crate::tunnel::path::Path;
 pub(super) const DETACHED_LINGER: Duration = Duration::from_secs(60);
 /// How long bytes may be missing after a reference peer closed (it does not retransmit then).
 pub(super) const TRUNCATE_AFTER: Duration = Duration::from_secs(3);
+/// How long an acknowledgement may follow a reference peer's FIN: it delays them by 40 ms.
+pub(super) const LAST_ACK: Duration = Duration::from_millis(100);
+/// No FIN to a reference peer sooner after it connected: it looks at its state every 10 ms, and one that it never saw
+/// established it goes on dialling.
+const FIN_AFTER_DIAL: Duration = Duration::from_millis(40);
+/// How long a reference peer must be silent before FIN ends its direction too, while the application still reads.
+const FIN_AFTER_SILENCE: Duration = Duration::from_secs(2);
 /// Shortest tail-loss probe time-out: below it the scheduler of a busy machine looks like loss.
 const TLP_MIN: Duration = Duration::from_millis(5);
 /// Segments sent on a retransmission timeout whatever the window says (RFC 9002 §6.2.4: one or two): with heavy
@@ -47,6 +54,10 @@ pub(crate) struct Timers {
     pub(super) idle: Option<Instant>,
     /// Give up a connection that no application holds.
     pub(super) linger: Option<Instant>,
+    /// A reference peer acknowledges nothing more after this.
+    pub(super) last_ack: Option<Instant>,
+    /// FIN to a reference peer waits until it has noticed that it is connected, and has nothing more to say.
+    pub(super) fin_hold: Option<Instant>,
 }
 
 impl Timers {
@@ -68,10 +79,9 @@ impl Timers {
     }
 
     fn earliest(&self) -> Option<Instant> {
-        [self.handshake, self.syn, self.delayed_ack, self.nagle, self.persist, self.idle, self.linger]
-            .into_iter()
-            .flatten()
-            .min()
+        let waits = [self.handshake, self.syn, self.delayed_ack, self.nagle, self.persist];
+        let ends = [self.idle, self.linger, self.last_ack, self.fin_hold];
+        waits.into_iter().chain(ends).flatten().min()
     }
 }
 
@@ -102,7 +112,7 @@ impl Connection {
 
     /// When the retransmission timer fires: as a probe first, then as a timeout (RFC 8985 §7.2).
     fn retransmit_deadline(&self, rtt: &RttEstimator, cfg: &Config) -> Option<Instant> {
-        if self.board.is_empty() {
+        if self.board.is_empty() || self.peer_ended {
             return None;
         }
         if self.probe_possible() {
@@ -153,7 +163,7 @@ impl Connection {
     pub(crate) fn awaits_peer(&self) -> bool {
         match self.state {
             State::SynSent | State::SynReceived => true,
-            State::Established => !self.board.is_empty(),
+            State::Established => !self.board.is_empty() && !self.peer_ended,
             State::Done | State::Failed(_) => false,
         }
     }
@@ -189,6 +199,11 @@ impl Connection {
             self.on_truncate_timeout(cx.path);
             return;
         }
+        if due(&mut self.timers.last_ack, now) {
+            self.give_up_unacknowledged(cx.path);
+        }
+        // Looked at when FIN is due.
+        due(&mut self.timers.fin_hold, now);
         if due(&mut self.timers.syn, now) {
             self.syn_pending = true;
         }
@@ -295,9 +310,33 @@ impl Connection {
         }
     }
 
+    /// Until when FIN has to wait: it would end a reference peer's direction, too.
+    pub(super) fn fin_waits_until(&self) -> Instant {
+        let dialled = self.established_at + FIN_AFTER_DIAL;
+        match (self.detached, self.incoming) {
+            (false, _) => dialled.max(self.last_received + FIN_AFTER_SILENCE),
+            (true, true) => dialled,
+            (true, false) => self.established_at,
+        }
+    }
+
+    /// A reference peer has ended both directions: what it did not acknowledge until now, it never will.
+    fn give_up_unacknowledged(&mut self, path: &mut Path) {
+        self.board.abandon();
+        self.sync_in_flight(path);
+    }
+
+    /// The peer is a new process that knows nothing of this connection, and must not hear of it.
+    pub(crate) fn on_peer_reborn(&mut self, path: &mut Path) {
+        if self.state != State::SynSent {
+            self.fail(Failure::Reset, path);
+            self.rst_pending = false;
+        }
+    }
+
     /// The peer brought new keys: it may be a new process that knows nothing of us. Ask.
     pub(crate) fn probe_liveness(&mut self) {
-        if self.state == State::Established {
+        if self.state == State::Established && !self.peer_ended {
             self.keepalive_pending = true;
         }
     }

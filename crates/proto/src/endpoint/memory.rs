@@ -10,7 +10,9 @@ impl Endpoint {
             peers: self.by_node.len(),
             events: self.events.len(),
             lookups: self.lookups.len(),
-            datagrams_in: self.datagram_ports.values().map(|q| q.waiting.len()).sum(),
+            before_the_gate: self.gate.held_bytes(),
+            datagrams_in: self.datagram_ports.values().map(|q| q.waiting.len()).sum::<usize>()
+                + self.any_datagram.as_ref().map_or(0, super::any_datagram::AnyQueue::len),
             ..MemoryUse::default()
         };
         for tunnel in self.tunnels.iter().flatten() {

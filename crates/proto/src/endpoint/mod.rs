@@ -27,8 +27,11 @@ macro_rules! split {
         })
     };
 }
+mod any_datagram;
+mod gate;
 mod limits;
 mod memory;
+mod moving;
 mod peers;
 mod receive;
 mod streams;
@@ -49,6 +52,7 @@ use crate::event::{ConnectionId, DatagramIn, EndpointStats, Event};
 use crate::transmit::{Transmit, TransmitBuf};
 use crate::tunnel::Tunnel;
 
+use any_datagram::AnyQueue;
 use limits::ExchangeLimiter;
 use peers::{PendingLookup, Punches};
 
@@ -75,6 +79,9 @@ struct ListenQueue {
     waiting: VecDeque<ConnectionId>,
     /// Connections that answered a SYN and are not established yet, the oldest first: they will want a place too.
     half_open: VecDeque<HalfOpen>,
+    /// Those that had to give their place away, at most as many as the queue has: their last packet may be under way,
+    /// and then they take a free place after all.
+    outside: VecDeque<ConnectionId>,
     announced: bool,
 }
 
@@ -116,10 +123,12 @@ pub struct Endpoint {
     unread: usize,
     listeners: HashMap<u16, ListenQueue>,
     datagram_ports: HashMap<u16, DatagramQueue>,
+    any_datagram: Option<AnyQueue>,
     timers: BTreeSet<(Instant, TimerKey)>,
     lookups: HashMap<NodeId, PendingLookup>,
     exchange_limiter: ExchangeLimiter,
     punches: Punches,
+    gate: gate::Gate,
     events: VecDeque<Event>,
     next_port: u16,
     next_token: u64,
@@ -154,10 +163,12 @@ impl Endpoint {
             unread: 0,
             listeners: HashMap::new(),
             datagram_ports: HashMap::new(),
+            any_datagram: None,
             timers: BTreeSet::new(),
             lookups: HashMap::new(),
             exchange_limiter: ExchangeLimiter::default(),
             punches: Punches::default(),
+            gate: gate::Gate::default(),
             events: VecDeque::new(),
             next_port,
             next_token: 1,
@@ -249,6 +260,11 @@ impl Endpoint {
             Event::Datagram { port } => {
                 if let Some(queue) = self.datagram_ports.get_mut(port) {
                     queue.announced = false;
+                }
+            }
+            Event::AnyDatagram => {
+                if let Some(queue) = &mut self.any_datagram {
+                    queue.polled();
                 }
             }
             _ => {}

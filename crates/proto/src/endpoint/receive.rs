@@ -129,8 +129,16 @@ impl Endpoint {
                     tunnel.slots.touch(slot);
                 }
             }
-            Inner::Syn(hdr) => self.on_syn(now, index, &hdr),
-            Inner::Datagram(hdr, payload) => self.on_datagram(index, &hdr, payload),
+            Inner::Syn(hdr) => {
+                if self.may_enter(now, index, &hdr, &[]) {
+                    self.on_syn(now, index, &hdr);
+                }
+            }
+            Inner::Datagram(hdr, payload) => {
+                if self.may_enter(now, index, &hdr, payload) {
+                    self.on_datagram(index, &hdr, payload);
+                }
+            }
         }
     }
 

@@ -126,7 +126,11 @@ impl Endpoint {
         if held(greediest) <= held(index) + 1 {
             return false;
         }
-        if let Some((tunnel, slot)) = self.place(id) {
+        let Some(queue) = self.listeners.get_mut(&port) else { return true };
+        queue.half_open.retain(|h| h.id != id);
+        queue.outside.push_back(id);
+        let last = if queue.outside.len() > max { queue.outside.pop_front() } else { None };
+        if let Some((tunnel, slot)) = last.and_then(|id| self.place(id)) {
             self.forget(tunnel, slot, now);
         }
         true
@@ -138,6 +142,7 @@ impl Endpoint {
         let room = self.listeners.get_mut(&port).filter(|q| q.waiting.len() < max);
         if let Some(queue) = room {
             queue.half_open.retain(|h| h.id != id);
+            queue.outside.retain(|o| *o != id);
             queue.waiting.push_back(id);
             if !queue.announced {
                 queue.announced = true;
@@ -351,6 +356,7 @@ impl Endpoint {
             && let Some(queue) = self.listeners.get_mut(&conn.local.port)
         {
             queue.half_open.retain(|h| h.id != conn.id);
+            queue.outside.retain(|id| *id != conn.id);
         }
         let Some(tunnel) = self.tunnel_mut(index) else { return };
         if conn.state == State::Done {
@@ -429,7 +435,7 @@ impl Endpoint {
     pub(super) fn on_datagram(&mut self, index: u32, hdr: &Header, payload: &[u8]) {
         let max = self.cfg.datagram_queue;
         let Some(queue) = self.datagram_ports.get_mut(&hdr.dst_port) else {
-            self.stats.drop_segment += 1;
+            self.on_stray_datagram(hdr, payload);
             return;
         };
         if payload.is_empty() {

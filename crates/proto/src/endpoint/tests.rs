@@ -13,7 +13,9 @@ use crate::transmit::RecvMeta;
 
 mod api;
 mod faults;
+mod gate;
 mod keys;
+mod moving;
 mod peers;
 
 struct Two {

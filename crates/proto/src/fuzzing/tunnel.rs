@@ -31,6 +31,9 @@ const QUESTION: &[u8] = b"are you there?";
 /// Largest payload that the peer sends.
 const PAYLOAD: usize = 1_200;
 
+/// The genuine peer's key after all that.
+const LAST_KEY: [u8; 32] = [0xEE; 32];
+
 struct World {
     endpoint: Endpoint,
     clock: Clock,
@@ -214,8 +217,10 @@ impl World {
         let at = self.theirs.len().checked_sub(1 + older)?;
         let theirs = self.theirs.get(at)?;
         let aead = self.keys[key].tunnel_key(theirs)?.aead();
-        // A prefix names its session (spec/tunnel.md, rule C5).
-        let prefix = [key as u8, self.keys[key].public()[0], theirs[0], theirs[1]];
+        // A prefix names its session (spec/tunnel.md, rule C5), so no two may have the same: the last key is one byte away
+        // from any other of the same number.
+        let last = self.keys[key].public() == EphemeralKey::from_bytes(LAST_KEY).public();
+        let prefix = [key as u8 | u8::from(last) << 7, self.keys[key].public()[0], theirs[0], theirs[1]];
         let mut bytes = vec![0; PILS_HEADER_LEN + HEADER_LEN + payload.len() + TAG_LEN];
         let body = &mut bytes[PILS_HEADER_LEN..];
         body[HEADER_LEN..HEADER_LEN + payload.len()].copy_from_slice(payload);
@@ -579,7 +584,7 @@ impl World {
         if self.endpoint.peer(overlay(1).node).is_none_or(|t| t.key.is_none()) {
             return; // an anonymous peer cannot prove anything
         }
-        self.keys[0] = EphemeralKey::from_bytes([0xEE; 32]);
+        self.keys[0] = EphemeralKey::from_bytes(LAST_KEY);
         self.counter = 0;
         let (began, from) = (self.pongs, udp(1, 0));
         for _ in 0..30 {

@@ -320,7 +320,8 @@ impl Tunnel {
     /// peer may mean it: frames of two exchanges that overtook each other can leave the two sides with different keys. It
     /// cannot come back, so ours changes, at most once in [`UNOPENED_AFTER`].
     fn on_retired_key(&mut self, pila: &Pila<'_>, cx: &mut TunnelCx<'_>) -> ExchangeFate {
-        if !self.may_suspect_keys(cx.now) {
+        // Frames under the replaced keys are no sign that the present ones are shared.
+        if !self.may_suspect_keys(self.last_current, cx.now) {
             return ExchangeFate::Accepted;
         }
         let message = frame::pila_signed_message(pila.sender, &pila.x25519);
@@ -332,10 +333,10 @@ impl Tunnel {
         ExchangeFate::Accepted
     }
 
-    /// Nothing valid has come for a while, and we have not asked because of that: the two sides may hold different keys.
-    fn may_suspect_keys(&self, now: Instant) -> bool {
+    /// Nothing valid has come since `heard`, for a while, and we have not asked because of that: the two sides may hold different keys.
+    fn may_suspect_keys(&self, heard: Option<Instant>, now: Instant) -> bool {
         let elapsed = |t: Option<Instant>| t.map(|t| now.saturating_duration_since(t));
-        let heard = elapsed(self.last_valid).is_some_and(|t| t < UNOPENED_AFTER);
+        let heard = elapsed(heard).is_some_and(|t| t < UNOPENED_AFTER);
         let asked = elapsed(self.exchange.unopened).is_some_and(|t| t < UNOPENED_AFTER);
         !heard && !asked
     }
@@ -440,7 +441,11 @@ impl Tunnel {
         {
             self.exchange.set_local(rekey);
         }
+        let key = session.peer_public;
         if let Some(old) = self.current.replace(session) {
+            if old.peer_public != key {
+                self.end_former_life();
+            }
             self.exchange.retire(&old);
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
         }
@@ -454,6 +459,17 @@ impl Tunnel {
         self.exchange.asked = false;
         cx.stats.handshakes += 1;
         cx.events.push_back(Event::TunnelUp { peer: self.node, handshake: Duration::ZERO });
+    }
+
+    /// A reference peer makes one key per process, so another one is another process, which knows none of our streams. It
+    /// would not say so, and it begins again with the same ports and numbers: any word about an old stream of ours would
+    /// end its new one (spec/stream.md §5.7).
+    fn end_former_life(&mut self) {
+        if self.dialect == Dialect::Draft && self.dialect_shown {
+            let path = &mut self.path;
+            self.slots.for_each(|c| c.on_peer_reborn(path));
+            self.slots.touch_all();
+        }
     }
 
     /// Rule C8: new keys before the volume or time limit, and at once if the prefixes collide (rule C5).
@@ -543,7 +559,10 @@ impl Tunnel {
     /// A frame that nothing opens came from where the peer is, and nothing valid has come for a while: the two may hold
     /// different keys (rule C9). Our request costs an attacker as much as it costs us, and is sent seldom.
     pub(crate) fn on_unopened(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
-        if !self.may_suspect_keys(cx.now) || self.path.route != Some(route) || self.key.is_none() {
+        if !self.may_suspect_keys(self.last_valid, cx.now)
+            || self.path.route != Some(route)
+            || self.key.is_none()
+        {
             return;
         }
         self.exchange.unopened = Some(cx.now);

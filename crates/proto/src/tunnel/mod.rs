@@ -83,6 +83,8 @@ pub(crate) struct Tunnel {
     /// Ed25519 key of the peer, checked in every PILA.
     pub(crate) key: Option<[u8; 32]>,
     pub(crate) policy: PeerPolicy,
+    /// Until when its SYN and datagrams pass the gate.
+    pub(crate) admitted_until: Option<Instant>,
     pub(crate) dialect: Dialect,
     /// The dialect was learnt from a handshake, which is sealed: the unsigned mark says nothing any more.
     pub(crate) dialect_shown: bool,
@@ -119,6 +121,8 @@ pub(crate) struct Tunnel {
     pub(crate) datagrams: VecDeque<DatagramOut>,
     /// When the last frame of the peer opened.
     pub(crate) last_valid: Option<Instant>,
+    /// When the last frame opened under the present keys, not those that they replaced.
+    last_current: Option<Instant>,
     /// Next try to revive a silent peer (rule C9), and how many were made.
     pub(crate) revive_at: Option<Instant>,
     pub(crate) revivals: u32,
@@ -147,6 +151,7 @@ impl Tunnel {
             address: peer.address,
             key: peer.key,
             policy: peer.policy,
+            admitted_until: None,
             dialect: Dialect::Draft,
             dialect_shown: false,
             authenticated: false,
@@ -170,6 +175,7 @@ impl Tunnel {
             control: control::ControlQueue::default(),
             datagrams: VecDeque::new(),
             last_valid: None,
+            last_current: None,
             revive_at: None,
             revivals: 0,
             blocked: false,

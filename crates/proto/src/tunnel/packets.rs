@@ -56,6 +56,9 @@ impl Tunnel {
         }
         self.last_valid = Some(cx.now);
         self.revive_at = None;
+        if which != Which::Previous {
+            self.last_current = Some(cx.now);
+        }
         self.arrived = Some(route);
         if let Which::Candidate(i) = which {
             self.promote_candidate(i, cx);

@@ -98,7 +98,12 @@ impl Tunnel {
             return Some(transmit);
         }
         self.plan_upgrade(cx.now);
-        let batch = self.fill_batch(self.payable(route), buf, cx);
+        let mut batch = self.fill_batch(route, buf, cx);
+        if batch.is_none()
+            && let Some(known) = self.instead_of(route)
+        {
+            batch = self.fill_batch(known, buf, cx);
+        }
         // Behind the data, which a large probe could otherwise push out of a short queue. In a transfer that never pauses
         // every acknowledgement brings new data to send, so the end of that is the time for it.
         if self.trusts(route) && (batch.is_none() || !self.wants_poll(cx.now)) {
@@ -108,17 +113,11 @@ impl Tunnel {
         batch
     }
 
-    /// A stranger that may be sent nothing now keeps nothing from the address that the caller gave (rule C16): the first
+    /// A stranger that may not be sent what is next keeps nothing from the address that the caller gave (rule C16): the first
     /// key exchange frame of the peer may have been a copy that somebody sent from elsewhere.
-    fn payable(&self, route: Route) -> Route {
-        match (route, self.introduced) {
-            (Route::Direct(addr), Some(known))
-                if !self.trusts(route) && self.addresses.allowance(addr) <= OVERHEAD =>
-            {
-                Route::Direct(known)
-            }
-            _ => route,
-        }
+    fn instead_of(&self, route: Route) -> Option<Route> {
+        let known = Route::Direct(self.introduced?);
+        (matches!(route, Route::Direct(_)) && !self.trusts(route) && known != route).then_some(known)
     }
 
     fn fill_batch(&mut self, route: Route, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {

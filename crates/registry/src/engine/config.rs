@@ -1,14 +1,19 @@
 //! Limits and policies of the engine.
 
+use super::Secret;
 use pilotage_wire::registry::Beacon;
 use std::time::Duration;
 
 /// Policies and bounds. The defaults are those of spec/registry.md §9.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Accept registrations without proof of possession, as the reference's daemons send them. Such a registration
-    /// never touches a key that has given a proof before (spec/registry.md §5.3). Default: false.
-    pub allow_unsigned: bool,
+    /// What a registration without proof of possession is worth, as the reference's daemons send it. It never touches a
+    /// key that has given a fresh proof before (spec/registry.md §5.3). Default: [`Unsigned::UntilSigned`].
+    pub unsigned: Unsigned,
+    /// Does everything that an operator may. Default: none, so nobody is one.
+    pub admin_token: Option<Secret>,
+    /// Let everybody change scores, as the reference does. Default: false.
+    pub open_scores: bool,
     /// Most addresses ever claimed. Default: 1,000,000.
     pub max_nodes: usize,
     /// Silence after which a node counts as gone. Default: 3 minutes.
@@ -27,12 +32,66 @@ pub struct Config {
     pub max_beacons: usize,
     /// Life of an announcement. Default: 60 s.
     pub beacon_life: Duration,
+    /// Most nodes in memory that have signed nothing yet. Default: 4,096.
+    pub max_unconfirmed: usize,
+    /// Bounds of networks, trust and inboxes.
+    pub social: SocialLimits,
+}
+
+/// What a registration without proof is worth (spec/registry.md §5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unsigned {
+    /// Nothing.
+    Refused,
+    /// It waits, on its connection and in memory, until the key signs something there.
+    #[default]
+    UntilSigned,
+    /// What it says, as long as it contradicts nothing better: for networks in which everybody is trusted.
+    Trusted,
+}
+
+/// Bounds of networks, trust and inboxes (spec/registry.md §9.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocialLimits {
+    /// Networks beside the backbone. Default: 256.
+    pub networks: usize,
+    /// Members of a network. Default: 1,000.
+    pub members: usize,
+    /// Consents in all: two per pair. Default: 1,000,000.
+    pub consents: usize,
+    /// Consents of one node. Default: 4,096.
+    pub consents_per_node: usize,
+    /// Requests and responses waiting in all inboxes. Default: 65,536.
+    pub inbox: usize,
+    /// Requests, and responses, waiting for one node. Default: 256.
+    pub inbox_per_node: usize,
+    /// Invitations waiting in all. Default: 65,536.
+    pub invites: usize,
+    /// Invitations waiting for one node. Default: 64.
+    pub invites_per_node: usize,
+}
+
+impl Default for SocialLimits {
+    fn default() -> Self {
+        Self {
+            networks: 256,
+            members: 1_000,
+            consents: 1_000_000,
+            consents_per_node: 4_096,
+            inbox: 65_536,
+            inbox_per_node: 256,
+            invites: 65_536,
+            invites_per_node: 64,
+        }
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            allow_unsigned: false,
+            unsigned: Unsigned::default(),
+            admin_token: None,
+            open_scores: false,
             max_nodes: 1_000_000,
             presence: Duration::from_secs(180),
             challenge_life: Duration::from_secs(60),
@@ -42,6 +101,8 @@ impl Default for Config {
             allow_beacon_register: false,
             max_beacons: 64,
             beacon_life: Duration::from_secs(60),
+            max_unconfirmed: 4_096,
+            social: SocialLimits::default(),
         }
     }
 }
@@ -57,22 +118,32 @@ pub struct RateLimits {
     pub challenge: u32,
     /// `register` of keys never seen before.
     pub register: u32,
-    /// `register` of known keys, `set_hostname`, `set_visibility`, `deregister`.
+    /// `register` of known keys and everything else that changes something.
     pub update: u32,
-    /// `heartbeat`.
+    /// `heartbeat`, `poll_handshakes`, `poll_invites`.
     pub heartbeat: u32,
-    /// `lookup`, `resolve_hostname`, `beacon_list`.
+    /// Questions that need no signature.
     pub lookup: u32,
-    /// `resolve`.
+    /// `resolve`, `punch`, `list_nodes`.
     pub resolve: u32,
     /// `beacon_register`.
     pub beacon: u32,
+    /// Wrong tokens; beyond, tokens are not looked at.
+    pub guess: u32,
 }
 
 impl RateLimits {
     /// No limits at all: for tests and closed networks.
-    pub const UNLIMITED: Self =
-        Self { challenge: 0, register: 0, update: 0, heartbeat: 0, lookup: 0, resolve: 0, beacon: 0 };
+    pub const UNLIMITED: Self = Self {
+        challenge: 0,
+        register: 0,
+        update: 0,
+        heartbeat: 0,
+        lookup: 0,
+        resolve: 0,
+        beacon: 0,
+        guess: 0,
+    };
 }
 
 impl Default for RateLimits {
@@ -85,6 +156,7 @@ impl Default for RateLimits {
             lookup: 60_000,
             resolve: 12_000,
             beacon: 60,
+            guess: 30,
         }
     }
 }

@@ -21,9 +21,10 @@ pub(super) enum Class {
     Lookup,
     Resolve,
     Beacon,
+    Guess,
 }
 
-const CLASSES: usize = 7;
+const CLASSES: usize = 8;
 
 /// "Theoretical arrival time" per class: how far ahead of now the source has already used its share.
 type Cells = [Option<Instant>; CLASSES];
@@ -74,6 +75,20 @@ impl Limiter {
         Ok(())
     }
 
+    /// What [`Limiter::charge`] would say, without counting.
+    pub(super) fn check(&mut self, now: Instant, source: IpAddr, class: Class) -> Result<(), Refusal> {
+        let (limit, what) = self.limit(class);
+        if limit == 0 {
+            return Ok(());
+        }
+        let cell = self.cells(now, prefix(source))[class as usize];
+        let ahead = cell.map_or(now, |at| at.max(now)) + WINDOW / limit - now;
+        if ahead > WINDOW {
+            return Err(Refusal::RateLimited { what, retry: ahead - WINDOW });
+        }
+        Ok(())
+    }
+
     fn limit(&self, class: Class) -> (u32, &'static str) {
         let rates = &self.rates;
         match class {
@@ -84,6 +99,7 @@ impl Limiter {
             Class::Lookup => (rates.lookup, "lookup"),
             Class::Resolve => (rates.resolve, "resolve"),
             Class::Beacon => (rates.beacon, "beacon"),
+            Class::Guess => (rates.guess, "wrong-token"),
         }
     }
 

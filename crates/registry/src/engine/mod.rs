@@ -3,24 +3,34 @@
 //! # Contract
 //! * [`Engine::apply`] decides one request and gives its reply. The caller passes the time (monotonic for presence and
 //!   limits, Unix seconds for what peers are told), the TCP source and a source of random bytes.
-//! * What must be durable is *staged*: [`Engine::staged`] lists the records to write. The caller writes them all in one
+//! * What must be durable is *staged*: [`Engine::staged`] and [`Engine::staged_rows`] list what to write. The caller writes them all in one
 //!   transaction and calls [`Engine::commit`], or, if that failed, [`Engine::rollback`]. **No reply of the batch may be
 //!   sent before** (spec/registry.md §8.1).
 //! * After a rollback the caller sets [`Engine::set_read_only`] and asks [`Engine::reapply`] for the replies of the
 //!   batch's requests from the first write on, since they may show state that no longer exists.
 //! * One batch is bounded by the caller; every table here has a bound of its own ([`Config`]).
 //!
-//! State that survives a restart: address claims (for ever), names, visibility, last endpoint. State that does not:
-//! presence, challenges, limits, beacons.
+//! State that survives a restart: address claims (for ever), names, visibility, last endpoint, networks, trust, inboxes.
+//! State that does not: presence, challenges, limits, beacons, and nodes that have not signed anything yet.
 
+mod auth;
 mod config;
+mod keys;
 mod limits;
+mod members;
+mod network;
+mod networks;
 mod ops;
 mod record;
+mod refusal;
+mod register;
+mod rows;
+mod secret;
 mod table;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod toy;
+mod trust;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test needs some starting point in time")]
@@ -29,11 +39,18 @@ mod tests;
 use pilotage_wire::NodeId;
 use pilotage_wire::registry::{Beacon, CODE_RETRY, Reply, Request};
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-pub use config::{Config, RateLimits};
+pub use config::{Config, RateLimits, SocialLimits, Unsigned};
 use limits::{Class, Limiter};
-pub use record::{MAX_LAN_ADDRS, Proof, Record, RecordError};
+pub use network::{JoinRule, Network, Role};
+pub use record::{MAX_LAN_ADDRS, Profile, Proof, Record, RecordError};
+pub use refusal::Refusal;
+use register::Pending;
+use rows::Rows;
+pub use rows::{Row, RowError, RowKey};
+pub use secret::Secret;
 use table::Table;
 
 /// What the caller knows at the time of a request.
@@ -41,7 +58,7 @@ use table::Table;
 pub struct Context<'a> {
     /// Monotonic time.
     pub now: Instant,
-    /// Unix seconds: only reported and stored, never compared for a decision.
+    /// Unix seconds: reported, stored, and compared with the end of a key.
     pub unix: u64,
     /// TCP source address of the request.
     pub source: IpAddr,
@@ -49,10 +66,12 @@ pub struct Context<'a> {
     pub random: &'a dyn Fn() -> Option<[u8; 32]>,
 }
 
-/// What the registry remembers about one TCP connection: its unused challenge.
-#[derive(Debug, Clone, Copy, Default)]
+/// What the registry remembers about one TCP connection: its unused challenge, and a registration that waits for a
+/// signature.
+#[derive(Debug, Clone, Default)]
 pub struct ConnState {
     challenge: Option<([u8; 32], Instant)>,
+    pending: Option<Arc<Pending>>,
 }
 
 /// Result of one request.
@@ -74,86 +93,14 @@ impl Outcome {
     }
 }
 
-/// Why a request is refused. The text goes to the peer; where existence is a secret, unknown and forbidden share one
-/// value (spec/registry.md §7.3).
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Over a rate limit.
-    #[error("too many {what} requests from your network address; retry in {} s", retry.as_secs() + 1)]
-    RateLimited {
-        /// Which limit.
-        what: &'static str,
-        /// Until one request is allowed again.
-        retry: Duration,
-    },
-    /// No such node, or not one that may be shown.
-    #[error("node {0} is unknown or not visible to you")]
-    NotVisible(NodeId),
-    /// No such name, or not one that may be shown.
-    #[error("hostname is unknown or not visible to you")]
-    NameNotVisible,
-    /// A public node that has been silent too long.
-    #[error("node {0} is not on line: no heartbeat for {1} s")]
-    Offline(NodeId, u64),
-    /// The acting node is not registered.
-    #[error("node {0} is not registered here; register first")]
-    NotRegistered(NodeId),
-    /// Missing or wrong signature of the acting node.
-    #[error("signature is missing or does not match the key of node {0}")]
-    Signature(NodeId),
-    /// The key has proved possession before, so everything less is refused.
-    #[error("this key is registered with proof of possession; ask for a challenge and send a proof")]
-    ProofNeeded,
-    /// A proof without a fresh challenge on this connection.
-    #[error("no unused challenge on this connection; ask for one and sign it within {0} s")]
-    NoChallenge(u64),
-    /// The proof does not verify.
-    #[error("proof does not match the public key, the challenge and the arguments")]
-    BadProof,
-    /// The `signature` of a registration does not verify.
-    #[error("registration signature does not match the public key")]
-    BadRegisterSignature,
-    /// Registration without proof is switched off.
-    #[error(
-        "this registry registers only with proof of possession; ask for a challenge (or let the operator allow unsigned registration)"
-    )]
-    UnsignedDisabled,
-    /// An unsigned registration would move a node that is on line elsewhere.
-    #[error(
-        "this key is on line at another network address; without proof it can move only after {0} s of silence"
-    )]
-    OnlineElsewhere(u64),
-    /// Not a usable Ed25519 key.
-    #[error("public_key is not a valid Ed25519 key")]
-    BadKey,
-    /// No usable port.
-    #[error("listen_addr must be \"host:port\" with a port from 1 to 65535")]
-    BadListenAddr,
-    /// Name rule broken.
-    #[error("{0}")]
-    Hostname(#[from] pilotage_wire::registry::HostnameError),
-    /// Name belongs to another key.
-    #[error("hostname is taken by another node; choose another one")]
-    NameTaken,
-    /// The node table is full.
-    #[error("registry is full ({0} nodes)")]
-    Full(usize),
-    /// Writes are suspended.
-    #[error("{0}")]
-    ReadOnly(String),
-    /// Beacon registration is switched off or the table is full.
-    #[error("beacon registration is {0}")]
-    Beacon(&'static str),
-    /// The operating system gave no random bytes.
-    #[error("registry has no random numbers at the moment; retry later")]
-    NoRandom,
-}
-
 /// The registry's state machine.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
     table: Table,
+    rows: Rows,
+    /// First registration of the oldest node, Unix seconds.
+    oldest: Option<u64>,
     limiter: Limiter,
     /// Dynamic beacons with the time of their last announcement.
     beacons: Vec<(Beacon, Instant)>,
@@ -172,11 +119,19 @@ impl Engine {
         now: Instant,
     ) -> Result<Self, RecordError> {
         let mut table = Table::default();
+        let mut oldest: Option<u64> = None;
         for (id, record) in records {
+            oldest = Some(oldest.map_or(record.created, |oldest| oldest.min(record.created)));
             table.load(id, record, now)?;
         }
         let limiter = Limiter::new(&config);
-        Ok(Self { config, table, limiter, beacons: Vec::new(), read_only: None })
+        let rows = Rows::default();
+        Ok(Self { config, table, rows, oldest, limiter, beacons: Vec::new(), read_only: None })
+    }
+
+    /// The stored rows; for a new engine, before its first request.
+    pub fn load_rows(&mut self, rows: impl IntoIterator<Item = (RowKey, Row)>) {
+        rows.into_iter().for_each(|(key, row)| self.rows.load(key, row));
     }
 
     /// Decides one request.
@@ -190,25 +145,74 @@ impl Engine {
 
     /// [`Engine::apply`] without counting towards the limits: for a request that was counted already.
     pub fn reapply(&mut self, ctx: &Context<'_>, conn: &mut ConnState, request: &Request) -> Outcome {
-        let staged = self.table.staged_len();
+        let staged = self.staged_len();
         let result = match request {
             Request::Challenge => self.challenge(ctx, conn),
             Request::Register(request) => self.register(ctx, conn, request),
-            Request::Heartbeat(request) => self.heartbeat(ctx, request),
+            Request::Heartbeat(request) => self.heartbeat(ctx, conn, request),
             Request::Lookup(request) => self.lookup(ctx, request),
-            Request::Resolve(request) => self.resolve(ctx, request),
-            Request::ResolveHostname(request) => self.resolve_hostname(request),
-            Request::SetHostname(request) => self.set_hostname(ctx, conn, request),
-            Request::SetVisibility(request) => self.set_visibility(ctx, conn, request),
-            Request::Deregister(request) => self.deregister(ctx, conn, request),
+            Request::Resolve(r) => self.resolve(ctx, conn, request, r),
+            Request::ResolveHostname(request) => self.resolve_hostname(ctx, request),
+            Request::SetHostname(r) => self.set_hostname(ctx, conn, request, r),
+            Request::SetVisibility(r) => self.set_visibility(ctx, conn, request, r),
+            Request::Deregister(_) => self.deregister(ctx, conn, request),
             Request::BeaconRegister(request) => self.beacon_register(ctx, request),
             Request::BeaconList => Ok(self.beacon_list(ctx)),
+            Request::SetTags(r) => self.set_tags(ctx, conn, request, r),
+            Request::SetTaskExec(r) => self.set_task_exec(ctx, conn, request, r),
+            Request::RotateKey(r) => self.rotate_key(ctx, conn, request, r),
+            Request::SetKeyExpiry(r) => self.set_key_expiry(ctx, conn, request, r),
+            Request::GetKeyInfo(r) => self.key_info(ctx, r.node_id),
+            Request::GetPoloScore(r) => self.polo_score(r.node_id),
+            Request::UpdatePoloScore(r) => self.update_polo_score(ctx, request, r),
+            Request::SetPoloScore(r) => self.set_polo_score(ctx, request, r),
+            Request::Punch(r) => self.punch(ctx, conn, request, r),
+            Request::ReportTrust(r) => self.report_trust(ctx, conn, request, r),
+            Request::RevokeTrust(r) => self.revoke_trust(ctx, conn, request, r),
+            Request::CheckTrust(r) => Ok(self.check_trust(ctx, r)),
+            Request::RequestHandshake(r) => self.request_handshake(ctx, conn, request, r),
+            Request::PollHandshakes(_) => self.poll_handshakes(ctx, conn, request),
+            Request::RespondHandshake(r) => self.respond_handshake(ctx, conn, request, r),
+            _ => self.apply_to_networks(ctx, conn, request),
         };
-        let wrote = self.table.staged_len() > staged;
+        let wrote = self.staged_len() > staged;
         match result {
             Ok(reply) => Outcome { reply, wrote, refused: None },
             Err(refusal) => Outcome::refuse(request, refusal, wrote),
         }
+    }
+
+    fn apply_to_networks(
+        &mut self,
+        ctx: &Context<'_>,
+        conn: &mut ConnState,
+        request: &Request,
+    ) -> Result<Reply, Refusal> {
+        match request {
+            Request::ListNetworks => Ok(self.list_networks()),
+            Request::ListNodes(r) => self.list_nodes(ctx, r),
+            Request::CreateNetwork(r) => self.create_network(ctx, r),
+            Request::JoinNetwork(r) => self.join_network(ctx, conn, request, r),
+            Request::LeaveNetwork(r) => self.leave_network(ctx, conn, request, r),
+            Request::InviteToNetwork(r) => self.invite(ctx, conn, request, r),
+            Request::PollInvites(_) => self.poll_invites(ctx, conn, request),
+            Request::RespondInvite(r) => self.respond_invite(ctx, conn, request, r),
+            Request::KickMember(r) => self.kick(ctx, conn, request, r),
+            Request::PromoteMember(r) => self.promote(ctx, conn, request, r),
+            Request::DemoteMember(r) => self.demote(ctx, conn, request, r),
+            Request::TransferOwnership(r) => self.transfer(ctx, conn, request, r),
+            Request::RenameNetwork(r) => self.rename(ctx, conn, request, r),
+            Request::DeleteNetwork(r) => self.delete_network(ctx, conn, request, r),
+            Request::SetNetworkPolicy(r) => self.set_policy(ctx, conn, request, r),
+            Request::GetNetworkPolicy(r) => self.policy(r.network_id),
+            Request::GetMemberRole(r) => self.member_role(ctx, r),
+            // Every other type has its arm in `reapply`.
+            _ => Err(Refusal::BadArgument("this request is not served")),
+        }
+    }
+
+    fn staged_len(&self) -> usize {
+        self.table.staged_len() + self.rows.staged_len()
     }
 
     /// Records changed since the last [`Engine::commit`] or [`Engine::rollback`], with their newest content. A record
@@ -217,14 +221,21 @@ impl Engine {
         self.table.staged()
     }
 
-    /// The staged records are durable.
+    /// Rows changed since then, with their newest content; `None`: removed. A row may be listed twice.
+    pub fn staged_rows(&self) -> impl Iterator<Item = (RowKey, Option<&Row>)> {
+        self.rows.staged()
+    }
+
+    /// What is staged is durable.
     pub fn commit(&mut self) {
         self.table.commit();
+        self.rows.commit();
     }
 
     /// The staged records could not be stored: everything since the last commit is undone.
     pub fn rollback(&mut self) {
         self.table.rollback();
+        self.rows.rollback();
     }
 
     /// `Some(reason)`: requests that need a durable change are refused with this text until `None` is set. Everything
@@ -233,10 +244,22 @@ impl Engine {
         self.read_only = reason;
     }
 
-    /// The stored form of a node, if it exists.
+    /// The stored form of a node, if it exists: stored or staged.
     #[must_use]
     pub fn record(&self, id: NodeId) -> Option<&Record> {
-        self.table.get(id).map(|node| &node.record)
+        self.table.get(id).filter(|node| node.durable).map(|node| &node.record)
+    }
+
+    /// The stored form of a row, if it exists.
+    #[must_use]
+    pub fn row(&self, key: &RowKey) -> Option<&Row> {
+        self.rows.get(key)
+    }
+
+    /// Number of nodes that have signed nothing yet; at most [`Config::max_unconfirmed`].
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.table.unconfirmed()
     }
 
     /// Number of claimed addresses.
@@ -262,14 +285,19 @@ impl Engine {
         match request {
             Request::Challenge => Class::Challenge,
             Request::Register(r) if self.table.by_key(&r.public_key.0).is_none() => Class::Register,
-            Request::Register(_)
-            | Request::SetHostname(_)
-            | Request::SetVisibility(_)
-            | Request::Deregister(_) => Class::Update,
-            Request::Heartbeat(_) => Class::Heartbeat,
-            Request::Resolve(_) => Class::Resolve,
-            Request::Lookup(_) | Request::ResolveHostname(_) | Request::BeaconList => Class::Lookup,
+            Request::Heartbeat(_) | Request::PollHandshakes(_) | Request::PollInvites(_) => Class::Heartbeat,
+            Request::Resolve(_) | Request::Punch(_) | Request::ListNodes(_) => Class::Resolve,
+            Request::Lookup(_)
+            | Request::ResolveHostname(_)
+            | Request::BeaconList
+            | Request::CheckTrust(_)
+            | Request::GetKeyInfo(_)
+            | Request::GetPoloScore(_)
+            | Request::ListNetworks
+            | Request::GetNetworkPolicy(_)
+            | Request::GetMemberRole(_) => Class::Lookup,
             Request::BeaconRegister(_) => Class::Beacon,
+            _ => Class::Update,
         }
     }
 }

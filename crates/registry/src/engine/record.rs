@@ -3,19 +3,28 @@
 //! ```text
 //! version 1 = 1 | flags 1 (bit 0 public) | proof 1 | salt 2 | public key 32 | created 8
 //! | name: len 1, bytes | endpoint: 0, or 4|6 then ip, port 2 | LAN: count 1, endpoints     (integers big-endian)
+//! version 2: as version 1, then what differs from the beginnings of every node:
+//! | flags 1 (1 takes tasks, 2 first key, 4 expiry) | changes of key 4 | present key since 8 | score 8
+//! | [first key 32] | [expiry 8] | tags: count 1, (len 1, bytes) each
 //! ```
+//! A node without any of that has version 1, so that one record has one form.
+//!
 //! A reader refuses other versions and trailing bytes: a newer registry's file is not opened by an older one.
 
 use pilotage_wire::NodeId;
 use pilotage_wire::addressing::derive_node_id;
-use pilotage_wire::registry::{MAX_HOSTNAME, check_hostname};
+use pilotage_wire::registry::{MAX_HOSTNAME, MAX_TAGS, check_hostname, normalize_tags};
 use std::net::{IpAddr, SocketAddr};
 
 /// Most LAN addresses kept of a node; further ones are ignored.
 pub const MAX_LAN_ADDRS: usize = 16;
 
-const VERSION: u8 = 1;
+const PLAIN: u8 = 1;
+const WITH_PROFILE: u8 = 2;
 const FLAG_PUBLIC: u8 = 1;
+const FLAG_TASKS: u8 = 1;
+const FLAG_FIRST_KEY: u8 = 2;
+const FLAG_EXPIRY: u8 = 4;
 
 /// How a key has shown that its owner acts. A registration below the level on record is refused (spec/registry.md §5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +56,27 @@ pub struct Record {
     pub lan_addrs: Vec<SocketAddr>,
     /// First registration, Unix seconds.
     pub created: u64,
+    /// What most nodes have not.
+    pub profile: Profile,
+}
+
+/// What a node says about itself, and the history of its key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Profile {
+    /// Of a node that has changed its key: the key that its id is derived from.
+    pub first_key: Option<[u8; 32]>,
+    /// How often it has changed its key.
+    pub rotations: u32,
+    /// Since when it has its present key, Unix seconds; 0 = since its first registration.
+    pub key_since: u64,
+    /// When its key ends, Unix seconds.
+    pub key_expires: Option<u64>,
+    /// At most [`MAX_TAGS`], normalised.
+    pub tags: Vec<Box<str>>,
+    /// It takes tasks.
+    pub task_exec: bool,
+    /// Its score.
+    pub polo_score: i64,
 }
 
 /// Why a stored record is refused. All of these mean that the file was damaged or written by something else.
@@ -77,7 +107,9 @@ impl Record {
             Proof::Replayable => 1,
             Proof::Fresh => 2,
         };
-        out.extend_from_slice(&[VERSION, u8::from(self.public) * FLAG_PUBLIC, proof]);
+        let plain = self.profile == Profile::default();
+        let version = if plain { PLAIN } else { WITH_PROFILE };
+        out.extend_from_slice(&[version, u8::from(self.public) * FLAG_PUBLIC, proof]);
         out.extend_from_slice(&self.salt.to_be_bytes());
         out.extend_from_slice(&self.public_key);
         out.extend_from_slice(&self.created.to_be_bytes());
@@ -93,6 +125,21 @@ impl Record {
         let lan = &self.lan_addrs[..self.lan_addrs.len().min(MAX_LAN_ADDRS)];
         out.push(u8::try_from(lan.len()).unwrap_or(0));
         lan.iter().for_each(|addr| encode_addr(*addr, out));
+        if !plain {
+            self.profile.encode(out);
+        }
+    }
+
+    /// The key that the node id is derived from.
+    #[must_use]
+    pub fn first_key(&self) -> &[u8; 32] {
+        self.profile.first_key.as_ref().unwrap_or(&self.public_key)
+    }
+
+    /// Since when the node has its present key, Unix seconds.
+    #[must_use]
+    pub fn key_since(&self) -> u64 {
+        if self.profile.key_since == 0 { self.created } else { self.profile.key_since }
     }
 
     /// Reads the stored form of node `id` and checks that it belongs to its key.
@@ -102,7 +149,8 @@ impl Record {
     pub fn decode(id: NodeId, bytes: &[u8]) -> Result<Self, RecordError> {
         let mut reader = Reader(bytes);
         let record = (|| {
-            if reader.u8()? != VERSION {
+            let version = reader.u8()?;
+            if !(PLAIN..=WITH_PROFILE).contains(&version) {
                 return None;
             }
             let flags = reader.u8()?;
@@ -134,6 +182,10 @@ impl Record {
                 let family = reader.u8()?;
                 lan_addrs.push(reader.addr(family)?);
             }
+            let profile = match version {
+                PLAIN => Profile::default(),
+                _ => Profile::decode(&mut reader, &public_key)?,
+            };
             reader.0.is_empty().then(|| Self {
                 public_key,
                 salt,
@@ -143,14 +195,61 @@ impl Record {
                 endpoint,
                 lan_addrs,
                 created,
+                profile,
             })
         })();
         match (record, bytes.first()) {
-            (Some(record), _) if derive_node_id(&record.public_key, record.salt) == Some(id) => Ok(record),
+            (Some(record), _) if derive_node_id(record.first_key(), record.salt) == Some(id) => Ok(record),
             (Some(_), _) => Err(RecordError::WrongId(id)),
-            (None, Some(&version)) if version != VERSION => Err(RecordError::Version(version)),
+            (None, Some(&version)) if !(PLAIN..=WITH_PROFILE).contains(&version) => {
+                Err(RecordError::Version(version))
+            }
             (None, _) => Err(RecordError::Malformed(id)),
         }
+    }
+}
+
+impl Profile {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let mut flags = u8::from(self.task_exec) * FLAG_TASKS;
+        flags |= u8::from(self.first_key.is_some()) * FLAG_FIRST_KEY;
+        flags |= u8::from(self.key_expires.is_some()) * FLAG_EXPIRY;
+        out.push(flags);
+        out.extend_from_slice(&self.rotations.to_be_bytes());
+        out.extend_from_slice(&self.key_since.to_be_bytes());
+        out.extend_from_slice(&self.polo_score.to_be_bytes());
+        self.first_key.iter().for_each(|key| out.extend_from_slice(key));
+        self.key_expires.iter().for_each(|at| out.extend_from_slice(&at.to_be_bytes()));
+        // Tags are checked when they are set.
+        out.push(u8::try_from(self.tags.len()).unwrap_or(0));
+        for tag in &self.tags {
+            out.push(u8::try_from(tag.len()).unwrap_or(0));
+            out.extend_from_slice(tag.as_bytes());
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>, public_key: &[u8; 32]) -> Option<Self> {
+        let flags = reader.u8()?;
+        if flags & !(FLAG_TASKS | FLAG_FIRST_KEY | FLAG_EXPIRY) != 0 {
+            return None;
+        }
+        let rotations = u32::from_be_bytes(reader.array()?);
+        let key_since = u64::from_be_bytes(reader.array()?);
+        let polo_score = i64::from_be_bytes(reader.array()?);
+        let first_key = if flags & FLAG_FIRST_KEY == 0 { None } else { Some(reader.array()?) };
+        let key_expires =
+            if flags & FLAG_EXPIRY == 0 { None } else { Some(u64::from_be_bytes(reader.array()?)) };
+        let count = usize::from(reader.u8()?);
+        let mut tags: Vec<Box<str>> = Vec::with_capacity(count.min(MAX_TAGS));
+        for _ in 0..count {
+            let len = usize::from(reader.u8()?);
+            tags.push(core::str::from_utf8(reader.bytes(len)?).ok()?.into());
+        }
+        let normal = normalize_tags(&tags).ok()?;
+        let same = normal.len() == tags.len() && normal.iter().zip(&tags).all(|(a, b)| a.as_str() == &**b);
+        let task_exec = flags & FLAG_TASKS != 0;
+        let profile = Self { first_key, rotations, key_since, key_expires, tags, task_exec, polo_score };
+        (same && profile != Self::default() && first_key.as_ref() != Some(public_key)).then_some(profile)
     }
 }
 
@@ -209,8 +308,34 @@ mod tests {
         })
     }
 
+    fn profile() -> impl Strategy<Value = Profile> {
+        let tags = proptest::collection::btree_set("[a-z0-9]{1,32}", 0..=MAX_TAGS);
+        let full = (
+            proptest::option::of(any::<[u8; 32]>()),
+            any::<u32>(),
+            any::<u64>(),
+            proptest::option::of(any::<u64>()),
+            tags,
+            any::<bool>(),
+            any::<i64>(),
+        )
+            .prop_map(
+                |(first_key, rotations, key_since, key_expires, tags, task_exec, polo_score)| Profile {
+                    first_key,
+                    rotations,
+                    key_since,
+                    key_expires,
+                    tags: tags.into_iter().map(Into::into).collect(),
+                    task_exec,
+                    polo_score,
+                },
+            );
+        prop_oneof![Just(Profile::default()), full]
+    }
+
     fn record() -> impl Strategy<Value = (NodeId, Record)> {
         (
+            profile(),
             any::<[u8; 32]>(),
             prop_oneof![Just(Proof::None), Just(Proof::Replayable), Just(Proof::Fresh)],
             any::<bool>(),
@@ -219,11 +344,21 @@ mod tests {
             proptest::collection::vec(addr(), 0..=MAX_LAN_ADDRS),
             any::<u64>(),
         )
-            .prop_map(|(public_key, proof, public, name, endpoint, lan_addrs, created)| {
-                let (salt, id) = node_ids(&public_key).nth(usize::from(public_key[0])).unwrap();
+            .prop_map(|(profile, public_key, proof, public, name, endpoint, lan_addrs, created)| {
+                let first_key = profile.first_key.unwrap_or(public_key);
+                let (salt, id) = node_ids(&first_key).nth(usize::from(first_key[0])).unwrap();
                 let hostname = name.filter(|n| check_hostname(n).is_ok()).map(Into::into);
-                let record =
-                    Record { public_key, salt, proof, public, hostname, endpoint, lan_addrs, created };
+                let record = Record {
+                    public_key,
+                    salt,
+                    proof,
+                    public,
+                    hostname,
+                    endpoint,
+                    lan_addrs,
+                    created,
+                    profile,
+                };
                 (id, record)
             })
     }
@@ -240,8 +375,8 @@ mod tests {
             prop_assert_eq!(Record::decode(NodeId(id.0 ^ 1), &bytes), Err(RecordError::WrongId(NodeId(id.0 ^ 1))));
             bytes.push(0);
             prop_assert_eq!(Record::decode(id, &bytes), Err(RecordError::Malformed(id)));
-            bytes[0] = 2;
-            prop_assert_eq!(Record::decode(id, &bytes), Err(RecordError::Version(2)));
+            bytes[0] = 3;
+            prop_assert_eq!(Record::decode(id, &bytes), Err(RecordError::Version(3)));
         }
 
         #[test]

@@ -2,23 +2,29 @@
 
 use super::{Record, RecordError};
 use pilotage_wire::NodeId;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 /// A node in memory.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) record: Record,
-    /// Last sign of life; `None` after `deregister`.
+    /// Last sign of life; `None` after `deregister`. Of a node that is not durable: when it came.
     pub(super) last_seen: Option<Instant>,
+    /// Stored or staged. The others have never signed anything and are forgotten at a restart (spec/registry.md §5.3.2).
+    pub(super) durable: bool,
 }
 
-/// Invariant: `by_key` and `by_name` are exactly the inverses of `nodes`.
+/// Invariant: `by_key` and `by_name` are exactly the inverses of `nodes`, and `unconfirmed` lists the nodes that are not
+/// durable. Where a durable node and another want the same key or name, the durable one has it.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     nodes: HashMap<NodeId, Node>,
     by_key: HashMap<[u8; 32], NodeId>,
     by_name: HashMap<Box<str>, NodeId>,
+    /// Nodes that are not durable, oldest first.
+    unconfirmed: BTreeSet<(Option<Instant>, NodeId)>,
+    unconfirmed_names: usize,
     /// What each change of this batch replaced, oldest first.
     journal: Vec<(NodeId, Option<Node>)>,
 }
@@ -35,7 +41,7 @@ impl Table {
             return Err(RecordError::DuplicateName(other, id));
         }
         let last_seen = record.endpoint.is_some().then_some(now);
-        self.insert(id, Node { record, last_seen });
+        self.insert(id, Node { record, last_seen, durable: true });
         Ok(())
     }
 
@@ -51,26 +57,60 @@ impl Table {
         self.by_name.get(name).copied()
     }
 
+    /// Durable nodes.
     pub(super) fn len(&self) -> usize {
+        self.nodes.len() - self.unconfirmed.len()
+    }
+
+    /// All nodes, also those that are in memory only.
+    pub(super) fn total(&self) -> usize {
         self.nodes.len()
     }
 
+    /// Names of durable nodes.
     pub(super) fn names(&self) -> usize {
-        self.by_name.len()
+        self.by_name.len() - self.unconfirmed_names
+    }
+
+    pub(super) fn unconfirmed(&self) -> usize {
+        self.unconfirmed.len()
+    }
+
+    /// Ids of durable nodes above `after`, ascending. Walks over all: for the operator only.
+    pub(super) fn ids_after(&self, after: u32) -> BTreeSet<NodeId> {
+        let wanted = |(id, node): &(&NodeId, &Node)| id.0 > after && node.durable;
+        self.nodes.iter().filter(wanted).map(|(id, _)| *id).collect()
     }
 
     /// A sign of life: not durable, not undone.
     pub(super) fn touch(&mut self, id: NodeId, now: Instant) {
-        if let Some(node) = self.nodes.get_mut(&id) {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.durable) {
             node.last_seen = Some(now);
         }
     }
 
-    /// Stages a new or changed record. The caller has made sure that name and key are free or the node's own.
-    pub(super) fn put(&mut self, id: NodeId, node: Node) {
+    /// Stages a new or changed record. The caller has made sure that name and key are free, the node's own, or those of
+    /// a node that is not durable.
+    pub(super) fn put(&mut self, id: NodeId, record: Record, last_seen: Option<Instant>) {
         let previous = self.remove(id);
-        self.insert(id, node);
+        self.insert(id, Node { record, last_seen, durable: true });
         self.journal.push((id, previous));
+    }
+
+    /// Remembers a node that has signed nothing yet: in memory only.
+    pub(super) fn put_unconfirmed(&mut self, id: NodeId, record: Record, now: Instant) {
+        self.remove(id);
+        self.insert(id, Node { record, last_seen: Some(now), durable: false });
+    }
+
+    /// Forgets the oldest of those if it came before `horizon`.
+    pub(super) fn forget_unconfirmed(&mut self, horizon: Option<Instant>) -> bool {
+        let Some(&(born, id)) = self.unconfirmed.first() else { return false };
+        let old = horizon.is_some_and(|horizon| born.is_none_or(|born| born <= horizon));
+        if old {
+            self.remove(id);
+        }
+        old
     }
 
     pub(super) fn staged_len(&self) -> usize {
@@ -95,9 +135,24 @@ impl Table {
     }
 
     fn insert(&mut self, id: NodeId, node: Node) {
+        let rival = self.by_key.get(&node.record.public_key).copied().filter(|other| *other != id);
+        if let Some(rival) = rival {
+            self.remove(rival);
+        }
+        let holder = node.record.hostname.as_deref().and_then(|name| self.by_name(name));
+        if let Some(holder) = holder.filter(|other| *other != id)
+            && let Some(mut other) = self.remove(holder)
+        {
+            other.record.hostname = None;
+            self.insert(holder, other);
+        }
         self.by_key.insert(node.record.public_key, id);
         if let Some(name) = &node.record.hostname {
             self.by_name.insert(name.clone(), id);
+            self.unconfirmed_names += usize::from(!node.durable);
+        }
+        if !node.durable {
+            self.unconfirmed.insert((node.last_seen, id));
         }
         self.nodes.insert(id, node);
     }
@@ -107,6 +162,10 @@ impl Table {
         self.by_key.remove(&node.record.public_key);
         if let Some(name) = &node.record.hostname {
             self.by_name.remove(name);
+            self.unconfirmed_names -= usize::from(!node.durable);
+        }
+        if !node.durable {
+            self.unconfirmed.remove(&(node.last_seen, id));
         }
         Some(node)
     }
@@ -122,5 +181,8 @@ impl Table {
         for (name, id) in &self.by_name {
             assert_eq!(self.nodes[id].record.hostname.as_ref(), Some(name));
         }
+        let weak = self.nodes.iter().filter(|(_, node)| !node.durable);
+        assert_eq!(weak.clone().map(|(id, n)| (n.last_seen, *id)).collect::<BTreeSet<_>>(), self.unconfirmed);
+        assert_eq!(weak.filter(|(_, n)| n.record.hostname.is_some()).count(), self.unconfirmed_names);
     }
 }

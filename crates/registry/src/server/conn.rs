@@ -1,8 +1,9 @@
-//! One TCP connection: buffers and their bounds.
+//! One TCP connection, with or without TLS: buffers and their bounds.
 
 use crate::service::{KEEP_BUFFER, Session};
 use mio::net::TcpStream;
 use pilotage_wire::registry::Reply;
+use rustls::ServerConnection;
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,6 +15,9 @@ const READ_CHUNK: usize = 16 * 1024;
 #[derive(Debug)]
 pub(super) struct Conn {
     stream: TcpStream,
+    tls: Option<Box<ServerConnection>>,
+    /// TLS has decrypted more than the session took.
+    decrypted: bool,
     session: Session,
     output: Vec<u8>,
     /// Bytes of `output` already sent.
@@ -31,9 +35,16 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(stream: TcpStream, source: IpAddr, now: Instant) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        tls: Option<Box<ServerConnection>>,
+        source: IpAddr,
+        now: Instant,
+    ) -> Self {
         Self {
             stream,
+            tls,
+            decrypted: false,
             session: Session::new(source, now),
             output: Vec::new(),
             sent: 0,
@@ -51,6 +62,9 @@ impl Conn {
 
     /// Fills the session's input up to its bound.
     pub(super) fn read(&mut self) {
+        if self.tls.is_some() {
+            return self.read_tls();
+        }
         let mut chunk = [0; READ_CHUNK];
         while self.readable && !self.eof && !self.session.is_closing() {
             let room = self.session.room().min(READ_CHUNK);
@@ -71,6 +85,50 @@ impl Conn {
             if self.broken {
                 return;
             }
+        }
+    }
+
+    /// As [`Conn::read`]. TLS holds one record at most: what is decrypted goes first, then more is read.
+    fn read_tls(&mut self) {
+        let Some(tls) = &mut self.tls else { return };
+        let mut chunk = [0; READ_CHUNK];
+        while !self.broken && !self.session.is_closing() {
+            let room = self.session.room().min(READ_CHUNK);
+            if room == 0 {
+                return;
+            }
+            match tls.reader().read(&mut chunk[..room]) {
+                // The peer says that it is done.
+                Ok(0) => {
+                    (self.eof, self.decrypted) = (true, false);
+                    return;
+                }
+                Ok(n) => {
+                    self.decrypted = true;
+                    self.session.feed(&chunk[..n]);
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.decrypted = false,
+                // Cut without a goodbye.
+                Err(_) => {
+                    (self.eof, self.decrypted) = (true, false);
+                    return;
+                }
+            }
+            if !self.readable || self.eof {
+                return;
+            }
+            match tls.read_tls(&mut self.stream) {
+                Ok(0) => self.eof = true,
+                Ok(_) => self.broken |= tls.process_new_packets().is_err(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.broken = true,
+            }
+        }
+        if self.broken {
+            // The alert that says why, if it fits.
+            let _ = tls.write_tls(&mut self.stream);
         }
     }
 
@@ -100,6 +158,9 @@ impl Conn {
 
     /// Sends what the socket takes.
     pub(super) fn flush(&mut self, now: Instant) {
+        if self.tls.is_some() {
+            return self.flush_tls(now);
+        }
         while self.sent < self.output.len() {
             match self.stream.write(&self.output[self.sent..]) {
                 Ok(0) => self.broken = true,
@@ -115,11 +176,55 @@ impl Conn {
                 return;
             }
         }
+        self.all_sent();
+    }
+
+    /// As [`Conn::flush`]; also sends what the handshake has to say.
+    fn flush_tls(&mut self, now: Instant) {
+        let Some(tls) = &mut self.tls else { return };
+        loop {
+            if self.sent < self.output.len() {
+                match tls.writer().write(&self.output[self.sent..]) {
+                    Ok(n) => self.sent += n,
+                    Err(_) => self.broken = true,
+                }
+            }
+            while tls.wants_write() && !self.broken {
+                match tls.write_tls(&mut self.stream) {
+                    Ok(0) => self.broken = true,
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        self.blocked_since.get_or_insert(now);
+                        return;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => self.broken = true,
+                }
+            }
+            if self.broken {
+                return;
+            }
+            if self.sent >= self.output.len() {
+                break;
+            }
+        }
+        self.all_sent();
+    }
+
+    fn all_sent(&mut self) {
         self.blocked_since = None;
         self.sent = 0;
         self.output.clear();
         if self.output.capacity() > KEEP_BUFFER {
             self.output = Vec::new();
+        }
+    }
+
+    /// Says goodbye if the socket takes it.
+    pub(super) fn part(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let _ = tls.write_tls(&mut self.stream);
         }
     }
 
@@ -133,7 +238,9 @@ impl Conn {
         if self.session.is_closing() || self.broken || self.is_congested() {
             return false;
         }
-        self.session.has_request() || (self.readable && !self.eof)
+        self.session.has_request()
+            || (self.readable && !self.eof)
+            || (self.decrypted && self.session.room() > 0)
     }
 
     pub(super) fn source(&self) -> IpAddr {
@@ -142,8 +249,10 @@ impl Conn {
 
     /// Nothing more can happen here.
     pub(super) fn is_finished(&self) -> bool {
-        let sent_all = self.sent >= self.output.len();
-        self.broken || (sent_all && (self.session.is_closing() || (self.eof && !self.session.has_request())))
+        let sent_all =
+            self.sent >= self.output.len() && !self.tls.as_ref().is_some_and(|tls| tls.wants_write());
+        let read_all = self.eof && !self.decrypted && !self.session.has_request();
+        self.broken || (sent_all && (self.session.is_closing() || read_all))
     }
 
     /// Closed because of an oversized message.

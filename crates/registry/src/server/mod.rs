@@ -13,10 +13,12 @@ mod tests;
 use crate::engine;
 use crate::service::{Service, Surroundings};
 use crate::store::{Loaded, Store, StoreError};
+use crate::tls::ServerTls;
 use conn::Conn;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use pilotage_wire::registry::Reply;
+use rustls::ServerConnection;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +43,8 @@ pub struct ServerConfig {
     pub store: PathBuf,
     /// Policies and limits of the registry itself.
     pub engine: engine::Config,
+    /// Every connection speaks TLS with this certificate. Default: none does.
+    pub tls: Option<ServerTls>,
     /// Most connections at once. Default: 16,384 (each needs a file descriptor).
     pub max_connections: usize,
     /// Most connections of one IP address. Default: 4,096.
@@ -58,6 +62,7 @@ impl ServerConfig {
             listen,
             store: store.into(),
             engine: engine::Config::default(),
+            tls: None,
             max_connections: 16_384,
             max_connections_per_source: 4_096,
             idle: Duration::from_secs(300),
@@ -340,24 +345,41 @@ impl Server {
                 self.conns.len() - 1
             });
             let _ = stream.set_nodelay(true);
+            let tls = match self.tls_session() {
+                Ok(tls) => tls,
+                Err(error) => {
+                    tracing::warn!(%error, "no TLS session");
+                    self.free.push(at);
+                    return;
+                }
+            };
             let interest = Interest::READABLE | Interest::WRITABLE;
             if let Err(error) = self.poll.registry().register(&mut stream, Token(at), interest) {
                 tracing::warn!(%error, "cannot watch a connection");
                 self.free.push(at);
                 return;
             }
-            self.conns[at] = Some(Conn::new(stream, source, now));
+            self.conns[at] = Some(Conn::new(stream, tls, source, now));
             *self.per_source.entry(source).or_insert(0) += 1;
             self.stats.connections += 1;
             self.stats.accepted += 1;
             return;
         };
         self.stats.turned_away += 1;
+        // Plain words on a TLS connection would only puzzle the peer.
+        if self.config.tls.is_some() {
+            return;
+        }
         let mut frame = Vec::new();
         if Reply::error(reason).encode(&mut frame).is_ok() {
             // One short write into an empty socket buffer; if it does not fit, the close says enough.
             let _ = io::Write::write(&mut stream, &frame);
         }
+    }
+
+    fn tls_session(&self) -> Result<Option<Box<ServerConnection>>, rustls::Error> {
+        let session = self.config.tls.as_ref().map(|tls| ServerConnection::new(tls.config()));
+        Ok(session.transpose()?.map(Box::new))
     }
 
     /// Reads, decides, commits, replies.
@@ -418,6 +440,7 @@ impl Server {
         if conn.was_cut() {
             self.stats.cut += 1;
         }
+        conn.part();
         let _ = self.poll.registry().deregister(conn.stream_mut());
         if let Some(count) = self.per_source.get_mut(&conn.source()) {
             *count -= 1;

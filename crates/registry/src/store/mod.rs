@@ -15,7 +15,7 @@ pub(crate) mod faulty;
 #[cfg(test)]
 mod tests;
 
-use crate::engine::{Record, RecordError};
+use crate::engine::{Record, RecordError, Row, RowError, RowKey};
 use pilotage_fault as fault;
 use pilotage_wire::NodeId;
 use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -28,6 +28,8 @@ use std::path::{Path, PathBuf};
 const CACHE_SIZE: usize = 32 << 20;
 /// Node id → [`Record::encode`].
 const NODES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("nodes");
+/// [`RowKey::encode`] → [`Row::encode`].
+const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 /// Small facts about the file.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Meta key: layout of the tables.
@@ -51,6 +53,8 @@ pub struct Store {
     db: Option<Database>,
     /// Records of the commit that failed.
     suspect: BTreeSet<NodeId>,
+    /// Rows of the commit that failed.
+    suspect_rows: BTreeSet<RowKey>,
     /// Encoding buffer.
     scratch: Vec<u8>,
 }
@@ -148,37 +152,47 @@ impl Store {
         if !intact {
             tracing::warn!(path = %path.display(), "store was damaged and has been repaired; the newest changes may be missing");
         }
-        let mut store =
-            Self { path: path.to_owned(), open, db: Some(db), suspect: BTreeSet::new(), scratch: Vec::new() };
+        let mut store = Self {
+            path: path.to_owned(),
+            open,
+            db: Some(db),
+            suspect: BTreeSet::new(),
+            suspect_rows: BTreeSet::new(),
+            scratch: Vec::new(),
+        };
         let records = store.load()?;
         store.mark_open()?;
         Ok((store, records))
     }
 
-    /// Writes all `records` in one transaction and syncs it. An empty batch costs nothing.
+    /// Writes all `records` and `rows` (`None`: remove) in one transaction and syncs it. An empty batch costs nothing.
     ///
     /// # Errors
     /// See [`StoreError`]. None of the batch may be acknowledged, and the store is down.
     pub fn commit<'a>(
         &mut self,
         records: impl IntoIterator<Item = (NodeId, &'a Record)>,
+        rows: impl IntoIterator<Item = (RowKey, Option<&'a Row>)>,
     ) -> Result<(), StoreError> {
         let mut records = records.into_iter().peekable();
-        if records.peek().is_none() {
+        let mut rows = rows.into_iter().peekable();
+        if records.peek().is_none() && rows.peek().is_none() {
             return Ok(());
         }
-        let mut written = Vec::new();
-        let mut changes = records.map(|(id, record)| {
+        let (mut written, mut written_rows) = (Vec::new(), Vec::new());
+        let mut records = records.map(|(id, record)| {
             written.push(id);
             (id, Some(record))
         });
+        let mut rows = rows.inspect(|(key, _)| written_rows.push(*key));
         let result = match &self.db {
             Some(_) if fault::point!("registry.store.disk_full") => {
-                changes.by_ref().for_each(drop);
+                records.by_ref().for_each(drop);
+                rows.by_ref().for_each(drop);
                 Err(io::Error::from(io::ErrorKind::StorageFull).into())
             }
             // Everything may have reached the disk all the same.
-            Some(db) => write(db, changes, &mut self.scratch).and_then(|()| {
+            Some(db) => write(db, &mut records, &mut rows, &mut self.scratch).and_then(|()| {
                 let lost = fault::point!("registry.store.sync_unsure");
                 if lost { Err(io::Error::other("sync failed").into()) } else { Ok(()) }
             }),
@@ -187,6 +201,7 @@ impl Store {
         result.map_err(|error| {
             self.db = None;
             self.suspect.extend(written);
+            self.suspect_rows.extend(written_rows);
             explain(&self.path, error)
         })
     }
@@ -197,12 +212,16 @@ impl Store {
         self.db.is_none()
     }
 
-    /// Tries to work again: opens the file and makes the records of the failed commit what `current` says they are
-    /// (`None`: no such node).
+    /// Tries to work again: opens the file and makes the records and rows of the failed commit what `current` and `row`
+    /// say they are (`None`: there is none).
     ///
     /// # Errors
     /// See [`StoreError`]; the store stays down.
-    pub fn recover<'a>(&mut self, current: impl Fn(NodeId) -> Option<&'a Record>) -> Result<(), StoreError> {
+    pub fn recover<'a>(
+        &mut self,
+        current: impl Fn(NodeId) -> Option<&'a Record>,
+        row: impl Fn(&RowKey) -> Option<&'a Row>,
+    ) -> Result<(), StoreError> {
         if self.db.is_some() {
             return Ok(());
         }
@@ -210,11 +229,13 @@ impl Store {
             return Err(StoreError::Full { dir: folder(&self.path) });
         }
         let (db, _) = open_checked(&self.path, &mut self.open)?;
-        let changes = self.suspect.iter().map(|&id| (id, current(id)));
-        write(&db, changes, &mut self.scratch).map_err(|error| explain(&self.path, error))?;
+        let mut records = self.suspect.iter().map(|&id| (id, current(id)));
+        let mut rows = self.suspect_rows.iter().map(|key| (*key, row(key)));
+        write(&db, &mut records, &mut rows, &mut self.scratch).map_err(|error| explain(&self.path, error))?;
         self.db = Some(db);
         self.mark_open()?;
         self.suspect.clear();
+        self.suspect_rows.clear();
         Ok(())
     }
 
@@ -235,6 +256,26 @@ impl Store {
             records.push((id, record));
         }
         Ok(records)
+    }
+
+    /// All rows, as stored.
+    ///
+    /// # Errors
+    /// [`StoreError`] if one is damaged.
+    pub fn rows(&self) -> Result<Vec<(RowKey, Row)>, StoreError> {
+        let Some(db) = &self.db else {
+            return Err(StoreError::Down { path: self.path.clone() });
+        };
+        let stored = read_rows(db).map_err(|error| explain(&self.path, error))?;
+        let decode = |(key, bytes): (Vec<u8>, Vec<u8>)| {
+            let key = RowKey::decode(&key)?;
+            Ok((key, Row::decode(&key, &bytes)?))
+        };
+        stored
+            .into_iter()
+            .map(decode)
+            .collect::<Result<_, RowError>>()
+            .map_err(|error| StoreError::Corrupted { path: self.path.clone(), detail: error.to_string() })
     }
 
     /// How a record that contradicts the format or the other records is reported.
@@ -329,13 +370,14 @@ fn open_checked(path: &Path, open: &mut Opener) -> Result<(Database, bool), Stor
 
 fn write<'a>(
     db: &Database,
-    changes: impl IntoIterator<Item = (NodeId, Option<&'a Record>)>,
+    records: &mut dyn Iterator<Item = (NodeId, Option<&'a Record>)>,
+    rows: &mut dyn Iterator<Item = (RowKey, Option<&'a Row>)>,
     scratch: &mut Vec<u8>,
 ) -> Result<(), redb::Error> {
     let transaction = db.begin_write()?;
     {
         let mut table = transaction.open_table(NODES)?;
-        for (id, record) in changes {
+        for (id, record) in records {
             match record {
                 Some(record) => {
                     scratch.clear();
@@ -347,10 +389,42 @@ fn write<'a>(
                 }
             }
         }
+        let mut table = transaction.open_table(ROWS)?;
+        for (key, row) in rows {
+            let key = key.encode();
+            match row {
+                Some(row) => {
+                    scratch.clear();
+                    row.encode(scratch);
+                    table.insert(key.as_slice(), scratch.as_slice())?;
+                }
+                None => {
+                    table.remove(key.as_slice())?;
+                }
+            }
+        }
     }
     // Durability::Immediate is the default: returns after fsync.
     transaction.commit()?;
     Ok(())
+}
+
+/// As they are stored.
+type KeyAndValue = (Vec<u8>, Vec<u8>);
+
+/// Files of earlier versions have no such table.
+fn read_rows(db: &Database) -> Result<Vec<KeyAndValue>, redb::Error> {
+    let transaction = db.begin_read()?;
+    let table = match transaction.open_table(ROWS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut rows = Vec::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        rows.push((key.value().to_vec(), value.value().to_vec()));
+    }
+    Ok(rows)
 }
 
 fn mark(db: &Database) -> Result<(), redb::Error> {
@@ -361,6 +435,7 @@ fn mark(db: &Database) -> Result<(), redb::Error> {
         meta.insert(OPENED, opened.wrapping_add(1))?;
         meta.insert(SCHEMA, SCHEMA_VERSION)?;
         transaction.open_table(NODES)?;
+        transaction.open_table(ROWS)?;
     }
     transaction.commit()?;
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::faulty::{Fault, FaultyDisk};
 use super::*;
-use crate::engine::Proof;
+use crate::engine::{Profile, Proof};
 use pilotage_wire::addressing::node_ids;
 use std::collections::BTreeMap;
 
@@ -19,6 +19,7 @@ fn node(n: u32, port: u16) -> (NodeId, Record) {
         endpoint: Some(([127, 0, 0, 1], port).into()),
         lan_addrs: vec![],
         created: 1,
+        profile: Profile::default(),
     };
     (id, record)
 }
@@ -30,7 +31,7 @@ fn batch(from: u32, count: u32, port: u16) -> Model {
 }
 
 fn commit(store: &mut Store, batch: &Model) -> Result<(), StoreError> {
-    store.commit(batch.iter().map(|(id, record)| (*id, record)))
+    store.commit(batch.iter().map(|(id, record)| (*id, record)), [])
 }
 
 fn loaded(disk: &FaultyDisk) -> Model {
@@ -71,9 +72,9 @@ fn a_full_disk_at_any_write_stores_nothing_and_heals() {
                 assert_eq!(error.to_string(), "hub's disk is full: nothing was stored; free space in /hub");
                 assert!(store.is_down());
                 assert!(matches!(commit(&mut store, &wanted), Err(StoreError::Down { .. })));
-                assert!(store.recover(|id| model.get(&id)).is_err(), "still full");
+                assert!(store.recover(|id| model.get(&id), |_| None).is_err(), "still full");
                 disk.heal();
-                store.recover(|id| model.get(&id)).expect("space is back");
+                store.recover(|id| model.get(&id), |_| None).expect("space is back");
                 failures += 1;
             }
         }
@@ -107,7 +108,7 @@ fn a_failed_sync_leaves_no_unacknowledged_record_behind() {
             Ok(()) => model.extend(wanted),
             Err(error) => {
                 assert!(matches!(error, StoreError::Io { .. }), "{error}");
-                store.recover(|id| model.get(&id)).unwrap();
+                store.recover(|id| model.get(&id), |_| None).unwrap();
             }
         }
         drop(store);
@@ -236,7 +237,7 @@ fn a_vanished_file_is_not_replaced() {
     commit(&mut store, &batch(0, 3, 1)).unwrap();
     store.db = None;
     std::fs::remove_file(&path).unwrap();
-    let error = store.recover(|_| None).expect_err("gone");
+    let error = store.recover(|_| None, |_| None).expect_err("gone");
     assert!(matches!(error, StoreError::Io { .. }), "{error}");
     assert!(!path.exists());
 }
@@ -269,4 +270,36 @@ fn files_of_a_newer_version_are_left_alone() {
     transaction.commit().unwrap();
     drop(db);
     assert!(matches!(disk.open(), Err(StoreError::TooNew { .. })));
+}
+
+/// Rows share the transaction of the records, and the recovery after a failed one.
+#[test]
+fn rows_live_and_die_with_their_batch() {
+    let row = |n: u64| Row::Response { accept: n.is_multiple_of(2), at: n };
+    let key = |n: u32| RowKey::Response(NodeId(n), NodeId(1));
+    let mut failures = 0;
+    for after in 0..12 {
+        let disk = FaultyDisk::default();
+        let (mut store, _) = disk.open().unwrap();
+        let (old, new) = (row(1), row(2));
+        store.commit([], [(key(1), Some(&old)), (key(2), Some(&old))]).unwrap();
+        disk.fail_after(after, Fault::Full);
+        let mut expected = BTreeMap::from([(key(1), old.clone()), (key(2), old.clone())]);
+        let (id, record) = node(7, 1);
+        let changes = [(key(1), Some(&new)), (key(2), None), (key(3), Some(&new))];
+        match store.commit([(id, &record)], changes) {
+            Ok(()) => expected = BTreeMap::from([(key(1), new.clone()), (key(3), new.clone())]),
+            Err(_) => {
+                failures += 1;
+                disk.heal();
+                store.recover(|_| None, |key| expected.get(key)).unwrap();
+            }
+        }
+        disk.heal();
+        assert_eq!(store.rows().unwrap().into_iter().collect::<BTreeMap<_, _>>(), expected);
+        drop(store);
+        let (store, _) = disk.open().unwrap();
+        assert_eq!(store.rows().unwrap().into_iter().collect::<BTreeMap<_, _>>(), expected);
+    }
+    assert!(failures > 0);
 }

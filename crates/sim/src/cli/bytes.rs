@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use clap::Args;
 use pilotage_proto::{Config, ControllerKind};
@@ -45,6 +46,9 @@ fn pair(seed: u64) -> Pair {
         max_datagram_size: [1_452, 8_972, 65_507, 65_507][(seed % 4) as usize],
         congestion: if seed.is_multiple_of(5) { ControllerKind::NewReno } else { ControllerKind::Cubic },
         initial_sequence_number: Some(u32::MAX - 1_000_000),
+        // A burst ends after so many packets, not after some time: who sends two in each back-off may meet none but its
+        // own for minutes.
+        user_timeout: Duration::from_secs(3_600),
         ..Config::default()
     };
     Pair::with_config(seed, link, config)

@@ -187,6 +187,7 @@ impl Plan {
         let lively = world
             .run_until(LIVELY, |w| !sabotaged && fresh.iter().all(|f| w.traffic.flows[*f].is_finished()));
         if !lively && world.audit.violation().is_none() {
+            world.trace_state();
             let late: Vec<String> = fresh
                 .iter()
                 .map(|f| (f, &world.traffic.flows[*f]))

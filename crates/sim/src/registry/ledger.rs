@@ -222,6 +222,7 @@ mod tests {
             endpoint: None,
             lan_addrs: Vec::new(),
             created: 1,
+            profile: Default::default(),
         }
     }
 

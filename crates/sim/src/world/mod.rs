@@ -343,6 +343,24 @@ impl World {
         self.queue.push(Reverse(Scheduled { at, number, what }));
     }
 
+    /// Writes what all nodes hold into the trace, if there is one.
+    pub fn trace_state(&mut self) {
+        let at = self.elapsed();
+        let Some(trace) = &mut self.trace else { return };
+        for (id, host) in self.hosts.iter().enumerate() {
+            if let Some(node) = host.node() {
+                trace.line(
+                    at,
+                    &format!(
+                        "host {id} holds {:?}, paths {:?}",
+                        node.endpoint.memory(),
+                        node.endpoint.paths()
+                    ),
+                );
+            }
+        }
+    }
+
     /// Notes something that happened in the digest and, if there is one, in the trace.
     fn note(&mut self, text: &str) {
         let at = self.elapsed();

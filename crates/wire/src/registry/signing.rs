@@ -100,10 +100,10 @@ pub fn deregister_string(node: NodeId) -> String {
 }
 
 /// Unambiguous concatenation.
-struct Message(Vec<u8>);
+pub(super) struct Message(pub(super) Vec<u8>);
 
 impl Message {
-    fn new(operation: &str, nonce: &[u8; NONCE_LEN]) -> Self {
+    pub(super) fn new(operation: &str, nonce: &[u8; NONCE_LEN]) -> Self {
         let mut out = Vec::with_capacity(256);
         out.extend_from_slice(PROOF_DOMAIN);
         out.extend_from_slice(operation.as_bytes());
@@ -112,21 +112,21 @@ impl Message {
         Self(out)
     }
 
-    fn u32(&mut self, value: u32) {
+    pub(super) fn u32(&mut self, value: u32) {
         self.0.extend_from_slice(&value.to_be_bytes());
     }
 
-    fn flag(&mut self, value: bool) {
+    pub(super) fn flag(&mut self, value: bool) {
         self.0.push(u8::from(value));
     }
 
     /// Messages are ≤ 64 KiB, so lengths fit; a longer string could only make the signature useless.
-    fn bytes(&mut self, value: &[u8]) {
+    pub(super) fn bytes(&mut self, value: &[u8]) {
         self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
         self.0.extend_from_slice(value);
     }
 
-    fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
+    pub(super) fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) {
         self.flag(value.is_some());
         if let Some(value) = value {
             write(self, value);

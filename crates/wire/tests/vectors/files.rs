@@ -66,6 +66,7 @@ pub(crate) fn samples() -> Vec<(&'static str, Vec<u8>)> {
     add("sack", "sack", "cases", 8, &["payload_hex"]);
     add("sack", "sack", "decode", 10, &["payload_hex"]);
     add("beacon", "beacon", "cases", 15, &["hex"]);
+    add("ipc", "ipc", "cases", 47, &["message_hex"]);
     add("registry_frame", "registry", "cases", 65, &["request_framed_hex", "response_framed_hex"]);
     samples.push(("pila_trailer", b"\x00\x01PLTG\x01".to_vec()));
     let addresses = load("addresses");

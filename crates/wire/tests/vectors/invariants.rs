@@ -4,7 +4,7 @@
 use pilotage_wire::beacon::Message;
 use pilotage_wire::frame::{self, Frame, PilaTrailer};
 use pilotage_wire::packet::{self, HEADER_LEN, Packet};
-use pilotage_wire::{Address, DatagramKind, SocketAddress, addressing, sack};
+use pilotage_wire::{Address, DatagramKind, SocketAddress, addressing, ipc, sack};
 
 /// Text and binary addresses, socket addresses, fingerprints.
 pub fn address(input: &[u8]) {
@@ -111,6 +111,26 @@ pub fn beacon(input: &[u8]) {
     assert!(buf.len() <= input.len());
     assert_eq!(message.encode(&mut buf), Ok(buf.len()));
     assert_eq!(Message::decode(&buf), Ok(message));
+}
+
+/// Messages of the local socket, in both directions: what decodes encodes to a frame that decodes to the same.
+pub fn ipc(input: &[u8]) {
+    if let Ok(Some(message)) = ipc::next_message(input) {
+        assert!((1..=ipc::MAX_MESSAGE).contains(&message.len()));
+    }
+    if let Ok(request) = ipc::Request::decode(input) {
+        let mut frame = vec![0; request.encoded_len()];
+        assert_eq!(request.encode(&mut frame), Ok(frame.len()));
+        let message = ipc::next_message(&frame).expect("length").expect("complete");
+        assert!(message.len() <= input.len());
+        assert_eq!(ipc::Request::decode(message), Ok(request));
+    }
+    if let Ok(reply) = ipc::Reply::decode(input) {
+        let mut frame = vec![0; reply.encoded_len()];
+        assert_eq!(reply.encode(&mut frame), Ok(frame.len()));
+        let message = ipc::next_message(&frame).expect("length").expect("complete");
+        assert_eq!(ipc::Reply::decode(message), Ok(reply));
+    }
 }
 
 /// Framing and JSON of the registry protocol.

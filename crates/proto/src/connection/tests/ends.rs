@@ -7,6 +7,7 @@ use crate::event::WriteError;
 fn done(dialect: Dialect) -> Side {
     let mut side = Side::connected(dialect);
     side.conn.shutdown().expect("open");
+    side.wait(2_000);
     assert_eq!(side.sent().len(), 1, "FIN");
     let fin = header(Flags::FIN | Flags::ACK, PEER_ISN + 1, OUR_ISN + 2);
     side.takes(&fin, b"");
@@ -102,6 +103,98 @@ fn a_reference_fin_ends_our_direction_too() {
     assert_eq!(side.conn.write(b"x"), Err(WriteError::Finished));
     let sent = side.sent();
     assert!(sent.iter().any(|(h, _)| h.flags == Flags::FIN), "{sent:?}");
+}
+
+#[test]
+fn what_a_reference_peer_left_unacknowledged_at_its_fin_is_not_sent_again() {
+    // Its application ended before the delayed acknowledgement left: it answers nothing any more, not even FIN.
+    let mut side = Side::connected(Dialect::Draft);
+    side.writes(b"answer");
+    assert_eq!(payload_bytes(&side.sent()), 6);
+    side.writes(&[1; 100]); // held back by Nagle
+    side.takes(&header(Flags::FIN, PEER_ISN + 1, 0), b"");
+    side.wait(90);
+    let sent = side.sent();
+    assert!(sent.iter().all(|(h, data)| h.flags == Flags::ACK && data.is_empty()), "{sent:?}");
+    side.wait(10);
+    let sent = side.sent();
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    assert_eq!((sent[0].0.flags, sent[0].0.seq, sent[0].1.len()), (Flags::FIN, OUR_ISN + 7, 0));
+    assert_eq!((side.conn.state, side.path.in_flight), (State::Done, 0));
+    assert!(!side.conn.suspects_silence() && !side.conn.awaits_peer());
+    assert!(!side.conn.is_flushed(), "nobody knows whether it was read");
+    assert_eq!(side.conn.write(b""), Err(WriteError::Reset));
+    side.wait(60_000);
+    assert!(side.sent().is_empty());
+}
+
+#[test]
+fn the_acknowledgement_behind_a_reference_fin_still_counts() {
+    let mut side = Side::connected(Dialect::Draft);
+    side.writes(b"answer");
+    side.sent();
+    side.takes(&header(Flags::FIN, PEER_ISN + 1, 0), b"");
+    assert!(side.sent().iter().all(|(h, _)| h.flags == Flags::ACK));
+    side.takes(&header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 7), b"");
+    let sent = side.sent();
+    assert_eq!(sent.iter().filter(|(h, _)| h.flags == Flags::FIN).count(), 1, "at once");
+    assert!(side.conn.is_flushed() && side.conn.state == State::Done);
+    // Its answer to our FIN is FIN with ACK: a bare acknowledgement is the last word.
+    side.takes(&header(Flags::FIN | Flags::ACK, PEER_ISN + 1, OUR_ISN + 8), b"");
+    assert_eq!(side.sent().iter().map(|(h, _)| h.flags).collect::<Vec<_>>(), [Flags::ACK]);
+}
+
+#[test]
+fn fins_that_cross_end_the_connection() {
+    let mut side = Side::connected(Dialect::Draft);
+    side.conn.shutdown().expect("open");
+    side.wait(2_000);
+    let ours = side.sent();
+    assert_eq!((ours.len(), ours[0].0.flags, ours[0].0.seq), (1, Flags::FIN, OUR_ISN + 1));
+    side.takes(&header(Flags::FIN, PEER_ISN + 1, 0), b"");
+    let again = side.sent();
+    assert!(
+        again.iter().filter(|(h, _)| h.flags == Flags::FIN).all(|(h, _)| h.seq == OUR_ISN + 1),
+        "{again:?}"
+    );
+    assert_eq!((side.conn.state, side.path.in_flight), (State::Done, 0));
+}
+
+#[test]
+fn a_reference_dialler_sees_itself_connected_before_it_sees_the_end() {
+    let mut side = Side::accepting(Dialect::Draft);
+    side.sent();
+    side.takes(&header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1), b"");
+    side.writes(b"time of day");
+    side.with(|c, cx| c.detach(cx.now));
+    assert_eq!(payload_bytes(&side.sent()), 11);
+    side.takes(&header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 12), b"");
+    side.wait(39);
+    assert!(side.sent().is_empty(), "its next look at the connection may be 10 ms away");
+    side.wait(1);
+    assert_eq!(side.sent().iter().map(|(h, _)| h.flags).collect::<Vec<_>>(), [Flags::FIN]);
+}
+
+#[test]
+fn a_half_close_does_not_cut_off_what_a_reference_peer_still_says() {
+    let mut side = Side::connected(Dialect::Draft);
+    side.conn.shutdown().expect("open");
+    for part in 0..4 {
+        assert!(side.sent().iter().all(|(h, _)| h.flags == Flags::ACK), "it would end both directions");
+        side.wait(1_900);
+        side.takes_data(4 * part, 0, b"word");
+    }
+    let mut got = [0; 64];
+    assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(16));
+    side.sent();
+    side.wait(1_999);
+    assert!(side.sent().is_empty());
+    side.wait(1);
+    assert_eq!(side.sent().iter().map(|(h, _)| h.flags).collect::<Vec<_>>(), [Flags::FIN]);
+    // Who no longer reads has nothing to wait for.
+    let mut side = Side::connected(Dialect::Draft);
+    side.with(|c, cx| c.detach(cx.now));
+    assert_eq!(side.sent().iter().map(|(h, _)| h.flags).collect::<Vec<_>>(), [Flags::FIN]);
 }
 
 #[test]

@@ -301,6 +301,19 @@ fn the_greediest_peer_gives_way_in_a_full_queue_but_not_to_its_like() {
     );
     assert_eq!(syn(endpoint, later, 3), [1, 1, 1, 1]);
     assert_eq!(syn(endpoint, later, 3), [1, 1, 1, 1], "nobody has more than the others");
+    assert_eq!(endpoint.listeners[&80].outside.len(), 1, "it may still come to an end");
+    // More than the queue has places do not wait outside: two peers push each other out for ever.
+    let endpoint = &mut two.hosts[1].0;
+    for round in 2..60u64 {
+        let now = now + Duration::from_secs(round);
+        endpoint.listeners.get_mut(&80).expect("listening").half_open.clear();
+        for tunnel in [0, 0, 0, 1, 2] {
+            syn(endpoint, now, tunnel);
+        }
+        syn(endpoint, now + Duration::from_secs(1), 3);
+        assert!(endpoint.listeners[&80].outside.len() <= 4);
+    }
+    assert_eq!(endpoint.listeners[&80].outside.len(), 4);
 }
 
 #[test]

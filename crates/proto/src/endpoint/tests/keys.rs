@@ -76,6 +76,32 @@ fn frames_that_were_under_way_at_a_key_change_still_open_and_for_half_a_minute_o
 }
 
 #[test]
+fn streams_of_a_reference_peers_former_process_end_without_a_word_to_the_new_one() {
+    for draft in [true, false] {
+        let mut two = Two::connected();
+        two.hosts[1].0.listen(80).expect("free");
+        let to = SocketAddress { address: two.hosts[1].0.local_address(), port: 80 };
+        let now = two.now;
+        let ours = two.hosts[0].0.connect(now, to).expect("known");
+        two.settle();
+        let (theirs, _) = two.hosts[1].0.accept(80).expect("connected");
+        if draft {
+            let tunnel = two.hosts[1].0.tunnel_mut(0).expect("tunnel");
+            (tunnel.dialect, tunnel.dialect_shown) = (crate::connection::Dialect::Draft, true);
+        }
+        // What a new process would do: another key. (That the old stream still lives there shows what we say about it.)
+        two.hosts[0].0.cfg.rekey_after_frames = 1;
+        assert!(ping(&mut two, 0));
+        two.hosts[0].0.cfg.rekey_after_frames = 1 << 22;
+        pass(&mut two, Duration::from_secs(1));
+        let read = two.hosts[1].0.read(two.now, theirs, &mut [0; 4]);
+        let ended = read == Err(crate::event::ReadError::Reset);
+        assert_eq!(ended, draft, "{read:?}");
+        assert!(two.hosts[0].0.is_open(ours), "neither FIN nor RST came");
+    }
+}
+
+#[test]
 fn a_key_whose_renewal_fails_stops_sealing_at_four_times_its_limit() {
     let mut two = Two::connected();
     assert!(ping(&mut two, 0));
@@ -179,7 +205,7 @@ fn a_replaced_key_is_not_brought_back_by_its_old_exchange_frame() {
 
 #[test]
 fn a_replaced_key_that_comes_again_in_silence_makes_us_renew_ours_at_most_every_other_second() {
-    let (mut two, _, old) = renewed();
+    let (mut two, [late, _], old) = renewed();
     let identity = Identity::from_seed([1; 32]);
     let node = two.hosts[0].0.local_address().node;
     let signature = identity.sign(&frame::pila_signed_message(node, &old));
@@ -194,6 +220,9 @@ fn a_replaced_key_that_comes_again_in_silence_makes_us_renew_ours_at_most_every_
     hand(&mut two, &wrong);
     pass(&mut two, Duration::from_secs(3));
     assert_eq!(key_of(&two, 1), first, "only the peer can make us");
+    // A frame under the replaced keys says nothing about the present ones.
+    hand(&mut two, &late);
+    assert!(two.hosts[1].0.recv_datagram(80).is_some());
     hand(&mut two, &bytes);
     pass(&mut two, Duration::from_secs(1));
     let second = key_of(&two, 1);

@@ -8,6 +8,7 @@ use super::*;
 use ed25519_dalek::{Signer as _, SigningKey};
 use pilotage_wire::registry::{self as wire, Base64, Register, Signature};
 use std::cell::Cell;
+use std::time::Duration;
 
 pub(super) const HOME: [u8; 4] = [127, 0, 0, 1];
 
@@ -30,10 +31,15 @@ impl Harness {
         Self::new(Config { rates: RateLimits::UNLIMITED, ..Config::default() })
     }
 
+    pub(super) fn strict() -> Self {
+        let unsigned = Unsigned::Refused;
+        Self::new(Config { rates: RateLimits::UNLIMITED, unsigned, ..Config::default() })
+    }
+
     pub(super) fn lenient() -> Self {
         Self::new(Config {
             rates: RateLimits::UNLIMITED,
-            allow_unsigned: true,
+            unsigned: Unsigned::Trusted,
             allow_beacon_register: true,
             ..Config::default()
         })

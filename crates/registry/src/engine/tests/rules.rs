@@ -46,6 +46,7 @@ fn a_collision_takes_the_next_salt() {
         endpoint: Some(([127, 0, 0, 1], 1).into()),
         lan_addrs: vec![],
         created: 0,
+        profile: Profile::default(),
     };
     harness.engine.table.load(ids[0].1, squatter, harness.now).unwrap();
     assert_eq!(harness.register(&key(1)), ids[1].1);
@@ -81,14 +82,14 @@ fn a_proof_cannot_be_replayed_moved_or_altered() {
         |r| r.lan_addrs = vec![],
     ];
     for alter in alterations {
-        let (mut state, mut request) = (conn, request.clone());
+        let (mut state, mut request) = (conn.clone(), request.clone());
         alter(&mut request);
         let outcome = harness.apply_on(&mut state, HOME, &Request::Register(request));
         assert_eq!(outcome.refused, Some(Refusal::BadProof));
         assert_eq!(harness.apply_on(&mut state, HOME, &good).refused, no_challenge, "spent");
     }
     // Too late.
-    let mut late = conn;
+    let mut late = conn.clone();
     harness.now += Duration::from_secs(60);
     assert_eq!(harness.apply_on(&mut late, HOME, &good).refused, no_challenge);
     harness.now -= Duration::from_secs(60);
@@ -120,11 +121,11 @@ fn a_proved_key_never_moves_without_a_fresh_proof() {
     assert_eq!(done.observed_addr, "198.51.100.7:4001");
 }
 
-/// §5.3: the levels below, with `allow_unsigned`.
+/// §5.3: the levels below, where everybody is trusted.
 #[test]
 fn unsigned_registration_is_a_switch_and_protects_those_on_line() {
     let request = Request::Register(plain(&key(1), 4001));
-    assert_eq!(Harness::open().ask(&request), Err(Refusal::UnsignedDisabled));
+    assert_eq!(Harness::strict().ask(&request), Err(Refusal::UnsignedDisabled));
 
     let mut harness = Harness::lenient();
     let mut conn = ConnState::default();

@@ -1,10 +1,15 @@
 //! The control socket of a running node: `control.sock` in its state directory.
 //!
-//! One request and one answer per connection, each a JSON line. Only the owner can open it (mode
-//! 0600). Bounds: [`MAX_CLIENTS`] at a time, [`MAX_REQUEST`] bytes in, [`MAX_REPLY`] bytes out,
-//! [`TIMEOUT`] per step.
+//! One request and one answer per connection, each a JSON line; a request for a stream is followed by the stream itself
+//! ([`frames`]). Only the owner can open it (mode 0600). Bounds: [`MAX_CLIENTS`] requests and [`streams::MAX_STREAMS`]
+//! streams at a time, [`MAX_REQUEST`] bytes in, [`MAX_REPLY`] bytes out, [`TIMEOUT`] per step.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+#[cfg(unix)]
+pub(crate) mod frames;
+#[cfg(unix)]
+pub(crate) mod streams;
+
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,8 +21,8 @@ pub(crate) const MAX_REQUEST: u64 = 512 * 1024;
 /// Longest reply line that a client reads, in bytes.
 pub(crate) const MAX_REPLY: u64 = 16 * 1024 * 1024;
 
-/// Clients served at a time; further ones wait in the kernel's queue.
-pub(crate) const MAX_CLIENTS: usize = 8;
+/// Requests answered at a time; further ones wait in the kernel's queue.
+pub(crate) const MAX_CLIENTS: usize = 64;
 
 /// How long one step of a conversation may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -27,18 +32,35 @@ pub(crate) fn path(state: &Path) -> PathBuf {
     state.join("control.sock")
 }
 
-/// One request on a connection: reads a line, answers with what `answer` says.
-fn converse<S: Read + Write>(stream: &mut S, answer: &dyn Fn(&str, &Value) -> Value) -> io::Result<()> {
-    let mut line = String::new();
-    BufReader::new(Read::by_ref(stream).take(MAX_REQUEST)).read_line(&mut line)?;
-    let reply = match serde_json::from_str::<Value>(&line) {
-        Ok(request) => match request["cmd"].as_str() {
-            Some(command) => answer(command, &request),
-            None => json!({ "error": "the request has no \"cmd\"" }),
-        },
-        Err(_) => json!({ "error": "the request is not one line of JSON of at most 512 KiB" }),
-    };
-    stream.write_all(format!("{reply}\n").as_bytes())
+/// What a request gets.
+pub(crate) enum Reply {
+    /// One line.
+    Line(Value),
+    /// One line, and then the connection belongs to this function. It runs on the connection's thread, which no longer
+    /// counts as one that answers a request.
+    #[cfg(unix)]
+    Take(Value, Box<dyn FnOnce(std::os::unix::net::UnixStream) + Send>),
+}
+
+/// The answer to a line that should be a request.
+fn consider(line: &[u8], answer: &dyn Fn(&Value) -> Reply) -> Reply {
+    match serde_json::from_slice::<Value>(line) {
+        Ok(request) if request["cmd"].is_string() => answer(&request),
+        Ok(_) => Reply::Line(json!({ "error": "the request has no \"cmd\"" })),
+        Err(_) => {
+            Reply::Line(json!({ "error": "the request is not one line of JSON of at most 4096 bytes" }))
+        }
+    }
+}
+
+/// One line, byte by byte: what follows it belongs to somebody else.
+fn read_line(stream: &mut impl Read, max: u64) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while (line.len() as u64) < max && stream.read(&mut byte)? > 0 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(line)
 }
 
 #[cfg(unix)]
@@ -62,7 +84,7 @@ mod unix {
         /// the lock of the state directory, so nobody else serves it.
         pub(crate) fn start(
             state: &Path,
-            answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
+            answer: impl Fn(&Value) -> Reply + Send + Sync + 'static,
         ) -> io::Result<Self> {
             let path = path(state);
             // Bound under another name first, so that the socket is never open to others.
@@ -91,7 +113,7 @@ mod unix {
 
     fn accept<A>(listener: &UnixListener, stop: &AtomicBool, answer: &Arc<A>)
     where
-        A: Fn(&str, &Value) -> Value + Send + Sync + 'static,
+        A: Fn(&Value) -> Reply + Send + Sync + 'static,
     {
         let running = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming() {
@@ -111,8 +133,11 @@ mod unix {
             let spawned = thread::Builder::new().name("control-client".into()).spawn(move || {
                 let _ = stream.set_read_timeout(Some(TIMEOUT));
                 let _ = stream.set_write_timeout(Some(TIMEOUT));
-                let _ = converse(&mut stream, &*answer);
+                let replied = converse(&mut stream, &*answer);
                 done.fetch_sub(1, Ordering::AcqRel);
+                if let Ok(Some(take)) = replied {
+                    take(stream);
+                }
             });
             if spawned.is_err() {
                 running.fetch_sub(1, Ordering::AcqRel);
@@ -120,25 +145,48 @@ mod unix {
         }
     }
 
-    /// Asks the node of a state directory; `NotFound` or `ConnectionRefused` if none runs.
+    type Take = Box<dyn FnOnce(UnixStream) + Send>;
+
+    /// Reads a line and answers it; what is to be done with the connection afterwards, if anything.
+    fn converse(stream: &mut UnixStream, answer: &dyn Fn(&Value) -> Reply) -> io::Result<Option<Take>> {
+        let line = read_line(stream, MAX_REQUEST)?;
+        let (value, take) = match consider(&line, answer) {
+            Reply::Line(value) => (value, None),
+            Reply::Take(value, take) => (value, Some(take)),
+        };
+        stream.write_all(format!("{value}\n").as_bytes())?;
+        Ok(take)
+    }
+
+    /// Asks the node of a state directory and keeps the connection; `NotFound` or `ConnectionRefused` if none runs.
+    /// `patience`: how long the answer may take.
+    pub(crate) fn open(state: &Path, request: &Value, patience: Duration) -> io::Result<(Value, UnixStream)> {
+        let mut stream = UnixStream::connect(path(state))?;
+        stream.set_read_timeout(Some(patience + TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
+        let line = read_line(&mut stream, MAX_REPLY)?;
+        stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)?;
+        if line.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((serde_json::from_slice(&line).map_err(io::Error::from)?, stream))
+    }
+
+    /// Asks the node of a state directory for something that it knows at once.
     pub(crate) fn request(state: &Path, command: &str) -> io::Result<Value> {
-        request_with(state, &json!({ "cmd": command }), TIMEOUT)
+        open(state, &json!({ "cmd": command }), Duration::ZERO).map(|(value, _)| value)
     }
 
     /// As [`request`], with more than a command, and the time that the answer may take.
-    pub(crate) fn request_with(state: &Path, request: &Value, time: Duration) -> io::Result<Value> {
-        let mut stream = UnixStream::connect(path(state))?;
-        stream.set_read_timeout(Some(time))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        stream.write_all(format!("{request}\n").as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream.take(MAX_REPLY)).read_line(&mut line)?;
-        serde_json::from_str(&line).map_err(io::Error::from)
+    pub(crate) fn request_with(state: &Path, request: &Value, patience: Duration) -> io::Result<Value> {
+        open(state, request, patience).map(|(value, _)| value)
     }
 }
 
 #[cfg(unix)]
-pub(crate) use unix::{Server, request, request_with};
+pub(crate) use unix::{Server, open, request, request_with};
 
 #[cfg(not(unix))]
 mod other {
@@ -150,7 +198,7 @@ mod other {
     impl Server {
         pub(crate) fn start(
             _state: &Path,
-            _answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
+            _answer: impl Fn(&Value) -> Reply + Send + Sync + 'static,
         ) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
@@ -174,8 +222,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
-    fn echo(command: &str, _: &Value) -> Value {
-        json!({ "you_said": command })
+    fn echo(request: &Value) -> Reply {
+        Reply::Line(json!({ "you_said": request["cmd"] }))
     }
 
     #[test]

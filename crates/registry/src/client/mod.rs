@@ -7,169 +7,26 @@
 //! Which dialect is spoken is found out by the first operation that needs a signature over more than its name: a
 //! registry that does not know `challenge` gets the reference's plain messages (spec/registry.md §4.4).
 
-use pilotage_wire::registry::{
-    self as wire, Base64, FrameError, LENGTH_PREFIX, MAX_MESSAGE, MessageError, Reply, Request,
-};
+mod error;
+mod json;
+mod transport;
+mod types;
+
+use pilotage_wire::registry::{self as wire, Base64, Reply, Request};
 use pilotage_wire::{Address, NodeId};
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+pub use error::ClientError;
+use transport::{Failure, Transport};
+pub use types::{ClientTls, HostnameReply, Lookup, Registered, Registration, Resolved};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
 
 /// Signs with the node's identity key (Ed25519).
 pub type Sign<'a> = &'a dyn Fn(&[u8]) -> [u8; 64];
-
-/// What a node wants to be known as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
-    /// Ed25519 public key.
-    pub public_key: [u8; 32],
-    /// "host:port" of the UDP socket. Only the port matters: as a beacon saw it, if there is a NAT.
-    pub listen_addr: String,
-    /// "ip:port" of the UDP socket on local networks.
-    pub lan_addrs: Vec<String>,
-    /// Name to claim.
-    pub hostname: Option<String>,
-    /// Let every registered node resolve this one.
-    pub public: bool,
-}
-
-/// What the registry made of a [`Registration`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
-    /// The node's address in network 0. Assigned by the registry if it is a foreign one.
-    pub address: Address,
-    /// "ip:port" that peers will be given.
-    pub observed_addr: String,
-    /// The node's name.
-    pub hostname: Option<String>,
-    /// Why the wanted name was refused.
-    pub hostname_error: Option<String>,
-    /// True if the registry checked a fresh proof of possession.
-    pub proved: bool,
-}
-
-/// Where a node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolved {
-    /// UDP address.
-    pub real_addr: SocketAddr,
-    /// UDP addresses on its local networks; unusable ones are left out.
-    pub lan_addrs: Vec<SocketAddr>,
-}
-
-/// Who a node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lookup {
-    /// Address in network 0.
-    pub address: Address,
-    /// Ed25519 public key, if the registry knows it.
-    pub public_key: Option<[u8; 32]>,
-    /// Visibility.
-    pub public: bool,
-    /// Name.
-    pub hostname: Option<String>,
-    /// UDP address; only public nodes on line have one here.
-    pub real_addr: Option<SocketAddr>,
-}
-
-/// Which node has a name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostnameReply {
-    /// Its id.
-    pub node: NodeId,
-    /// Its address in network 0.
-    pub address: Address,
-    /// Visibility.
-    pub public: bool,
-}
-
-/// Why a call failed. The text names the stage and the next step.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The name of the registry's host cannot be resolved.
-    #[error("registry {addr}: cannot find the host: {source}; check the hub address (host:port)")]
-    Resolve {
-        /// As given.
-        addr: String,
-        /// What the resolver said.
-        source: io::Error,
-    },
-    /// No TCP connection.
-    #[error("registry {addr}: cannot connect: {source}; is the hub running and reachable?")]
-    Connect {
-        /// As given.
-        addr: String,
-        /// What the operating system said about the last address tried.
-        source: io::Error,
-    },
-    /// Connecting failed a moment ago and is not tried again yet.
-    #[error("registry {addr}: not reachable; next attempt in {} ms", retry.as_millis())]
-    Unreachable {
-        /// As given.
-        addr: String,
-        /// Until the next attempt.
-        retry: Duration,
-    },
-    /// No reply in time.
-    #[error("registry {addr}: no reply to {request} within {} ms; the hub is overloaded or something in between drops the connection", timeout.as_millis())]
-    Timeout {
-        /// As given.
-        addr: String,
-        /// What was asked.
-        request: &'static str,
-        /// The limit.
-        timeout: Duration,
-    },
-    /// The connection broke twice during a request.
-    #[error("registry {addr}: connection lost during {request}: {source}")]
-    Lost {
-        /// As given.
-        addr: String,
-        /// What was asked.
-        request: &'static str,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The other end does not speak the registry protocol.
-    #[error(
-        "registry {addr}: reply to {request} makes no sense ({detail}); is this address a Pilot registry?"
-    )]
-    Protocol {
-        /// As given.
-        addr: String,
-        /// What was asked.
-        request: &'static str,
-        /// What is wrong.
-        detail: String,
-    },
-    /// The registry said no.
-    #[error("registry refused {request}: {reason}")]
-    Refused {
-        /// What was asked.
-        request: &'static str,
-        /// The registry's words.
-        reason: String,
-    },
-    /// Our own request does not fit into a message.
-    #[error("{request} is too long for the registry protocol: {source}")]
-    TooLong {
-        /// What was asked.
-        request: &'static str,
-        /// How long.
-        source: FrameError,
-    },
-}
-
-impl ClientError {
-    /// True if trying again later can help: the registry was not reached or did not answer.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Refused { .. } | Self::TooLong { .. } | Self::Protocol { .. })
-    }
-}
 
 /// What the registry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +41,8 @@ enum Dialect {
 pub struct Client {
     addr: String,
     timeout: Duration,
-    stream: Option<TcpStream>,
+    tls: ClientTls,
+    stream: Option<Transport>,
     /// The connection was opened after the last registration.
     renewed: bool,
     dialect: Dialect,
@@ -199,15 +57,24 @@ fn clock() -> Instant {
 }
 
 impl Client {
-    /// Connects to `addr` ("host:port"). `timeout` bounds this call and each later one; only the system's name
-    /// resolver is outside that bound.
+    /// [`Client::connect_with`] without TLS.
     ///
     /// # Errors
     /// [`ClientError::Resolve`] or [`ClientError::Connect`].
     pub fn connect(addr: &str, timeout: Duration) -> Result<Self, ClientError> {
+        Self::connect_with(addr, timeout, ClientTls::Plain)
+    }
+
+    /// Connects to `addr` ("host:port"). `timeout` bounds this call and each later one; only the system's name
+    /// resolver is outside that bound.
+    ///
+    /// # Errors
+    /// [`ClientError::Resolve`], [`ClientError::Connect`] or [`ClientError::Tls`].
+    pub fn connect_with(addr: &str, timeout: Duration, tls: ClientTls) -> Result<Self, ClientError> {
         let mut client = Self {
             addr: addr.to_owned(),
             timeout,
+            tls,
             stream: None,
             renewed: true,
             dialect: Dialect::Unknown,
@@ -227,7 +94,7 @@ impl Client {
     /// Our side of the connection: the IP that the registry sees, unless there is a NAT.
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.stream.as_ref().and_then(|stream| stream.local_addr().ok())
+        self.stream.as_ref().and_then(Transport::local_addr)
     }
 
     /// Never falls back to the plain messages: this registry has given a challenge before (spec/registry.md §4.4).
@@ -252,7 +119,7 @@ impl Client {
         registration: &Registration,
         sign: Sign<'_>,
     ) -> Result<Registered, ClientError> {
-        let mut request = wire::Register {
+        let request = Request::Register(wire::Register {
             listen_addr: registration.listen_addr.clone(),
             public_key: Base64(registration.public_key),
             hostname: registration.hostname.clone(),
@@ -260,26 +127,23 @@ impl Client {
             public: Some(registration.public),
             signature: None,
             proof: None,
-        };
-        let reply = self.proved("register", |nonce| {
-            match nonce {
-                Some(nonce) => {
-                    request.proof = Some(Base64(sign(&wire::register_proof(nonce, &request))));
-                }
-                None => {
-                    let text = wire::register_string(&request.listen_addr, &request.public_key);
-                    request.signature = Some(Base64(sign(text.as_bytes())));
-                    request.proof = None;
-                }
-            }
-            Request::Register(request.clone())
-        })?;
+        });
+        let nonsense = |error: serde_json::Error| self.protocol("register", error.to_string());
+        let mut request = serde_json::to_value(request).map_err(nonsense)?;
+        if let Some(owner) = &registration.owner {
+            request["owner"] = owner.as_str().into();
+        }
+        let text = wire::register_string(&registration.listen_addr, &Base64(registration.public_key));
+        let reply = self.call_json(request, Some((&text, sign)))?;
+        let nonsense = |error: serde_json::Error| self.protocol("register", error.to_string());
+        let reply: Reply = serde_json::from_value(reply).map_err(nonsense)?;
         let Reply::Registered(done) = reply else {
             return Err(self.unexpected("register"));
         };
         let proved = self.dialect == Dialect::Pilotage;
-        if !proved && registration.public {
-            self.set_visibility(done.node_id, true, sign)?;
+        if !proved {
+            // It keeps what was said before, so both must be said.
+            self.set_visibility(done.node_id, registration.public_abroad, sign)?;
         }
         self.renewed = false;
         // A foreign registry assigns the id as it likes; the address text is its rendering of it.
@@ -300,7 +164,7 @@ impl Client {
         let signature = Base64(sign(wire::heartbeat_string(node).as_bytes()));
         let request = wire::Heartbeat { node_id: node, listen_addr: None, signature: Some(signature) };
         match self.call(&Request::Heartbeat(request))? {
-            Reply::Heartbeat { time } => Ok(time),
+            Reply::Heartbeat { time, .. } => Ok(time),
             _ => Err(self.unexpected("heartbeat")),
         }
     }
@@ -466,21 +330,7 @@ impl Client {
         build: &mut impl FnMut(Option<&[u8; 32]>) -> Request,
         deadline: Instant,
     ) -> Result<Reply, ClientError> {
-        let mut nonce = None;
-        if self.dialect != Dialect::Reference {
-            match self.exchange(&Request::Challenge, deadline)? {
-                Reply::Challenge { nonce: given } => {
-                    self.dialect = Dialect::Pilotage;
-                    nonce = Some(given.0);
-                }
-                // The reference's text for an unknown type is free, so any error without our code means that. Never falls
-                // back once challenges have worked: that would be a downgrade on an attacker's word.
-                Reply::Error { code: None, .. } if self.dialect == Dialect::Unknown => {
-                    self.dialect = Dialect::Reference;
-                }
-                reply => return Err(self.refusal_or_nonsense(request, reply)),
-            }
-        }
+        let nonce = self.nonce(request, deadline)?;
         match self.exchange(&build(nonce.as_ref()), deadline)? {
             Reply::Error { error, .. } => Err(ClientError::Refused { request, reason: error }),
             reply => Ok(reply),
@@ -518,7 +368,7 @@ impl Client {
         {
             return Err(ClientError::Unreachable { addr: self.addr.clone(), retry });
         }
-        match connect_any(&self.addr, deadline) {
+        match Transport::open(&self.addr, self.tls, deadline) {
             Ok(stream) => {
                 self.stream = Some(stream);
                 self.renewed = true;
@@ -544,20 +394,33 @@ impl Client {
         let kind = request.kind();
         let mut frame = Vec::new();
         request.encode(&mut frame).map_err(|source| ClientError::TooLong { request: kind, source })?;
+        let json = self.transact(kind, &frame, deadline)?;
+        Reply::parse(&json).map_err(|error| self.failed(kind, Failure::Message(error)))
+    }
+
+    /// As [`Client::exchange`], below the messages.
+    fn transact(
+        &mut self,
+        kind: &'static str,
+        frame: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, ClientError> {
         let result = match &mut self.stream {
-            Some(stream) => transact(stream, &frame, deadline),
+            Some(stream) => stream.transact(frame, deadline),
             None => Err(Failure::Io(io::ErrorKind::NotConnected.into())),
         };
-        result.map_err(|failure| {
-            self.stream = None;
-            let addr = self.addr.clone();
-            match failure {
-                Failure::Timeout => ClientError::Timeout { addr, request: kind, timeout: self.timeout },
-                Failure::Io(source) => ClientError::Lost { addr, request: kind, source },
-                Failure::Frame(error) => self.protocol(kind, error.to_string()),
-                Failure::Message(error) => self.protocol(kind, error.to_string()),
-            }
-        })
+        result.map_err(|failure| self.failed(kind, failure))
+    }
+
+    fn failed(&mut self, request: &'static str, failure: Failure) -> ClientError {
+        self.stream = None;
+        let addr = self.addr.clone();
+        match failure {
+            Failure::Timeout => ClientError::Timeout { addr, request, timeout: self.timeout },
+            Failure::Io(source) => ClientError::Lost { addr, request, source },
+            Failure::Frame(error) => self.protocol(request, error.to_string()),
+            Failure::Message(error) => self.protocol(request, error.to_string()),
+        }
     }
 
     fn refusal_or_nonsense(&self, request: &'static str, reply: Reply) -> ClientError {
@@ -574,72 +437,4 @@ impl Client {
     fn protocol(&self, request: &'static str, detail: String) -> ClientError {
         ClientError::Protocol { addr: self.addr.clone(), request, detail }
     }
-}
-
-enum Failure {
-    Timeout,
-    Io(io::Error),
-    Frame(FrameError),
-    Message(MessageError),
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            // A socket timeout is one or the other, depending on the system.
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Timeout,
-            _ => Self::Io(error),
-        }
-    }
-}
-
-fn connect_any(addr: &str, deadline: Instant) -> Result<TcpStream, ClientError> {
-    let resolve = |source| ClientError::Resolve { addr: addr.to_owned(), source };
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for target in addr.to_socket_addrs().map_err(resolve)? {
-        let Some(left) = remaining(deadline) else {
-            last = io::ErrorKind::TimedOut.into();
-            break;
-        };
-        match TcpStream::connect_timeout(&target, left) {
-            Ok(stream) => {
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(ClientError::Connect { addr: addr.to_owned(), source: last })
-}
-
-fn transact(stream: &mut TcpStream, frame: &[u8], deadline: Instant) -> Result<Reply, Failure> {
-    stream.set_write_timeout(Some(remaining(deadline).ok_or(Failure::Timeout)?))?;
-    stream.write_all(frame)?;
-    let mut prefix = [0; LENGTH_PREFIX];
-    read_exact(stream, &mut prefix, deadline)?;
-    let len = u32::from_be_bytes(prefix) as usize;
-    if len > MAX_MESSAGE {
-        return Err(Failure::Frame(FrameError::TooLong { len }));
-    }
-    let mut json = vec![0; len];
-    read_exact(stream, &mut json, deadline)?;
-    Reply::parse(&json).map_err(Failure::Message)
-}
-
-/// Like the method of `Read`, with a deadline for the whole.
-fn read_exact(stream: &mut TcpStream, mut out: &mut [u8], deadline: Instant) -> Result<(), Failure> {
-    while !out.is_empty() {
-        stream.set_read_timeout(Some(remaining(deadline).ok_or(Failure::Timeout)?))?;
-        match stream.read(out) {
-            Ok(0) => return Err(Failure::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(n) => out = &mut out[n..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-fn remaining(deadline: Instant) -> Option<Duration> {
-    deadline.checked_duration_since(clock()).filter(|left| !left.is_zero())
 }

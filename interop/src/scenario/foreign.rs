@@ -1,0 +1,212 @@
+//! Scenarios between ours and the reference, each in the pairings ours → theirs, theirs → ours and theirs → theirs
+//! through a hub of ours. The last is the baseline: what the reference cannot do with itself is no fault of ours.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use super::lab::Lab;
+use super::meeting::{Meeting, PipeEnd};
+use super::{Outcome, Passed, content, require};
+use crate::Failure;
+use crate::driver::Driver;
+use crate::process::Background;
+use crate::subject::Kind;
+
+/// Echo service of every implementation.
+const ECHO: &str = "7";
+/// Idle for longer than the reference lets an idle connection live (120 s and a sweep of 15 s).
+const IDLE: Duration = Duration::from_secs(180);
+/// Connections that are opened and closed one after another.
+const CLOSED: usize = 5;
+/// When a reference daemon has forgotten a closed connection: TIME_WAIT 10 s, swept each 15 s.
+const FORGOTTEN: Duration = Duration::from_secs(45);
+/// For how long a slow reader reads nothing.
+const STALL: Duration = Duration::from_secs(4);
+
+/// A stream with much data in one direction.
+pub(super) fn stream(lab: &Lab<'_>, kinds: (Kind, Kind), down: bool) -> Result<Passed, Failure> {
+    let sender = if down { kinds.1 } else { kinds.0 };
+    let len = lab.plan.files.get(usize::from(sender == Kind::Reference)).copied().unwrap_or_default();
+    // The baseline is slow, and a rate needs no more.
+    let len = if kinds == (Kind::Reference, Kind::Reference) { len.min(8 << 20) } else { len };
+    let meeting = Meeting::start(lab, kinds, false)?;
+    let piped = meeting.pipe(&content(len, lab.plan.seed), down)?;
+    let unharmed = meeting.is_unharmed()?;
+    let counts = if down { piped.seen.down.counts } else { piped.seen.up.counts };
+    require(lab.plan.up.loss.is_none() || counts.lost > 0, || "the link lost nothing".into())?;
+    Ok(Passed::because(format!(
+        "{} MiB, {} of {} datagrams lost on the link; {unharmed}",
+        len >> 20,
+        counts.lost,
+        counts.offered
+    ))
+    .with_figure(piped.mbytes_per_second(), "MB/s"))
+}
+
+/// The server, or the client, is a new process with the old identity.
+pub(super) fn restart(lab: &Lab<'_>, kinds: (Kind, Kind), server: bool) -> Result<Passed, Failure> {
+    let mut meeting = Meeting::start(lab, kinds, true)?;
+    let before = meeting.echo()?;
+    if server {
+        meeting.restart_server()?
+    } else {
+        meeting.restart_client()?
+    }
+    let after = meeting.echo()?;
+    let unharmed = meeting.is_unharmed()?;
+    Ok(Passed::because(format!("echo in {} ms before; {unharmed}", before.as_millis()))
+        .with_figure(after.as_secs_f64(), "s to the echo after"))
+}
+
+/// A connection on which nothing is said for three minutes.
+pub(super) fn idle(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failure> {
+    let meeting = Meeting::start(lab, kinds, true)?;
+    let mut pipe = meeting.connect(ECHO, Stdio::piped(), false)?;
+    let mut input = pipe.process().take_input().ok_or("no input")?;
+    input.write_all(b"before\n")?;
+    await_output(&mut pipe, b"before\n", Duration::from_secs(40))?;
+    let before = meeting.proxy.seen();
+    std::thread::sleep(IDLE);
+    let passed = meeting.proxy.seen();
+    let frames = |seen: &crate::proxy::Seen| seen.up.counts.offered + seen.down.counts.offered;
+    let kept = frames(&passed) - frames(&before);
+    input.write_all(b"after\n").map_err(|e| format!("the stream ended meanwhile: {e}"))?;
+    await_output(&mut pipe, b"before\nafter\n", Duration::from_secs(20))?;
+    require(kept <= 200, || format!("{kept} packets while nothing was said"))?;
+    drop(input);
+    drop(pipe);
+    let unharmed = meeting.is_unharmed()?;
+    Ok(Passed::because(format!("{kept} packets in 180 s kept it alive; {unharmed}")))
+}
+
+/// Both begin at the same moment and know nothing of each other.
+pub(super) fn simultaneous(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failure> {
+    let meeting = Meeting::start(lab, kinds, true)?;
+    // A daemon dials back while our node's first packets are under way.
+    let (daemon, other) = match kinds {
+        (Kind::Reference, _) => (&meeting.client, &meeting.server),
+        _ => (&meeting.server, &meeting.client),
+    };
+    let mut dial = meeting.driver(daemon, &["connect", &other.address, ECHO])?;
+    let log = daemon.folder.join("back.log");
+    let started = Instant::now();
+    let back = Background::start_with(&mut dial, Stdio::piped(), &log)?;
+    let there = if kinds.1 == Kind::Pilotage { None } else { Some(meeting.echo()?) };
+    let took = match there {
+        Some(took) => took,
+        None => {
+            // Our server has no command that dials; the daemon's own stream is what has to work.
+            wait_for(&log, "connected", Duration::from_secs(20))?;
+            started.elapsed()
+        }
+    };
+    drop(back);
+    let again = meeting.echo()?;
+    let unharmed = meeting.is_unharmed()?;
+    Ok(Passed::because(format!("and again in {} ms; {unharmed}", again.as_millis()))
+        .with_figure(took.as_secs_f64(), "s to the echo"))
+}
+
+/// Connections are closed; afterwards it is quiet, and a daemon has forgotten them.
+pub(super) fn close(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failure> {
+    let meeting = Meeting::start(lab, kinds, true)?;
+    for _ in 0..CLOSED {
+        meeting.echo()?;
+    }
+    let unharmed = meeting.is_unharmed()?;
+    let deadline = Instant::now() + FORGOTTEN;
+    for node in [&meeting.client, &meeting.server].into_iter().filter(|node| node.kind == Kind::Reference) {
+        let mut driver = Driver::open(&node.folder.join("pilot.sock"))?;
+        loop {
+            let left = driver.info()?["conn_list"].as_array().map_or(0, Vec::len);
+            if left == 0 {
+                break;
+            }
+            require(Instant::now() < deadline, || format!("{left} closed connections are still held"))?;
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+    Ok(Passed::because(format!("{CLOSED} connections; {unharmed}; all forgotten")))
+}
+
+/// A reader that stalls loses nothing and stops nobody else.
+pub(super) fn slow_reader(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failure> {
+    let bytes = content(lab.plan.files.first().copied().unwrap_or_default(), lab.plan.seed);
+    let source = lab.scratch.folder("files")?.join("source.bin");
+    std::fs::write(&source, &bytes)?;
+    let meeting = Meeting::start(lab, kinds, false)?;
+    let mut server = meeting.listen_unread("5000")?;
+    let mut reader = server.process().take_output().ok_or("no output")?;
+    let mut client = meeting.connect("5000", std::fs::File::open(&source)?.into(), true)?;
+    std::thread::sleep(STALL);
+    require(!client.process().has_ended()?, || {
+        format!("the sender ended while nobody read: {}", client.process().output())
+    })?;
+    let stalled = meeting.proxy.seen().up.counts.delivered_bytes;
+    let (done, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut arrived = Vec::new();
+        let result = reader.read_to_end(&mut arrived).map(|_| arrived);
+        // The receiver is gone only if the scenario has failed.
+        let _ = done.send(result);
+    });
+    client.process().ends_well("the client", lab.plan.limit())?;
+    let arrived = received.recv_timeout(lab.plan.limit())??;
+    require(arrived == bytes, || format!("{} bytes sent, {} arrived", bytes.len(), arrived.len()))?;
+    let unharmed = meeting.is_unharmed()?;
+    Ok(Passed::because(format!(
+        "{} MiB, of which {} KiB moved before the reader began; {unharmed}",
+        bytes.len() >> 20,
+        stalled >> 10
+    )))
+}
+
+/// Datagrams of 1,000 bytes over a daemon's local socket.
+pub(super) fn datagrams(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Outcome, Failure> {
+    if kinds != (Kind::Reference, Kind::Reference) {
+        return Ok(Outcome::Skipped("pilotage has no command for plain datagrams yet".into()));
+    }
+    let meeting = Meeting::start(lab, kinds, true)?;
+    let mut receive = meeting.driver(&meeting.server, &["recv-datagrams", "9998", "20"])?;
+    let log = meeting.server.folder.join("datagrams.log");
+    let mut receiver = Background::start(&mut receive, &log)?;
+    wait_for(&log, "listening", Duration::from_secs(5))?;
+    let words = ["send-datagrams", &meeting.server.address, "9998", "20", "1000"];
+    let mut send = meeting.driver(&meeting.client, &words)?;
+    crate::process::run(&mut send, &[], Duration::from_secs(20))?;
+    receiver.ends_well("the receiver", Duration::from_secs(20))?;
+    let sizes = receiver.output().lines().filter(|line| *line == "1000").count();
+    require(sizes == 20, || format!("{sizes} of 20 datagrams"))?;
+    let unharmed = meeting.is_unharmed()?;
+    Ok(Outcome::Passed(Passed::because(format!("20 of 20 datagrams; {unharmed}"))))
+}
+
+fn await_output(pipe: &mut PipeEnd, expected: &[u8], limit: Duration) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let got = std::fs::read(&pipe.output)?;
+        if got == expected {
+            return Ok(());
+        }
+        require(!pipe.process().has_ended()?, || {
+            format!("the stream ended: {}", pipe.process().output().trim())
+        })?;
+        require(Instant::now() < deadline, || {
+            format!("{} of {} bytes came back", got.len(), expected.len())
+        })?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn wait_for(log: &std::path::Path, line: &str, limit: Duration) -> Result<(), Failure> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        if text.lines().any(|l| l == line) {
+            return Ok(());
+        }
+        require(Instant::now() < deadline, || format!("no `{line}` within {} s: {text}", limit.as_secs()))?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
