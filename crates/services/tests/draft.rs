@@ -183,6 +183,52 @@ fn a_task_goes_there_and_its_results_come_back() {
 }
 
 #[test]
+fn a_decision_reaches_the_other_side_when_it_comes_back() {
+    let quick = |n: u8, bind: SocketAddr| {
+        let mut config = pilotage::ProtoConfig::default();
+        config.connect_timeout = Duration::from_secs(2);
+        Node::builder()
+            .bind(bind)
+            .identity(Identity::from_seed([n; 32]))
+            .config(config)
+            .start()
+            .expect("node")
+    };
+    let any = "127.0.0.1:0".parse().expect("address");
+    let store = Arc::new(Store::open(None).expect("store"));
+    let services =
+        Services { tasks: Some(TaskService { store: store.clone(), scores: None }), ..Services::default() };
+    let asker = quick(1, any);
+    let place = asker.local_addr();
+    let (serving, _said) = start(&asker, &services);
+    let doer = quick(2, any);
+    let (doing, _) = start(
+        &doer,
+        &Services {
+            tasks: Some(TaskService { store: Arc::new(Store::open(None).expect("store")), scores: None }),
+            ..Services::default()
+        },
+    );
+    let done = doing.tasks().expect("tasks");
+    let task = serving.tasks().expect("tasks").submit(&at(&doer), "wait for me").expect("submitted");
+    serving.stop();
+    asker.close();
+    drop(asker);
+    done.accept(&task.id, "").expect("accepted");
+    assert!(done.store().get(Side::Received, &task.id).expect("known").untold);
+    std::thread::sleep(Duration::from_millis(500));
+    let asker = quick(1, place);
+    let (_serving, _said) = start(&asker, &services);
+    until("it hears of it at last", || {
+        done.poke();
+        store.get(Side::Submitted, &task.id).is_some_and(|task| task.state == State::Accepted)
+    });
+    until("nothing left to say", || !done.store().list()[0].untold);
+    asker.close();
+    doer.close();
+}
+
+#[test]
 fn the_gate_keeps_others_out() {
     let inbox = tempfile::tempdir().expect("directory");
     let (server, friend, stranger) = (node(1), node(2), node(3));

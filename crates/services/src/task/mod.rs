@@ -11,7 +11,7 @@ pub mod store;
 mod wire;
 
 pub use client::{ClientError, deliver, submit};
-pub use operate::{MAX_FILE, OperateError, Output, Tasks};
+pub use operate::{MAX_FILE, OperateError, Output, TELLERS, Tasks};
 pub use receive::{Scores, Taken, serve};
 pub use store::{Side, Store, StoreError, Task};
 pub use wire::{

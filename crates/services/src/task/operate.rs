@@ -1,8 +1,8 @@
 //! What the operator of a node does with tasks.
 
-use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine;
@@ -11,13 +11,16 @@ use pilotage_wire::Address;
 
 use super::PORT;
 use super::client::{self, ClientError};
-use super::store::{NOTICE_LIFE, ResultRecord, Side, Store, StoreError, Task};
+use super::store::{NOTICE_LIFE, ResultRecord, Side, Store, StoreError, TOO_LATE, Task};
 use super::wire::{MAX_JSON, MAX_TEXT, Message, Results, State, Status, Submission, TaskId};
 use crate::clock::{rfc3339, unix_millis};
 use crate::file::{NameError, check_name};
 
 /// How long the other side may take to acknowledge a notice.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Peers that are told something at a time.
+pub const TELLERS: usize = 8;
 
 /// Largest file of results, in bytes: in base64 and with the rest it still fits in a message.
 pub const MAX_FILE: usize = 12 * 1024 * 1024 - 4096;
@@ -245,19 +248,30 @@ impl Tasks {
         self.poked.store(true, Ordering::Release);
     }
 
-    /// Tells the other sides of what they do not know yet; returns how many tasks remain untold. Blocks for connections;
-    /// of the tasks of a peer that does not answer only one is tried.
+    /// Tells the other sides of what they do not know yet; returns how many tasks remain untold. Blocks for connections,
+    /// [`TELLERS`] at a time; of the tasks of a peer that does not answer only one is tried.
     pub fn tell(&self) -> usize {
-        let mut silent = HashSet::new();
-        let mut left = 0;
+        let mut by_peer: BTreeMap<Address, Vec<Task>> = BTreeMap::new();
         for task in self.store.list().into_iter().filter(|task| task.untold) {
-            let Ok(peer) = task.peer.parse::<Address>() else { continue };
-            if silent.contains(&peer) || !self.tell_one(&task, peer) {
-                silent.insert(peer);
-                left += 1;
+            if let Ok(peer) = task.peer.parse() {
+                by_peer.entry(peer).or_default().push(task);
             }
         }
-        left
+        let tellers = by_peer.len().min(TELLERS);
+        let (peers, left) = (Mutex::new(by_peer.into_iter()), AtomicUsize::new(0));
+        let next = || peers.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((peer, tasks)) = next() {
+                let told = tasks.iter().take_while(|task| self.tell_one(task, peer)).count();
+                left.fetch_add(tasks.len() - told, Ordering::Relaxed);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..tellers {
+                scope.spawn(work);
+            }
+        });
+        left.into_inner()
     }
 
     /// One task; `false` if the other side still does not know everything.
@@ -283,7 +297,9 @@ impl Tasks {
             Status { task_id: task.id.clone(), status: state, justification: task.justification.clone() };
         // On a stream of its own: old peers read one message from each.
         let outcome = outcome.and_then(|()| self.send(peer, &Message::Status(status)));
-        let given_up = now().saturating_sub(task.changed) > NOTICE_LIFE.as_millis() as u64;
+        // What only time has decided is said once: strangers could make us call many who do not answer.
+        let given_up = now().saturating_sub(task.changed) > NOTICE_LIFE.as_millis() as u64
+            || task.justification == TOO_LATE;
         if let Err(error) = &outcome {
             tracing::debug!(%peer, task = %task.id, %error, "the other side of a task was not told");
             if !given_up {

@@ -37,6 +37,9 @@ pub const HEAR_WITHIN: Duration = Duration::from_secs(24 * 3600);
 /// How long the other side is told again of a decision that it did not take.
 pub const NOTICE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
+/// Why a task has ended by time.
+pub(super) const TOO_LATE: &str = "not decided or begun in time";
+
 /// Largest file of a task that is read back, in bytes.
 const MAX_RECORD: u64 = 1024 * 1024;
 
@@ -323,7 +326,7 @@ impl Store {
         for (side, id, was, state) in due {
             let result = self.change(side, &id, |task| {
                 if task.state == was {
-                    task.set(state, now, "not decided or begun in time");
+                    task.set(state, now, TOO_LATE);
                     task.untold = side == Side::Received;
                 }
                 Ok(())

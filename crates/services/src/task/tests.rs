@@ -278,5 +278,6 @@ fn time_limits() {
     assert!(store.expire(created + minute).is_empty());
     let changed = store.expire(created + minute + 1);
     assert_eq!((changed[0].state, changed[0].untold), (State::Cancelled, true));
+    assert_eq!(changed[0].justification, super::store::TOO_LATE);
     assert!(store.expire(created + 10 * minute).is_empty(), "only once");
 }
