@@ -161,7 +161,10 @@ fn compare_field(name: &str, field: &str, expected: &Value, our: &Value, transla
         "address" => {
             let theirs: pilotage_wire::Address = expected.as_str().unwrap().parse().unwrap();
             let node = u32::try_from(translator.id(theirs.node.0.into())).unwrap();
-            assert_eq!(our.as_str().unwrap().parse(), Ok(pilotage_wire::Address::new(theirs.network.0, node)));
+            assert_eq!(
+                our.as_str().unwrap().parse(),
+                Ok(pilotage_wire::Address::new(theirs.network.0, node))
+            );
         }
         "error" | "hostname_error" => assert!(!our.as_str().unwrap().is_empty(), "{name}"),
         "time" | "timestamp" | "created" => assert!(our.is_u64(), "{name}"),
