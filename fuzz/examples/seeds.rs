@@ -13,7 +13,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use pilotage_proto::crypto::Identity;
-use pilotage_registry::engine::{Proof, Record};
+use pilotage_registry::engine::{Profile, Proof, Record};
 use pilotage_wire::addressing::node_ids;
 
 /// Targets whose input is a list of operations.
@@ -166,9 +166,19 @@ fn records() -> Vec<Vec<u8>> {
         endpoint: Some(([10, 0, 0, 1], 4_001).into()),
         lan_addrs: vec![([192, 168, 0, 1], 1).into(), ([0u16, 0, 0, 0, 0, 0, 0, 1], 2).into()],
         created: 1_795_240_732,
+        profile: Profile::default(),
     };
+    let profile = Profile {
+        first_key: None,
+        rotations: 1,
+        key_expires: Some(1_900_000_000),
+        tags: vec!["web".into()],
+        task_exec: true,
+        ..Profile::default()
+    };
+    let full = Record { profile, ..record.clone() };
     let bare = Record { hostname: None, endpoint: None, lan_addrs: Vec::new(), ..record.clone() };
-    [record, bare]
+    [record, bare, full]
         .iter()
         .map(|record| {
             let mut bytes = vec![0];

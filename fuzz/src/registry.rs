@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use pilotage_registry::engine::{
-    Config, ConnState, Context, Engine, Outcome, Proof, RateLimits, Record, toy,
+    Config, ConnState, Context, Engine, Outcome, Proof, RateLimits, Record, Row, RowKey, Secret, SocialLimits,
+    Unsigned, toy,
 };
 use pilotage_wire::NodeId;
 use pilotage_wire::addressing::derive_node_id;
@@ -20,6 +21,9 @@ const KEYS: u8 = 5;
 const NAMES: [&str; 6] = ["ann", "bob", "cid", "", "-bad-", "localhost"];
 /// Claims that fit.
 const NODES: usize = 4;
+const TOKEN: &str = "operator";
+/// Nodes in memory only that fit.
+const UNCONFIRMED: usize = 2;
 
 /// Stored records: what was understood survives being written and read again. The first byte chooses the id: an
 /// arbitrary one, or the one that the key in the record gives, so that the check behind the parser passes.
@@ -47,10 +51,12 @@ struct World {
     nonces: [[u8; 32]; 3],
     entropy: Cell<u64>,
     disk: BTreeMap<NodeId, Record>,
+    rows: BTreeMap<RowKey, Row>,
     /// Every id that was ever given out, and its key.
     given: BTreeMap<NodeId, [u8; 32]>,
     /// Requests since the last commit, to be asked again after a rollback.
     batch: Vec<(usize, Request)>,
+    last: Option<Request>,
 }
 
 /// Requests signed rightly, wrongly or not at all, raw JSON, commits, lost batches, read-only times, restarts from the
@@ -87,10 +93,24 @@ impl World {
                 lookup: 9,
                 resolve: 5,
                 beacon: 2,
+                guess: 2,
             }
         };
         let config = Config {
-            allow_unsigned: kind & 2 != 0,
+            unsigned: [Unsigned::Refused, Unsigned::Trusted, Unsigned::UntilSigned][usize::from(kind >> 1) % 3],
+            admin_token: Some(Secret::new(TOKEN)),
+            open_scores: kind & 16 != 0,
+            max_unconfirmed: UNCONFIRMED,
+            social: SocialLimits {
+                networks: 2,
+                members: 3,
+                consents: 8,
+                consents_per_node: 3,
+                inbox: 5,
+                inbox_per_node: 2,
+                invites: 4,
+                invites_per_node: 2,
+            },
             max_nodes: NODES,
             rates,
             max_sources: 2,
@@ -107,16 +127,24 @@ impl World {
             nonces: Default::default(),
             entropy: Cell::new(0),
             disk: BTreeMap::new(),
+            rows: BTreeMap::new(),
             given: BTreeMap::new(),
             batch: Vec::new(),
+            last: None,
         }
     }
 
     fn step(&mut self, op: u8, input: &mut Input<'_>) {
         match op & 0x0F {
-            0..=9 => {
+            0..=8 => {
                 let conn = usize::from(op >> 4) % 3;
                 if let Some(request) = self.request(op & 0x0F, conn, input) {
+                    self.ask(conn, request);
+                }
+            }
+            9 => {
+                let conn = usize::from(op >> 4) % 3;
+                if let Some(request) = self.social(conn, input) {
                     self.ask(conn, request);
                 }
             }
@@ -213,6 +241,47 @@ impl World {
         })
     }
 
+    /// A request about trust, networks, keys or scores; fields that a type has not are ignored by its parser.
+    fn social(&mut self, conn: usize, input: &mut Input<'_>) -> Option<Request> {
+        let kinds = &wire::REQUEST_TYPES[9..];
+        let kind = kinds[usize::from(input.u8()) % kinds.len()];
+        let (who, whom, how, value) = (input.u8(), input.u8(), input.u8(), input.u8());
+        let id = |n: u8| self.given.keys().nth(usize::from(n & 7)).map_or(77, |id| id.0);
+        let (a, b, network) = (id(who), id(whom), u16::from(value & 3));
+        let token = ["", TOKEN, "wrong", ""][usize::from(how & 3)];
+        let rule = ["open", "token", "invite", "x"][usize::from(value >> 2) % 4];
+        let name = ["lab", "net", "-bad-", ""][usize::from(value >> 4) % 4];
+        let expires = ["never", "2030-01-01T00:00:00Z", "2026-11-21T05:58:53Z", "x"][usize::from(value) % 4];
+        let new_key = Base64(key(value));
+        let text = format!(
+            r#"{{"type":"{kind}","node_id":{a},"peer_id":{b},"requester_id":{a},"from_node_id":{a},"to_node_id":{b},
+            "network_id":{network},"target_node_id":{b},"new_owner_id":{b},"inviter_id":{a},"node_a":{a},"node_b":{b},
+            "hostname":"ann","tags":["a","b"],"enabled":true,"accept":{},"name":"{name}","delta":{value},
+            "polo_score":-1,"token":"{token}","admin_token":"{token}","join_rule":"{rule}","new_public_key":"{new_key}",
+            "expires_at":"{expires}","beacon_id":{value},"addr":"h:1","max_members":{},"allowed_ports":[7],
+            "description":"d","justification":"j","after":{value}}}"#,
+            value & 1 == 0,
+            value & 7,
+        );
+        let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let request = Request::parse(text.as_bytes()).expect("all fields are there");
+        // By the actor's present key, by another one, or not at all.
+        let present = request.credentials().and_then(|c| self.engine.record(c.actor?)).map(|r| r.public_key);
+        let signer = if how & 0x0C == 0x0C { key(whom) } else { present.unwrap_or(key(who)) };
+        if how & 0x10 != 0
+            && let Some(text) = request.signed_string()
+        {
+            value["signature"] = toy::sign(&signer, text.as_bytes()).to_string().into();
+        }
+        if how & 0x20 != 0
+            && let Some(message) = request.proof_message(&self.nonces[conn])
+        {
+            value["proof"] = toy::sign(&signer, &message).to_string().into();
+            value["new_proof"] = toy::sign(&new_key.0, &message).to_string().into();
+        }
+        Request::parse(value.to_string().as_bytes()).ok()
+    }
+
     fn apply(&mut self, conn: usize, request: &Request, again: bool) -> Outcome {
         let random = || {
             self.entropy.set(self.entropy.get() + 1);
@@ -243,17 +312,24 @@ impl World {
             Reply::Registered(done) => {
                 let Request::Register(register) = &request else { panic!("a reply to something else") };
                 let owner = self.given.entry(done.node_id).or_insert(register.public_key.0);
-                assert_eq!(*owner, register.public_key.0, "an address got another owner");
+                // Nodes that have signed nothing come and go, and keys can be changed.
+                let record = self.engine.record(done.node_id);
+                let present = record.map_or(register.public_key.0, |record| record.public_key);
+                assert_eq!(present, register.public_key.0, "an address got another owner");
+                *owner = present;
             }
             _ => {}
         }
         if outcome.refused.is_none() {
             self.check_credentials(&request, &nonce, &before);
         }
+        self.last = Some(request.clone());
         for (id, record) in self.records() {
             if let Some(old) = before.get(&id) {
                 assert!(record.proof >= old.proof, "the level of proof fell");
-                assert_eq!((record.public_key, record.salt), (old.public_key, old.salt));
+                assert_eq!((record.first_key(), record.salt), (old.first_key(), old.salt));
+                let rotated = matches!(&self.last, Some(Request::RotateKey(r)) if r.node_id == id);
+                assert!(rotated || record.public_key == old.public_key, "a key changed by itself");
             }
         }
         self.batch.push((conn, request));
@@ -273,21 +349,21 @@ impl World {
             assert!(proved || (record.proof < Proof::Fresh && is(signature, text.as_bytes())), "{request:?}");
         };
         match request {
-            Request::SetHostname(r) => fits(
+            Request::SetHostname(r) if before.contains_key(&r.node_id) => fits(
                 &before[&r.node_id],
                 &wire::set_hostname_string(r.node_id),
                 &r.signature,
                 &r.proof,
                 wire::set_hostname_proof(nonce, r.node_id, &r.hostname),
             ),
-            Request::SetVisibility(r) => fits(
+            Request::SetVisibility(r) if before.contains_key(&r.node_id) => fits(
                 &before[&r.node_id],
                 &wire::set_visibility_string(r.node_id),
                 &r.signature,
                 &r.proof,
                 wire::set_visibility_proof(nonce, r.node_id, r.public),
             ),
-            Request::Deregister(r) => fits(
+            Request::Deregister(r) if before.contains_key(&r.node_id) => fits(
                 &before[&r.node_id],
                 &wire::deregister_string(r.node_id),
                 &r.signature,
@@ -296,7 +372,8 @@ impl World {
             ),
             Request::Register(r) => {
                 let known = before.values().find(|record| record.public_key == r.public_key.0);
-                if known.is_some_and(|record| record.proof == Proof::Fresh) || !self.config.allow_unsigned {
+                let refused = self.config.unsigned == Unsigned::Refused;
+                if known.is_some_and(|record| record.proof == Proof::Fresh) || refused {
                     let proof = toy::sign(&r.public_key.0, &wire::register_proof(nonce, r));
                     assert!(r.proof.as_ref() == Some(&proof), "{request:?}");
                 }
@@ -318,8 +395,18 @@ impl World {
             assert_eq!(&stored, record);
             self.disk.insert(id, stored);
         }
+        for (key, row) in self.engine.staged_rows() {
+            let key = RowKey::decode(&key.encode()).expect("a key");
+            let Some(row) = row else {
+                self.rows.remove(&key);
+                continue;
+            };
+            let mut bytes = Vec::new();
+            row.encode(&mut bytes);
+            self.rows.insert(key, Row::decode(&key, &bytes).expect("what is staged can be stored"));
+        }
         self.engine.commit();
-        assert_eq!(self.engine.staged().count(), 0);
+        assert_eq!(self.engine.staged().count() + self.engine.staged_rows().count(), 0);
         self.batch.clear();
     }
 
@@ -349,12 +436,13 @@ impl World {
         self.batch.clear();
         let stored = self.disk.iter().map(|(id, record)| (*id, record.clone()));
         self.engine = Engine::new(self.config.clone(), stored, self.now).expect("what was stored loads");
+        self.engine.load_rows(self.rows.clone());
         self.conns = Default::default();
         self.forget_lost();
         assert_eq!(self.records(), self.disk, "a restart changed something");
         assert_eq!(self.engine.nodes(), self.disk.len());
         for (id, record) in &self.disk {
-            assert_eq!(derive_node_id(&record.public_key, record.salt), Some(*id));
+            assert_eq!(derive_node_id(record.first_key(), record.salt), Some(*id));
         }
     }
 
@@ -367,6 +455,12 @@ impl World {
         let records = self.records();
         assert_eq!(self.engine.nodes(), records.len(), "claims");
         assert!(records.len() <= NODES && self.engine.tracked_sources() <= 2);
+        assert!(self.engine.unconfirmed() <= UNCONFIRMED, "nodes in memory only");
+        for (key, row) in &self.rows {
+            if self.batch.is_empty() {
+                assert_eq!(self.engine.row(key), Some(row), "a stored row");
+            }
+        }
         let names: BTreeSet<&str> = records.values().filter_map(|r| r.hostname.as_deref()).collect();
         let named = records.values().filter(|r| r.hostname.is_some()).count();
         assert_eq!((names.len(), self.engine.names()), (named, named), "names");

@@ -2,6 +2,8 @@
 
 mod model;
 mod rules;
+mod social;
+mod unsigned;
 mod vectors;
 
 use super::*;

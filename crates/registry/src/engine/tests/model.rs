@@ -5,7 +5,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const NAMES: [&str; 4] = ["ann", "bob", "cid", "dee"];
 
@@ -17,6 +17,13 @@ enum Step {
     SetName(u8, u8, Option<usize>),
     /// Key that signs, key whose node is meant.
     Deregister(u8, u8),
+    /// Key that signs, key whose node trusts, key whose node is trusted.
+    Trust(u8, u8, u8),
+    /// Who ends trust with whom.
+    Revoke(u8, u8),
+    /// Who enters or leaves the network.
+    Join(u8),
+    Leave(u8),
     Wait(u16),
     Commit,
     LoseBatch,
@@ -31,6 +38,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(k, n, v, p, s)| Step::Register(k, n, v, p, s)),
         4 => (key(), key(), name()).prop_map(|(k, o, n)| Step::SetName(k, o, n)),
         2 => (key(), key()).prop_map(|(k, o)| Step::Deregister(k, o)),
+        4 => (key(), key(), key()).prop_map(|(k, a, b)| Step::Trust(k, a, b)),
+        2 => (key(), key()).prop_map(|(a, b)| Step::Revoke(a, b)),
+        3 => key().prop_map(Step::Join),
+        2 => key().prop_map(Step::Leave),
         1 => (0u16..200).prop_map(Step::Wait),
         4 => Just(Step::Commit),
         1 => Just(Step::LoseBatch),
@@ -44,6 +55,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Model {
     /// Key → node, name, port (`None` after deregistration), ever proved.
     nodes: BTreeMap<u8, (NodeId, Option<String>, Option<u16>, bool)>,
+    /// Who trusts whom.
+    trust: BTreeSet<(NodeId, NodeId)>,
+    /// Members of network 1 beside its owner; `None`: there is no such network yet.
+    members: Option<BTreeSet<NodeId>>,
 }
 
 impl Model {
@@ -59,6 +74,7 @@ struct World {
     /// As the disk is.
     durable: Model,
     disk: BTreeMap<NodeId, Record>,
+    rows: BTreeMap<RowKey, Row>,
 }
 
 impl World {
@@ -138,9 +154,97 @@ impl World {
         }
     }
 
+    /// Signs with a proof; whether the engine agreed.
+    fn act(&mut self, signer: u8, mut request: Request) -> bool {
+        let mut conn = ConnState::default();
+        let nonce = self.harness.challenge(&mut conn);
+        let proof = request.proof_message(&nonce).map(|message| sign(&key(signer), &message));
+        match &mut request {
+            Request::ReportTrust(r) | Request::RevokeTrust(r) => r.proof = proof,
+            Request::JoinNetwork(r) => r.proof = proof,
+            Request::LeaveNetwork(r) => r.proof = proof,
+            other => panic!("{other:?}"),
+        }
+        let outcome = self.harness.apply_on(&mut conn, HOME, &request);
+        assert!(outcome.refused.is_none() || !outcome.wrote, "{outcome:?}");
+        outcome.refused.is_none()
+    }
+
+    fn present(&self, key: u8) -> Option<NodeId> {
+        self.model.nodes.get(&key).filter(|node| node.2.is_some()).map(|node| node.0)
+    }
+
+    fn trust(&mut self, signer: u8, from: u8, to: u8) {
+        let Some((peer_id, ..)) = self.model.nodes.get(&to).cloned() else { return };
+        let Some((node_id, ..)) = self.model.nodes.get(&from).cloned() else { return };
+        let pair = wire::TrustPair { node_id, peer_id, signature: None, proof: None };
+        let done = self.act(signer, Request::ReportTrust(pair));
+        assert_eq!(done, signer == from && from != to && self.present(from).is_some());
+        if done {
+            self.model.trust.insert((node_id, peer_id));
+        }
+    }
+
+    fn revoke(&mut self, from: u8, to: u8) {
+        let Some((peer_id, ..)) = self.model.nodes.get(&to).cloned() else { return };
+        let Some(node_id) = self.present(from) else { return };
+        let pair = wire::TrustPair { node_id, peer_id, signature: None, proof: None };
+        let done = self.act(from, Request::RevokeTrust(pair));
+        let (one, other) =
+            (self.model.trust.remove(&(node_id, peer_id)), self.model.trust.remove(&(peer_id, node_id)));
+        assert_eq!(done, one || other);
+    }
+
+    /// The first node to come makes the network and owns it.
+    fn join(&mut self, k: u8) {
+        let Some(node_id) = self.present(k) else { return };
+        if self.model.members.is_none() {
+            let request = format!(
+                r#"{{"type":"create_network","node_id":{},"name":"lab","admin_token":"operator"}}"#,
+                node_id.0
+            );
+            let request = Request::parse(request.as_bytes()).unwrap();
+            let outcome = self.harness.apply_on(&mut ConnState::default(), HOME, &request);
+            assert_eq!(outcome.refused, None);
+            self.model.members = Some(BTreeSet::from([node_id]));
+            return;
+        }
+        let request = format!(r#"{{"type":"join_network","node_id":{},"network_id":1}}"#, node_id.0);
+        assert!(self.act(k, Request::parse(request.as_bytes()).unwrap()));
+        self.model.members.as_mut().unwrap().insert(node_id);
+    }
+
+    fn leave(&mut self, k: u8) {
+        let Some(node_id) = self.present(k) else { return };
+        let request = format!(r#"{{"type":"leave_network","node_id":{},"network_id":1}}"#, node_id.0);
+        let done = self.act(k, Request::parse(request.as_bytes()).unwrap());
+        // The owner stays; so the set never becomes empty.
+        let owner = self.harness.engine.network(1).ok().and_then(|network| {
+            network.members.iter().find(|(_, role)| *role == Role::Owner).map(|(id, _)| *id)
+        });
+        let expected = owner != Some(node_id)
+            && self.model.members.as_mut().is_some_and(|members| members.contains(&node_id));
+        assert_eq!(done, expected);
+        if done {
+            self.model.members.as_mut().unwrap().remove(&node_id);
+        }
+    }
+
     fn commit(&mut self) {
         let staged = self.harness.engine.staged();
         self.disk.extend(staged.map(|(id, record)| (id, record.clone())));
+        for (key, row) in self.harness.engine.staged_rows() {
+            // As stored.
+            let key = RowKey::decode(&key.encode()).unwrap();
+            match row {
+                Some(row) => {
+                    let mut bytes = Vec::new();
+                    row.encode(&mut bytes);
+                    self.rows.insert(key, Row::decode(&key, &bytes).unwrap());
+                }
+                None => drop(self.rows.remove(&key)),
+            }
+        }
         self.harness.engine.commit();
         self.durable = self.model.clone();
     }
@@ -148,12 +252,22 @@ impl World {
     fn restart(&mut self) {
         let config = self.harness.engine.config.clone();
         self.harness.engine = Engine::new(config, self.disk.clone(), self.harness.now).unwrap();
+        self.harness.engine.load_rows(self.rows.clone());
         self.model = self.durable.clone();
     }
 
     fn check(&self) {
         let engine = &self.harness.engine;
         engine.table.assert_consistent();
+        engine.rows.assert_consistent();
+        let ids: Vec<NodeId> = self.model.nodes.values().map(|node| node.0).collect();
+        for a in &ids {
+            for b in ids.iter().filter(|b| *b != a) {
+                assert_eq!(engine.consents(*a, *b), self.model.trust.contains(&(*a, *b)));
+            }
+        }
+        let members = engine.network(1).ok().map(|n| n.members.iter().map(|(id, _)| *id).collect());
+        assert_eq!(members, self.model.members);
         assert_eq!(engine.nodes(), self.model.nodes.len());
         for (k, (id, name, port, proved)) in &self.model.nodes {
             let record = engine.record(*id).expect("known");
@@ -174,12 +288,18 @@ proptest! {
             model: Model::default(),
             durable: Model::default(),
             disk: BTreeMap::new(),
+            rows: BTreeMap::new(),
         };
+        world.harness.engine.config.admin_token = Some(Secret::new("operator"));
         for step in steps {
             match step {
                 Step::Register(k, name, public, port, proved) => world.register(k, name, public, port, proved),
                 Step::SetName(signer, owner, name) => world.set_name(signer, owner, name),
                 Step::Deregister(signer, owner) => world.deregister(signer, owner),
+                Step::Trust(signer, from, to) => world.trust(signer, from, to),
+                Step::Revoke(from, to) => world.revoke(from, to),
+                Step::Join(k) => world.join(k),
+                Step::Leave(k) => world.leave(k),
                 Step::Wait(seconds) => world.harness.now += Duration::from_secs(seconds.into()),
                 Step::Commit => world.commit(),
                 Step::LoseBatch => {
