@@ -85,7 +85,7 @@ pub enum Refusal {
     #[error("it has another key than before")]
     OtherKey,
     /// An answer without a question: anybody could send it.
-    #[error("it accepts what we never asked for")]
+    #[error("it answers what we never asked, or what was answered before")]
     NotAsked,
     /// The list concerned is full.
     #[error("the list is full")]
@@ -171,14 +171,20 @@ impl Book {
     }
 
     /// Somebody says that it trusts us. Only who was asked may say so: the reference believes it of anybody.
-    pub(crate) fn on_accept(&mut self, now: u64, node: NodeId, key: Option<[u8; 32]>) -> Result<Vec<Act>, Refusal> {
+    /// The acts, unless that was known.
+    pub(crate) fn on_accept(
+        &mut self,
+        now: u64,
+        node: NodeId,
+        key: Option<[u8; 32]>,
+    ) -> Result<Option<Vec<Act>>, Refusal> {
         if let Some(trusted) = self.trusted.get_mut(&node) {
             if key != Some(trusted.public_key) {
                 return Err(Refusal::OtherKey);
             }
             trusted.mutual = true;
             self.outgoing.remove(&node);
-            return Ok(vec![Act::Report { with: node }]);
+            return Ok(None);
         }
         let asked = self.outgoing.get(&node).ok_or(Refusal::NotAsked)?;
         let key = key.ok_or(Refusal::NoKey)?;
@@ -186,7 +192,7 @@ impl Book {
             return Err(Refusal::OtherKey);
         }
         self.trust(now, node, key, true, 0)?;
-        Ok(vec![Act::Report { with: node }])
+        Ok(Some(vec![Act::Report { with: node }]))
     }
 
     /// Somebody does not want to trust us.
@@ -363,7 +369,8 @@ mod tests {
         assert_eq!(book.on_accept(2, PEER, Some(OTHER)), Err(Refusal::OtherKey));
         assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
         assert_eq!(book.on_accept(2, PEER, None), Err(Refusal::NoKey));
-        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(vec![Act::Report { with: PEER }]));
+        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(Some(vec![Act::Report { with: PEER }])));
+        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(None), "the registry says it, too");
         assert!(book.trusted[&PEER].mutual);
         assert_eq!(book.on_accept(3, PEER, Some(OTHER)), Err(Refusal::OtherKey));
         assert_eq!(book.on_reject(PEER), Err(Refusal::NotAsked), "too late to say no");
