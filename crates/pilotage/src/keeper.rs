@@ -392,11 +392,25 @@ impl Keeper {
         } else {
             judge_by_hub(&lookup, hub.ask(|directory| directory.lookup(lookup.node)))
         };
+        let endpoint = match (&verdict, lookup.relayed) {
+            (Verdict::Accept(_), true) => self.find_endpoint(hub, lookup.node),
+            _ => None,
+        };
         if let Some(shared) = self.shared.upgrade() {
             let mut core = shared.lock();
-            shared.answer(&mut core, &lookup, &verdict);
+            shared.answer(&mut core, &lookup, &verdict, endpoint);
             shared.finish(core);
         }
+    }
+
+    /// Where the hub sees a node; `None` if it does not say.
+    fn find_endpoint(&self, hub: &Hub, node: NodeId) -> Option<SocketAddr> {
+        let (us, observed) = self.shared.upgrade().map(|shared| {
+            let core = shared.lock();
+            (core.endpoint.local_address().node, core.endpoint.observed_address())
+        })?;
+        let found = hub.ask(|directory| directory.resolve(node, us)).ok()?;
+        choose(&found, observed, &hub.lan())
     }
 }
 
@@ -531,7 +545,7 @@ mod tests {
     use super::*;
 
     fn lookup() -> Lookup {
-        Lookup { node: NodeId(99), key: Some([1; 32]) }
+        Lookup { node: NodeId(99), key: Some([1; 32]), relayed: false }
     }
 
     #[test]

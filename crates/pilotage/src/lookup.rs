@@ -10,6 +10,7 @@
 //! A sealed frame of an unknown node presents no key. It only asks us to begin a key exchange, which
 //! we do where a pin or the hub names the key to expect.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use pilotage_proto::{PeerConfig, PeerPolicy};
@@ -29,6 +30,8 @@ pub(crate) struct Lookup {
     pub(crate) node: NodeId,
     /// `None`: a sealed frame came, but no key exchange.
     pub(crate) key: Option<[u8; 32]>,
+    /// It came by the relay, so the peer's own address has to be found elsewhere.
+    pub(crate) relayed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,19 +100,26 @@ impl Shared {
             }
             verdict = Verdict::Ignore;
         }
-        self.answer(core, &lookup, &verdict);
+        let endpoint = self.book().get(lookup.node).and_then(|pin| pin.endpoint);
+        self.answer(core, &lookup, &verdict, endpoint);
         true
     }
 
-    /// Hands a verdict to the endpoint.
-    pub(crate) fn answer(&self, core: &mut Core, lookup: &Lookup, verdict: &Verdict) {
+    /// Hands a verdict to the endpoint, and where the peer is, if it did not say so itself by calling directly.
+    pub(crate) fn answer(
+        &self,
+        core: &mut Core,
+        lookup: &Lookup,
+        verdict: &Verdict,
+        endpoint: Option<SocketAddr>,
+    ) {
         let network = core.endpoint.local_address().network.0;
         let accepted = match verdict {
-            // The endpoint itself knows where the frame came from.
+            // The endpoint itself knows where a frame came from that came directly.
             Verdict::Accept(key) => Some(PeerConfig {
                 address: Address::new(network, lookup.node.0),
                 key: Some(*key),
-                endpoint: None,
+                endpoint: endpoint.filter(|_| lookup.relayed),
                 policy: PeerPolicy::default(),
             }),
             _ => None,
@@ -129,7 +139,7 @@ mod tests {
 
     fn lookup(key: [u8; 32]) -> Lookup {
         let node = derive_node_id(&key, 0).expect("an id that is not reserved");
-        Lookup { node, key: Some(key) }
+        Lookup { node, key: Some(key), relayed: false }
     }
 
     fn entry(key: Option<[u8; 32]>) -> Result<Entry, HubError> {

@@ -402,10 +402,11 @@ impl Shared {
                         wakes.pings.push(ping);
                     }
                 }
-                Event::LookupPeer { node, presented_key, .. } => {
+                Event::LookupPeer { node, presented_key, from } => {
                     // All zero: a sealed frame came, which presents none.
                     let key = Some(presented_key).filter(|key| *key != [0; 32]);
-                    answered |= self.on_lookup(core, Lookup { node, key });
+                    let relayed = self.mailbox.beacon() == Some(from);
+                    answered |= self.on_lookup(core, Lookup { node, key, relayed });
                 }
                 Event::Knock { peer } => self.on_knock(core, peer),
                 other => self.on_tunnel_event(core, other, wakes),

@@ -203,7 +203,7 @@ fn messages_count_only_from_their_sender_signed_in_time_once_and_if_asked_for() 
     };
     let other = Identity::from_seed([77; 32]);
     let forged: [(Message, &str); 7] = [
-        (Message { kind: Kind::Accept, ..good.clone() }, "never asked for"),
+        (Message { kind: Kind::Accept, ..good.clone() }, "never asked"),
         (Message { kind: Kind::Revoke, ..good.clone() }, "not trusted"),
         (Message { node: 4_242, ..good.clone() }, "signed as node"),
         (Message { signature: a.node.sign(signed_string(us, 99).as_bytes()), ..good.clone() }, "signature"),

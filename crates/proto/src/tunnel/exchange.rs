@@ -295,8 +295,8 @@ impl Tunnel {
             if self.revive_at.is_some() && self.path.route != Some(route) {
                 self.try_route = Some(route);
             }
-            if wants_answer && self.exchange.may_answer(route, cx.now) {
-                self.queue_pila(route, PilaTrailer::ANSWER, cx);
+            if wants_answer {
+                self.answer_exchange(route, PilaTrailer::ANSWER, cx);
             }
             return ExchangeFate::Accepted;
         }
@@ -370,8 +370,8 @@ impl Tunnel {
                 self.first_contact(session, route, cx);
             }
         }
-        if answer && self.exchange.may_answer(route, cx.now) {
-            self.queue_pila(route, PilaTrailer::ANSWER, cx);
+        if answer {
+            self.answer_exchange(route, PilaTrailer::ANSWER, cx);
         }
         if self.exchange.asked {
             // We asked: it is on us to show the new keys first. First contact needs no extra frame where data follows
@@ -550,10 +550,28 @@ impl Tunnel {
 
     /// A sealed frame came for which we hold no keys: tell the peer ours (draft-01 facts §5, point 4).
     pub(crate) fn on_frame_without_keys(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
-        if self.key.is_some() && self.exchange.may_answer(route, cx.now) {
-            self.exchange.asked = true;
-            self.queue_pila(route, PilaTrailer::REQUEST, cx);
+        if self.key.is_some() {
+            self.exchange.asked |= self.answer_exchange(route, PilaTrailer::REQUEST, cx);
         }
+    }
+
+    /// Answers by the way on which a frame came, as far as the budget goes. True if there was any.
+    ///
+    /// A reference peer that knows us takes no key exchange by the relay any more, and after one bad moment speaks by the
+    /// relay for ever: it is answered directly as well, where we know how.
+    fn answer_exchange(&mut self, route: Route, flags: u64, cx: &mut TunnelCx<'_>) -> bool {
+        let direct = match (route, self.introduced) {
+            (Route::Relay(_), Some(at)) if self.dialect == Dialect::Draft => Some(Route::Direct(at)),
+            _ => None,
+        };
+        let mut answered = false;
+        for way in [Some(route), direct].into_iter().flatten() {
+            if self.exchange.may_answer(way, cx.now) {
+                self.queue_pila(way, flags, cx);
+                answered = true;
+            }
+        }
+        answered
     }
 
     /// A frame that nothing opens came from where the peer is, and nothing valid has come for a while: the two may hold

@@ -85,7 +85,7 @@ pub enum Refusal {
     #[error("it has another key than before")]
     OtherKey,
     /// An answer without a question: anybody could send it.
-    #[error("it accepts what we never asked for")]
+    #[error("it answers what we never asked, or what was answered before")]
     NotAsked,
     /// The list concerned is full.
     #[error("the list is full")]
@@ -171,19 +171,20 @@ impl Book {
     }
 
     /// Somebody says that it trusts us. Only who was asked may say so: the reference believes it of anybody.
+    /// The acts, unless that was known.
     pub(crate) fn on_accept(
         &mut self,
         now: u64,
         node: NodeId,
         key: Option<[u8; 32]>,
-    ) -> Result<Vec<Act>, Refusal> {
+    ) -> Result<Option<Vec<Act>>, Refusal> {
         if let Some(trusted) = self.trusted.get_mut(&node) {
             if key != Some(trusted.public_key) {
                 return Err(Refusal::OtherKey);
             }
             trusted.mutual = true;
             self.outgoing.remove(&node);
-            return Ok(vec![Act::Report { with: node }]);
+            return Ok(None);
         }
         let asked = self.outgoing.get(&node).ok_or(Refusal::NotAsked)?;
         let key = key.ok_or(Refusal::NoKey)?;
@@ -191,7 +192,7 @@ impl Book {
             return Err(Refusal::OtherKey);
         }
         self.trust(now, node, key, true, 0)?;
-        Ok(vec![Act::Report { with: node }])
+        Ok(Some(vec![Act::Report { with: node }]))
     }
 
     /// Somebody does not want to trust us.
@@ -239,12 +240,7 @@ impl Book {
     }
 
     /// The operator says yes. `key`: the registry's word, where the request came without.
-    pub(crate) fn approve(
-        &mut self,
-        now: u64,
-        node: NodeId,
-        key: Option<[u8; 32]>,
-    ) -> Result<Vec<Act>, Refusal> {
+    pub(crate) fn approve(&mut self, now: u64, node: NodeId, key: Option<[u8; 32]>) -> Result<Vec<Act>, Refusal> {
         let pending = self.pending.get(&node).ok_or(Refusal::NotPending)?;
         let key = pending.public_key.or(key).ok_or(Refusal::NoKey)?;
         self.trust(now, node, key, false, 0)?;
@@ -344,9 +340,7 @@ mod tests {
         let mut book = Book::default();
         book.on_request(1, incoming(5, Some(KEY))).expect("waits");
         book.approve(1, PEER, None).expect("asked");
-        let Ok(Outcome::Trusted(acts)) = book.on_request(2, incoming(5, Some(KEY))) else {
-            panic!("trusted")
-        };
+        let Ok(Outcome::Trusted(acts)) = book.on_request(2, incoming(5, Some(KEY))) else { panic!("trusted") };
         assert!(accept_of(&acts));
         assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
         assert_eq!(book.on_request(2, incoming(5, None)), Err(Refusal::NoKey));
@@ -375,7 +369,8 @@ mod tests {
         assert_eq!(book.on_accept(2, PEER, Some(OTHER)), Err(Refusal::OtherKey));
         assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
         assert_eq!(book.on_accept(2, PEER, None), Err(Refusal::NoKey));
-        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(vec![Act::Report { with: PEER }]));
+        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(Some(vec![Act::Report { with: PEER }])));
+        assert_eq!(book.on_accept(2, PEER, Some(KEY)), Ok(None), "the registry says it, too");
         assert!(book.trusted[&PEER].mutual);
         assert_eq!(book.on_accept(3, PEER, Some(OTHER)), Err(Refusal::OtherKey));
         assert_eq!(book.on_reject(PEER), Err(Refusal::NotAsked), "too late to say no");
@@ -405,9 +400,7 @@ mod tests {
             book.on_request(1, incoming(5, Some(KEY))).expect("waits");
             book.approve(1, PEER, None).expect("asked");
             let acts = if ours { book.revoke(PEER) } else { book.on_revoke(PEER, KEY) }.expect("trusted");
-            assert!(
-                acts.contains(&Act::Dismiss { node: PEER }) && acts.contains(&Act::Forget { with: PEER })
-            );
+            assert!(acts.contains(&Act::Dismiss { node: PEER }) && acts.contains(&Act::Forget { with: PEER }));
             assert_eq!(acts.len(), if ours { 3 } else { 2 }, "an answer to a revocation would be an echo");
             assert_eq!(book, Book::default());
         }
@@ -420,11 +413,7 @@ mod tests {
             book.on_request(1, incoming(1_000 + node, Some(KEY))).expect("room");
         }
         assert_eq!(book.on_request(1, incoming(5, Some(KEY))), Err(Refusal::Full));
-        assert_eq!(
-            book.on_request(1, incoming(1_000, Some(KEY))),
-            Ok(Outcome::Waits),
-            "known ones may repeat"
-        );
+        assert_eq!(book.on_request(1, incoming(1_000, Some(KEY))), Ok(Outcome::Waits), "known ones may repeat");
         for node in 0..MAX_OUTGOING as u32 {
             book.request(1, NodeId(5_000 + node), None, "").expect("room");
         }

@@ -209,6 +209,7 @@ impl Trust {
         let agreed = inner.change(|book| book.request(now(), node, key, justification))?;
         if let Some(acts) = agreed {
             inner.carry_out(acts);
+            inner.tell(TrustEvent::Agreed(node));
             return Ok(Delivery::Agreed);
         }
         inner.deliver_request(node, &message, justification)
@@ -224,6 +225,7 @@ impl Trust {
         let key = known.or_else(|| inner.key_of(node));
         let acts = inner.change(|book| book.approve(now(), node, key))?;
         inner.carry_out(acts);
+        inner.tell(TrustEvent::Agreed(node));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use pilotage::{Address, EventReceiver, HubError, Listener, NodeEvent, Stream, ve
 use pilotage_wire::NodeId;
 use serde_json::{Value, json};
 
-use super::book::{Act, Incoming, Outcome};
+use super::book::{Act, Incoming, Outcome, Refusal};
 use super::message::{self, Kind, MAX_READ, Message};
 use super::{Delivery, Inner, PORT, TrustError, TrustEvent, now, said};
 
@@ -156,9 +156,10 @@ impl Inner {
                 self.take_request(Incoming { node, key: Some(key), justification, relayed: false, network })
             }
             Kind::Accept => {
-                let acts = self.change(|book| book.on_accept(now(), node, Some(key)))?;
-                self.carry_out(acts);
-                self.tell(TrustEvent::Agreed(node));
+                if let Some(acts) = self.change(|book| book.on_accept(now(), node, Some(key)))? {
+                    self.carry_out(acts);
+                    self.tell(TrustEvent::Agreed(node));
+                }
                 Ok(())
             }
             Kind::Reject => {
@@ -325,7 +326,7 @@ impl Inner {
         };
         match self.node.registry_call(request, Some(&signed)) {
             Ok(_) | Err(HubError::NotConfigured) => {}
-            Err(error) => tracing::info!(%error, what = %signed, "the registry was not told about trust"),
+            Err(error) => tracing::debug!(%error, what = %signed, "the registry did not note it"),
         }
     }
 
@@ -365,17 +366,28 @@ impl Inner {
         }
         for response in list(&reply["responses"]) {
             let Some(node) = node_id(&response["from_node_id"]) else { continue };
-            let done = if response["accept"] == Value::Bool(true) {
-                let key = self.key_of(node);
-                self.change(|book| book.on_accept(now(), node, key)).map(|acts| {
-                    self.carry_out(acts);
-                    TrustEvent::Agreed(node)
-                })
-            } else {
-                self.change(|book| book.on_reject(node)).map(|()| TrustEvent::Rejected(node))
-            };
-            self.tell(done.unwrap_or_else(|error| TrustEvent::Refused { node, reason: error.to_string() }));
+            match self.take_response(node, response["accept"] == Value::Bool(true)) {
+                Ok(Some(event)) => self.tell(event),
+                Ok(None) => {}
+                // The peer has mostly told us itself.
+                Err(TrustError::Refused(Refusal::NotAsked)) => tracing::debug!(%node, "an answer too many"),
+                Err(error) => self.tell(TrustEvent::Refused { node, reason: error.to_string() }),
+            }
         }
+    }
+
+    /// An answer that came by the registry.
+    fn take_response(&self, node: NodeId, accept: bool) -> Result<Option<TrustEvent>, TrustError> {
+        if !accept {
+            self.change(|book| book.on_reject(node))?;
+            return Ok(Some(TrustEvent::Rejected(node)));
+        }
+        let key = self.key_of(node);
+        let acts = self.change(|book| book.on_accept(now(), node, key))?;
+        Ok(acts.map(|acts| {
+            self.carry_out(acts);
+            TrustEvent::Agreed(node)
+        }))
     }
 
     // ------------------------------------------------------------------ questions to the registry
