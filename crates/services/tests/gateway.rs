@@ -188,7 +188,7 @@ fn a_client_that_does_not_read_holds_the_peer_back() {
     let forward =
         gateway::forward(Arc::new(near.clone()), loopback(), at(&far), 80, Limits::default(), observer)
             .expect("forward");
-    let mut client = tcp(forward.local_addrs()[0]);
+    let client = tcp(forward.local_addrs()[0]);
     let stream = listener.accept().expect("accept");
     stream.set_write_timeout(Some(SECOND)).expect("timeout");
     let chunk = data(65_536);
