@@ -27,7 +27,8 @@ fn lab() -> (Lab, Running, Value, Running, Value) {
 
 fn listen(lab: &Lab, node: &str, port: &str) -> Running {
     let args = lab.args(node, &["listen", port]);
-    let listener = Running::start_with(&args.iter().map(String::as_str).collect::<Vec<_>>(), Stdio::piped(), true);
+    let listener =
+        Running::start_with(&args.iter().map(String::as_str).collect::<Vec<_>>(), Stdio::piped(), true);
     let ready = listener.expect("ready", STEP);
     assert_eq!(ready["port"].to_string(), port);
     listener
@@ -126,7 +127,9 @@ fn recv_through_a_running_node_that_takes_no_files() {
 #[test]
 fn failures_are_the_same_as_without_a_running_node() {
     let (lab, _alice, _, _bob, _) = lab();
-    for args in [&["connect", "bob", "9"][..], &["connect", "nobody", "7"], &["ping", "nobody", "--count", "1"]] {
+    for args in
+        [&["connect", "bob", "9"][..], &["connect", "nobody", "7"], &["ping", "nobody", "--count", "1"]]
+    {
         let code_and_error = |output: std::process::Output| {
             let all = [lines(&output.stdout), lines(&output.stderr)].concat();
             (output.status.code(), event(&all, "error").clone())
