@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pilotage::{Listener, Node, Peer, Stream};
+use pilotage::{ListenError, Listener, Node, Peer, Stream};
 use serde_json::{Value, json};
 
 use super::Reply;
@@ -144,12 +144,23 @@ impl Streams {
     fn listen(self: &Arc<Self>, request: &Value) -> Result<Reply, CliError> {
         self.check_room()?;
         let port = port(request)?;
-        let listener = self.node.listen(port).map_err(|error| {
+        let listener = self.bind(port).map_err(|error| {
             CliError::failure("listen", error, "the running node uses this port: choose another")
         })?;
         let value = json!({ "port": listener.port() });
         let streams = self.clone();
         Ok(Reply::Take(value, Box::new(move |socket| streams.announce(&listener, &socket))))
+    }
+
+    /// A client that has just gone may still hold the port for a moment.
+    fn bind(&self, port: u16) -> Result<Listener, ListenError> {
+        let deadline = Instant::now() + 3 * STOP_POLL;
+        loop {
+            match self.node.listen(port) {
+                Err(ListenError::InUse(_)) if Instant::now() < deadline => thread::sleep(STOP_POLL / 10),
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Tells a listening client about streams until it goes.
