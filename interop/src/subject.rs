@@ -28,6 +28,8 @@ pub(crate) struct Programs {
     reference: Option<PathBuf>,
     /// The reference signs no registration: our hub has to be told to take that.
     hub_switch: bool,
+    /// Names of the commands of ours.
+    commands: Vec<String>,
 }
 
 /// The hub's option that lets nodes register without proof of possession.
@@ -92,12 +94,24 @@ impl Programs {
         };
         let help = run(Command::new(&pilotage).args(["hub", "--help"]), &[], Duration::from_secs(10))?;
         let hub_switch = String::from_utf8_lossy(&help).contains(HUB_SWITCH);
-        Ok(Self { pilotage, reference: reference.map(Path::to_path_buf), hub_switch })
+        let help = run(Command::new(&pilotage).arg("--help"), &[], Duration::from_secs(10))?;
+        let commands = String::from_utf8_lossy(&help)
+            .lines()
+            .skip_while(|line| *line != "Commands:")
+            .skip(1)
+            .map_while(|line| line.strip_prefix("  ")?.split_whitespace().next().map(str::to_owned))
+            .collect();
+        Ok(Self { pilotage, reference: reference.map(Path::to_path_buf), hub_switch, commands })
     }
 
     /// The pilotage program.
     pub(crate) fn pilotage_path(&self) -> &Path {
         &self.pilotage
+    }
+
+    /// Whether the program under test has this command.
+    pub(crate) fn has_command(&self, name: &str) -> bool {
+        self.commands.iter().any(|command| command == name)
     }
 
     /// Why a case with these parts cannot run here, if so.

@@ -79,6 +79,36 @@ impl<'a> Meeting<'a> {
         Ok(Self { lab, proxy, client, server, endpoint, hub, memory, _lens: lens, _hub: real })
     }
 
+    /// What [`Self::fill_in`] knows.
+    pub(crate) const NAMES: [&str; 5] =
+        ["{server}", "{client}", "{endpoint}", "{server-number}", "{client-number}"];
+
+    /// Replaces the names of nodes.
+    pub(crate) fn fill_in(&self, word: &str) -> String {
+        let number = |node: &Node| {
+            let digits: String =
+                node.address.chars().skip_while(|c| *c != '.').filter(|c| *c != '.').collect();
+            u32::from_str_radix(&digits, 16).map_or_else(|_| node.address.clone(), |n| n.to_string())
+        };
+        let values = [
+            self.server.address.clone(),
+            self.client.address.clone(),
+            self.endpoint.to_string(),
+            number(&self.server),
+            number(&self.client),
+        ];
+        Self::NAMES.iter().zip(values).fold(word.to_owned(), |text, (name, value)| text.replace(name, &value))
+    }
+
+    /// A Pilotage client that runs its services, too.
+    pub(crate) fn client_up(&mut self) -> Result<(), Failure> {
+        if self.client.kind == Kind::Pilotage {
+            let (folder, programs) = (self.client.folder.clone(), self.lab.programs);
+            self.client = programs.start_up_at(folder, "anode", free_address()?, &self.hub)?;
+        }
+        Ok(())
+    }
+
     /// Ends the server's process and starts it again with its state.
     pub(crate) fn restart_server(&mut self) -> Result<(), Failure> {
         self.server.stop();

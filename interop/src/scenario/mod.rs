@@ -12,6 +12,7 @@ mod measure;
 mod meeting;
 mod migration;
 mod netns;
+mod services;
 mod transfer;
 
 use std::net::SocketAddr;
@@ -97,6 +98,16 @@ pub(crate) enum Scenario {
     SlowReader,
     /// With the reference: 20 datagrams of 1,000 bytes
     Datagrams,
+    /// With the reference: a line to port 1000
+    Stdio,
+    /// With the reference: data exchange on port 1001 (text, JSON, binary)
+    Messages,
+    /// With the reference: an event to a subscriber on port 1002
+    Events,
+    /// With the reference: a task submitted on port 1003
+    Tasks,
+    /// With the reference: trust asked for on port 444 and given
+    Trust,
 }
 
 /// Sizes, links and times of a scenario.
@@ -156,6 +167,11 @@ impl Scenario {
     /// Whether it is about ours and the reference.
     pub(crate) fn is_foreign(self) -> bool {
         self >= Self::StreamUp
+    }
+
+    /// Whether it is a list of commands for a service.
+    pub(crate) fn is_service(self) -> bool {
+        self >= Self::Stdio
     }
 
     /// Whether many runs at a time do not disturb each other.
@@ -253,7 +269,12 @@ impl Scenario {
             | Self::RestartClient
             | Self::Simultaneous
             | Self::Close
-            | Self::Datagrams => link(Impairment::NONE, &[]),
+            | Self::Datagrams
+            | Self::Stdio
+            | Self::Messages
+            | Self::Events
+            | Self::Tasks
+            | Self::Trust => link(Impairment::NONE, &[]),
             Self::CrossTraffic => {
                 Plan { limit_s: 120, ..link(plain, &[if quick { 10 * MIB } else { 25 * MIB }]) }
             }
@@ -311,6 +332,9 @@ impl Scenario {
     }
 
     fn run_foreign(self, lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Outcome, Failure> {
+        if self.is_service() {
+            return services::play(self, lab, kinds);
+        }
         match self {
             Self::StreamUp | Self::StreamLoss1 | Self::StreamLoss5 => foreign::stream(lab, kinds, false),
             Self::StreamDown | Self::StreamLoss1Down => foreign::stream(lab, kinds, true),
