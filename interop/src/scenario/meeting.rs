@@ -80,7 +80,7 @@ impl<'a> Meeting<'a> {
     }
 
     /// What [`Self::fill_in`] knows.
-    pub(crate) const NAMES: [&str; 5] =
+    pub(crate) const NAMES: [&'static str; 5] =
         ["{server}", "{client}", "{endpoint}", "{server-number}", "{client-number}"];
 
     /// Replaces the names of nodes.
