@@ -1,6 +1,8 @@
 //! The command line.
 
 mod draft;
+mod gateway;
+mod network;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +15,8 @@ pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
     TaskArgs,
 };
+pub(crate) use self::gateway::{ForwardArgs, GatewayArgs, GatewayLimits, ServeArgs, Socks5Args};
+pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
 use crate::units::{parse_duration, parse_size};
 
 const ABOUT: &str = "Pilot Protocol network in one binary: hub, node and tools";
@@ -272,142 +276,6 @@ pub(crate) struct HubArgs {
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,
-}
-
-/// `network`
-#[derive(Debug, Args)]
-pub(crate) struct NetworkArgs {
-    /// The hub's or the network's admin token: acts without being a member
-    #[arg(long, global = true, value_name = "TOKEN", env = "PILOTAGE_ADMIN_TOKEN", hide_env_values = true)]
-    pub(crate) admin_token: Option<String>,
-    /// This node's id, if no node runs and the hub is not of our kind
-    #[arg(long, global = true, value_name = "ID", env = "PILOTAGE_NODE_ID")]
-    pub(crate) node_id: Option<u32>,
-    #[command(subcommand)]
-    pub(crate) action: NetworkAction,
-}
-
-/// What to do with networks. NETWORK is a number or a name.
-#[derive(Debug, Subcommand)]
-pub(crate) enum NetworkAction {
-    /// Make a network (needs the hub's admin token); this node owns it
-    Create {
-        /// Name: a-z, 0-9 and -
-        name: String,
-        /// Who may enter
-        #[arg(long, value_enum, default_value_t = JoinRule::Open)]
-        rule: JoinRule,
-        /// Token that lets others enter, for --rule token
-        #[arg(long, value_name = "TOKEN", required_if_eq("rule", "token"))]
-        token: Option<String>,
-        /// Admin token for this network alone
-        #[arg(long, value_name = "TOKEN")]
-        network_admin_token: Option<String>,
-    },
-    /// Enter a network
-    Join {
-        /// Which
-        network: String,
-        /// Its token
-        #[arg(long, value_name = "TOKEN")]
-        token: Option<String>,
-    },
-    /// Leave a network
-    Leave {
-        /// Which
-        network: String,
-    },
-    /// Show all networks
-    List,
-    /// Show the members of a network
-    Members {
-        /// Which
-        network: String,
-    },
-    /// Invite a node to a network
-    Invite {
-        /// Which
-        network: String,
-        /// Whom
-        peer: Peer,
-    },
-    /// Show the invitations of this node
-    Invites,
-    /// Take an invitation
-    Accept {
-        /// To which
-        network: String,
-    },
-    /// Decline an invitation
-    Decline {
-        /// To which
-        network: String,
-    },
-    /// Show or change the policy of a network
-    Policy {
-        /// Which
-        network: String,
-        /// Most members; 0 = as many as the hub allows
-        #[arg(long, value_name = "N")]
-        max_members: Option<u32>,
-        /// Ports that members may call, such as 7,80
-        #[arg(long, value_name = "PORTS", value_delimiter = ',')]
-        allowed_ports: Option<Vec<u16>>,
-        /// What it is for
-        #[arg(long, value_name = "TEXT")]
-        description: Option<String>,
-    },
-    /// Remove a member
-    Kick {
-        /// Of which
-        network: String,
-        /// Whom
-        peer: Peer,
-    },
-    /// Make a member an admin
-    Promote {
-        /// Of which
-        network: String,
-        /// Whom
-        peer: Peer,
-    },
-    /// Make an admin a member
-    Demote {
-        /// Of which
-        network: String,
-        /// Whom
-        peer: Peer,
-    },
-    /// Give a network to another member
-    Transfer {
-        /// Which
-        network: String,
-        /// To whom
-        peer: Peer,
-    },
-    /// Change the name of a network
-    Rename {
-        /// Which
-        network: String,
-        /// The new name
-        name: String,
-    },
-    /// End a network
-    Delete {
-        /// Which
-        network: String,
-    },
-}
-
-/// Who may enter a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum JoinRule {
-    /// Everybody
-    Open,
-    /// Who knows the token, or is invited
-    Token,
-    /// Who is invited
-    Invite,
 }
 
 /// `up`
@@ -698,96 +566,6 @@ pub(crate) struct CompletionsArgs {
     /// For which shell
     #[arg(value_enum)]
     pub(crate) shell: clap_complete::Shell,
-}
-
-/// Bounds of a gateway.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct GatewayLimits {
-    /// Connections at a time; further ones are refused
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4096))]
-    pub(crate) connections: u16,
-}
-
-/// A port of a peer: `PEER:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PeerPort {
-    pub(crate) peer: Peer,
-    pub(crate) port: u16,
-}
-
-impl std::str::FromStr for PeerPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (peer, port) = text.rsplit_once(':').ok_or("expected PEER:PORT, as in bob:80")?;
-        let port = port.parse().ok().filter(|port| *port != 0);
-        let port = port.ok_or("expected PEER:PORT with a port of 1 to 65535, as in bob:80")?;
-        Ok(Self { peer: peer.parse().map_err(|error: pilotage::PeerParseError| error.to_string())?, port })
-    }
-}
-
-/// `forward`
-#[derive(Debug, Args)]
-pub(crate) struct ForwardArgs {
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) limits: GatewayLimits,
-    /// TCP address to listen on; whoever reaches it speaks as this node
-    #[arg(value_name = "IP:PORT")]
-    pub(crate) local: SocketAddr,
-    /// Where it leads
-    #[arg(value_name = "PEER:PORT")]
-    pub(crate) target: PeerPort,
-}
-
-/// `serve`
-#[derive(Debug, Args)]
-pub(crate) struct ServeArgs {
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) limits: GatewayLimits,
-    /// Port of this node, 1 to 65535
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) port: u16,
-    /// TCP target that it leads to
-    #[arg(value_name = "HOST:PORT")]
-    pub(crate) target: String,
-    /// Who may use it; may be repeated [default: whoever can reach this node]
-    #[arg(long, value_name = "PEER", num_args = 1..)]
-    pub(crate) allow: Vec<Peer>,
-}
-
-/// `socks5`
-#[derive(Debug, Args)]
-pub(crate) struct Socks5Args {
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) limits: GatewayLimits,
-    /// TCP address to listen on: loopback, unless there is a password
-    #[arg(value_name = "IP:PORT", default_value = "127.0.0.1:1080")]
-    pub(crate) local: SocketAddr,
-    /// File with NAME:PASSWORD that clients must show
-    #[arg(long, value_name = "FILE")]
-    pub(crate) password_file: Option<PathBuf>,
-}
-
-/// `gateway`
-#[derive(Debug, Args)]
-pub(crate) struct GatewayArgs {
-    #[command(flatten)]
-    pub(crate) node: NodeArgs,
-    #[command(flatten)]
-    pub(crate) limits: GatewayLimits,
-    /// A peer and the address that stands for it; may be repeated. Outside 127.0.0.0/8 it is added to lo, as root
-    #[arg(long, value_name = "PEER=IP", required = true)]
-    pub(crate) map: Vec<pilotage_services::gateway::alias::Mapping>,
-    /// Ports to lead to the same ports of the peers
-    #[arg(long, value_name = "PORT", value_delimiter = ',', default_value = "80,443,1000,1001,1002,7,8080,8443",
-        value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) ports: Vec<u16>,
 }
 
 #[cfg(test)]

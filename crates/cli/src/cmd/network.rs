@@ -292,7 +292,7 @@ fn text(action: &NetworkAction, reply: &Value) -> String {
     };
     match action {
         NetworkAction::List => list("networks", "there are no networks", &|network| {
-            let (id, name) = (&network["id"], plain(&network["name"]));
+            let (id, name) = (network["id"].to_string(), plain(&network["name"]));
             format!("{id:<5} {name:<24} {:<7} {} members", plain(&network["join_rule"]), network["members"])
         }),
         NetworkAction::Members { .. } => list("nodes", "it has no members", &|node| {
