@@ -224,9 +224,10 @@ impl NodeBuilder {
         let shared = Arc::new(Shared::new(core, local, waker, book, mailbox.clone()));
         let driver = Driver::new(shared.clone(), socket.clone(), state, poll)?.spawn()?;
 
-        let hub = self.registry.clone().map(|registry| {
-            Arc::new(Hub::new(registry, &identity, self.registry_tls, addresses))
-        });
+        let hub = self
+            .registry
+            .clone()
+            .map(|registry| Arc::new(Hub::new(registry, &identity, self.registry_tls, addresses)));
         let inner = NodeInner {
             hub: hub.clone(),
             identity,

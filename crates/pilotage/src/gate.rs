@@ -44,9 +44,8 @@ impl Node {
         let keeper = GateKeeper { shared: Arc::downgrade(shared), number: core.gates, gate };
         *shared.gate() = Some(ask);
         shared.finish(core);
-        let spawned = std::thread::Builder::new()
-            .name("pilotage-gate".into())
-            .spawn(move || keeper.run(&questions));
+        let spawned =
+            std::thread::Builder::new().name("pilotage-gate".into()).spawn(move || keeper.run(&questions));
         if let Err(error) = spawned {
             tracing::error!(%error, "no thread for the gate: nobody is let in");
         }

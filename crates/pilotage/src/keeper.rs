@@ -272,8 +272,10 @@ impl Keeper {
 
     fn run(mut self) {
         let now = Instant::now();
-        let due =
-            self.hub.as_ref().map(|_| now + if self.registered { self.heartbeat } else { Duration::from_secs(1) });
+        let due = self
+            .hub
+            .as_ref()
+            .map(|_| now + if self.registered { self.heartbeat } else { Duration::from_secs(1) });
         let mut plan =
             Schedule { due, failures: 0, registered: self.registered, last_register: now, last_tended: now };
         loop {

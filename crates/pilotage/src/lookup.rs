@@ -56,7 +56,9 @@ pub(crate) fn judge(
     pins: &std::path::Path,
 ) -> Verdict {
     match pinned {
-        Some(pinned) if lookup.key.is_none_or(|presented| presented == pinned) => return Verdict::Accept(pinned),
+        Some(pinned) if lookup.key.is_none_or(|presented| presented == pinned) => {
+            return Verdict::Accept(pinned);
+        }
         Some(_) => return Verdict::Refuse(format!("its key is not the one pinned in {}", pins.display())),
         None => {}
     }

@@ -283,7 +283,14 @@ mod tests {
     }
 
     fn pin(node: u32, called: bool, last_seen: u64) -> Pin {
-        Pin { address: Address::new(0, node), key: [node as u8; 32], endpoint: None, called, last_seen, registry: None }
+        Pin {
+            address: Address::new(0, node),
+            key: [node as u8; 32],
+            endpoint: None,
+            called,
+            last_seen,
+            registry: None,
+        }
     }
 
     #[test]

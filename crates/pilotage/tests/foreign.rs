@@ -33,12 +33,23 @@ fn the_fake_answers_as_the_recorded_registry_did() {
     let vectors: Value = serde_json::from_str(&text).expect("JSON");
     let mut world = foreign::World::default();
     let known = [
-        "register", "heartbeat", "lookup", "resolve", "resolve_hostname", "request_handshake", "poll_handshakes",
-        "respond_handshake", "check_trust", "report_trust", "revoke_trust", "set_visibility",
+        "register",
+        "heartbeat",
+        "lookup",
+        "resolve",
+        "resolve_hostname",
+        "request_handshake",
+        "poll_handshakes",
+        "respond_handshake",
+        "check_trust",
+        "report_trust",
+        "revoke_trust",
+        "set_visibility",
     ];
     let mut compared = 0;
     for case in vectors["cases"].as_array().expect("cases") {
-        let request: Value = serde_json::from_str(case["request_json"].as_str().expect("text")).expect("JSON");
+        let request: Value =
+            serde_json::from_str(case["request_json"].as_str().expect("text")).expect("JSON");
         let kind = request["type"].as_str().expect("type");
         if case["name"] == "set_visibility" {
             break; // what follows depends on types that the fake does not know
@@ -47,7 +58,8 @@ fn the_fake_answers_as_the_recorded_registry_did() {
         if !known.contains(&kind) || hostname_refused {
             continue;
         }
-        let expected: Value = serde_json::from_str(case["response_json"].as_str().expect("text")).expect("JSON");
+        let expected: Value =
+            serde_json::from_str(case["response_json"].as_str().expect("text")).expect("JSON");
         let Ok(mut reply) = world.answer(&request, "127.0.0.1") else {
             assert_eq!(expected["type"], "error", "{}", case["name"]);
             continue;
@@ -103,7 +115,8 @@ fn the_assigned_address_and_the_owner_are_kept_over_restarts() {
         // Another registry knows nothing of that address.
         let elsewhere = Foreign::start();
         assert_ne!(elsewhere.addr, away);
-        let node = builder().registry(elsewhere.addr.to_string()).state_dir(dir.path()).start().expect("starts");
+        let node =
+            builder().registry(elsewhere.addr.to_string()).state_dir(dir.path()).start().expect("starts");
         assert_eq!((node.address(), node.public_key()), (Address::new(0, 1), key));
     });
 }
@@ -117,7 +130,11 @@ fn visibility_is_what_is_usual_there_unless_it_was_said() {
         let status = |node: &pilotage::Node| node.hub_status().expect("a hub").public;
         assert!(!status(&usual) && status(&public));
         assert!(!registry.world().nodes[&1].public && registry.world().nodes[&2].public);
-        assert_eq!(registry.calls("set_visibility"), 2, "said either way: the registry keeps what was said before");
+        assert_eq!(
+            registry.calls("set_visibility"),
+            2,
+            "said either way: the registry keeps what was said before"
+        );
         // An id that derives from nothing is believed for the key that the registry names.
         let listener = public.listen(7).expect("listen");
         let mut near = usual.connect(Peer::Address(Address::new(0, 2)), 7).expect("connect");
@@ -186,7 +203,10 @@ fn any_request_can_be_made_with_our_signature() {
         let reply = node.registry_call(json!({ "type": "lookup", "node_id": 1 }), None).expect("known");
         assert_eq!(reply["public_key"].as_str().map(str::len), Some(44));
         let report = json!({ "type": "report_trust", "node_id": 1, "peer_id": 5 });
-        assert!(matches!(node.registry_call(report.clone(), None), Err(HubError::Refused { .. })), "unsigned");
+        assert!(
+            matches!(node.registry_call(report.clone(), None), Err(HubError::Refused { .. })),
+            "unsigned"
+        );
         let done = node.registry_call(report, Some("report_trust:1:5")).expect("signed");
         assert_eq!(done["type"], "report_trust_ok");
         let alone = builder().start().expect("starts");

@@ -173,7 +173,9 @@ fn delivery_name(delivery: Delivery) -> &'static str {
 fn failure(error: &TrustError) -> Value {
     let unreachable = matches!(error, TrustError::NotDelivered { .. });
     let next = match error {
-        TrustError::NotDelivered { .. } => "check that the node is registered with the same hub, then ask again",
+        TrustError::NotDelivered { .. } => {
+            "check that the node is registered with the same hub, then ask again"
+        }
         TrustError::Refused(_) => "see `pilotage trust list` and `pilotage trust pending`",
         TrustError::TooLong => "shorten the text",
         _ => "see the cause",
@@ -264,6 +266,9 @@ mod tests {
     #[test]
     fn requests_say_what_was_typed() {
         let action = TrustAction::Reject { peer: "bob".into(), reason: "no".into() };
-        assert_eq!(request(&action), json!({ "cmd": "trust", "action": "reject", "peer": "bob", "text": "no" }));
+        assert_eq!(
+            request(&action),
+            json!({ "cmd": "trust", "action": "reject", "peer": "bob", "text": "no" })
+        );
     }
 }

@@ -39,7 +39,10 @@ impl AddressMemory {
     /// What this registry last called us.
     pub(crate) fn at(&self, registry: &str) -> Option<Address> {
         let known = self.lock();
-        known.iter().find(|known| known.registry == registry && known.key == self.key).map(|known| known.address)
+        known
+            .iter()
+            .find(|known| known.registry == registry && known.key == self.key)
+            .map(|known| known.address)
     }
 
     /// Remembers what this registry calls us. A failure is logged: the registry still knows.
@@ -90,8 +93,9 @@ pub(super) fn owner(path: &Path, given: Option<&str>) -> Result<Option<String>, 
     }
     if stored.as_deref() != Some(given) {
         let json = serde_json::to_vec_pretty(&Account { email: given.to_owned() }).map_err(io::Error::from);
-        json.and_then(|json| write_atomically(path, &json))
-            .map_err(|error| state_error(path, &error, "make the directory writable and free some disk space"))?;
+        json.and_then(|json| write_atomically(path, &json)).map_err(|error| {
+            state_error(path, &error, "make the directory writable and free some disk space")
+        })?;
     }
     Ok(Some(given.to_owned()))
 }

@@ -133,7 +133,8 @@ impl World {
             "resolve" => self.resolve(request),
             "resolve_hostname" => {
                 let name = request["hostname"].as_str();
-                let found = self.nodes.iter().find(|(_, entry)| entry.hostname.as_deref() == name && !entry.gone);
+                let found =
+                    self.nodes.iter().find(|(_, entry)| entry.hostname.as_deref() == name && !entry.gone);
                 let (node, entry) = found.ok_or("hostname not found")?;
                 if !entry.public && !self.may_see(number(&request["requester_id"]), *node) {
                     return Err("hostname not found");
@@ -264,7 +265,8 @@ impl World {
     }
 
     fn may_see(&self, a: u32, b: u32) -> bool {
-        let networks = |node| self.nodes.get(&node).map(|entry: &Entry| entry.networks.clone()).unwrap_or_default();
+        let networks =
+            |node| self.nodes.get(&node).map(|entry: &Entry| entry.networks.clone()).unwrap_or_default();
         let theirs = networks(b);
         self.pairs.contains(&pair(a, b)) || networks(a).iter().any(|net| *net != 0 && theirs.contains(net))
     }

@@ -54,7 +54,8 @@ impl Gate {
         }
         if let Some(knock) = self.knocks.get_mut(&node) {
             // A SYN that comes again while we think is the same SYN.
-            if hdr.protocol == Protocol::Stream && knock.held.iter().any(|(other, _)| same_ports(other, hdr)) {
+            if hdr.protocol == Protocol::Stream && knock.held.iter().any(|(other, _)| same_ports(other, hdr))
+            {
                 return Fate::Kept;
             }
             if knock.held.len() >= HELD_PER_PEER || self.held_bytes + payload.len() > HELD_BYTES {
@@ -188,7 +189,8 @@ mod tests {
             window: 1,
         };
         let (mut gate, start) = (Gate::default(), Instant::now());
-        let fates: Vec<_> = (0..KNOCKS_MAX as u32 + 9).map(|n| gate.hold(start, NodeId(n), &hdr, &[])).collect();
+        let fates: Vec<_> =
+            (0..KNOCKS_MAX as u32 + 9).map(|n| gate.hold(start, NodeId(n), &hdr, &[])).collect();
         assert!(fates[..KNOCKS_MAX].iter().all(|fate| *fate == Fate::Asked));
         assert!(fates[KNOCKS_MAX..].iter().all(|fate| *fate == Fate::Dropped));
         assert_eq!(gate.hold(start, NodeId(0), &hdr, &[]), Fate::Kept, "the same SYN again");

@@ -118,7 +118,8 @@ impl Inner {
                 return self.access.forget(node);
             }
         };
-        let shared = connected && self.look_up(node).is_some_and(|entry| self.common_network(&entry).is_some());
+        let shared =
+            connected && self.look_up(node).is_some_and(|entry| self.common_network(&entry).is_some());
         self.access.note(node, shared, Instant::now());
     }
 }

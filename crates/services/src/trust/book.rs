@@ -240,7 +240,12 @@ impl Book {
     }
 
     /// The operator says yes. `key`: the registry's word, where the request came without.
-    pub(crate) fn approve(&mut self, now: u64, node: NodeId, key: Option<[u8; 32]>) -> Result<Vec<Act>, Refusal> {
+    pub(crate) fn approve(
+        &mut self,
+        now: u64,
+        node: NodeId,
+        key: Option<[u8; 32]>,
+    ) -> Result<Vec<Act>, Refusal> {
         let pending = self.pending.get(&node).ok_or(Refusal::NotPending)?;
         let key = pending.public_key.or(key).ok_or(Refusal::NoKey)?;
         self.trust(now, node, key, false, 0)?;
@@ -340,7 +345,9 @@ mod tests {
         let mut book = Book::default();
         book.on_request(1, incoming(5, Some(KEY))).expect("waits");
         book.approve(1, PEER, None).expect("asked");
-        let Ok(Outcome::Trusted(acts)) = book.on_request(2, incoming(5, Some(KEY))) else { panic!("trusted") };
+        let Ok(Outcome::Trusted(acts)) = book.on_request(2, incoming(5, Some(KEY))) else {
+            panic!("trusted")
+        };
         assert!(accept_of(&acts));
         assert_eq!(book.on_request(2, incoming(5, Some(OTHER))), Err(Refusal::OtherKey));
         assert_eq!(book.on_request(2, incoming(5, None)), Err(Refusal::NoKey));
@@ -400,7 +407,9 @@ mod tests {
             book.on_request(1, incoming(5, Some(KEY))).expect("waits");
             book.approve(1, PEER, None).expect("asked");
             let acts = if ours { book.revoke(PEER) } else { book.on_revoke(PEER, KEY) }.expect("trusted");
-            assert!(acts.contains(&Act::Dismiss { node: PEER }) && acts.contains(&Act::Forget { with: PEER }));
+            assert!(
+                acts.contains(&Act::Dismiss { node: PEER }) && acts.contains(&Act::Forget { with: PEER })
+            );
             assert_eq!(acts.len(), if ours { 3 } else { 2 }, "an answer to a revocation would be an echo");
             assert_eq!(book, Book::default());
         }
@@ -413,7 +422,11 @@ mod tests {
             book.on_request(1, incoming(1_000 + node, Some(KEY))).expect("room");
         }
         assert_eq!(book.on_request(1, incoming(5, Some(KEY))), Err(Refusal::Full));
-        assert_eq!(book.on_request(1, incoming(1_000, Some(KEY))), Ok(Outcome::Waits), "known ones may repeat");
+        assert_eq!(
+            book.on_request(1, incoming(1_000, Some(KEY))),
+            Ok(Outcome::Waits),
+            "known ones may repeat"
+        );
         for node in 0..MAX_OUTGOING as u32 {
             book.request(1, NodeId(5_000 + node), None, "").expect("room");
         }

@@ -30,12 +30,12 @@ use pilotage::{ConnectFailure, HubError, ListenError, Node};
 use pilotage_wire::NodeId;
 
 use access::Access;
-pub use book::{MAX_OUTGOING, MAX_PENDING, MAX_TRUSTED, Outgoing, Pending, Refusal, Trusted};
 use book::{Act, Book};
+pub use book::{MAX_OUTGOING, MAX_PENDING, MAX_TRUSTED, Outgoing, Pending, Refusal, Trusted};
 use message::{Kind, MAX_SENT, Message};
 use replay::Replays;
-pub use serve::MAX_STREAMS;
 use serve::Job;
+pub use serve::MAX_STREAMS;
 
 /// The port of the trust handshake (draft-01 §8.1).
 pub const PORT: u16 = 444;

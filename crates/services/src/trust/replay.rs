@@ -83,7 +83,11 @@ mod tests {
         let at = NOW as i64;
         assert_eq!(replays.note(NOW, NodeId(1), at, b"a"), Ok(()));
         assert_eq!(replays.note(NOW + KEPT - 1, NodeId(1), at + 500, b"a"), Err(Stale::Seen));
-        assert_eq!(replays.note(NOW + KEPT, NodeId(1), at + 500, b"a"), Ok(()), "forgotten, and so too old by now");
+        assert_eq!(
+            replays.note(NOW + KEPT, NodeId(1), at + 500, b"a"),
+            Ok(()),
+            "forgotten, and so too old by now"
+        );
         assert_eq!(replays.note(NOW, NodeId(1), at - 301, b"b"), Err(Stale::Time(-301)));
         assert_eq!(replays.note(NOW, NodeId(1), at + 31, b"b"), Err(Stale::Time(31)));
         for extreme in [i64::MIN, i64::MAX] {
@@ -97,8 +101,9 @@ mod tests {
     #[test]
     fn nobody_fills_the_memory() {
         let mut replays = Replays::default();
-        let fates: Vec<_> =
-            (0..MAX_PER_NODE as u32 + 1).map(|n| replays.note(NOW, NodeId(1), NOW as i64, &n.to_be_bytes())).collect();
+        let fates: Vec<_> = (0..MAX_PER_NODE as u32 + 1)
+            .map(|n| replays.note(NOW, NodeId(1), NOW as i64, &n.to_be_bytes()))
+            .collect();
         assert_eq!(fates.last(), Some(&Err(Stale::TooMany)));
         assert_eq!(replays.note(NOW, NodeId(2), NOW as i64, b"another"), Ok(()));
         for n in 0..MAX_KEPT as u32 + 9 {

@@ -90,7 +90,9 @@ impl Inner {
             let stream = match listener.accept_timeout(STOP_POLL) {
                 Ok(Some(stream)) => stream,
                 Ok(None) => continue,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                {
                     continue;
                 }
                 Err(_) => return, // the node is closed
@@ -99,7 +101,8 @@ impl Inner {
                 stream.reset();
                 continue;
             };
-            let spawned = thread::Builder::new().name("trust-read".into()).spawn(move || place.0.take_message(stream));
+            let spawned =
+                thread::Builder::new().name("trust-read".into()).spawn(move || place.0.take_message(stream));
             if let Err(error) = spawned {
                 tracing::warn!(%error, "no thread for a trust message: it is dropped");
             }

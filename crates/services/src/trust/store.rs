@@ -95,11 +95,10 @@ pub(super) fn from_json(text: &str) -> Result<Book, String> {
     let mut book = Book::default();
     for entry in stored.trusted.unwrap_or_default() {
         let node = NodeId(entry.node_id);
-        let public_key =
-            key_of("trusted", node, &entry.public_key)?.ok_or_else(|| format!("trusted node {node} has no key"))?;
+        let public_key = key_of("trusted", node, &entry.public_key)?
+            .ok_or_else(|| format!("trusted node {node} has no key"))?;
         let approved_at = seconds("approved_at", &entry.approved_at)?;
-        let trusted =
-            Trusted { node, public_key, approved_at, mutual: entry.mutual, network: entry.network };
+        let trusted = Trusted { node, public_key, approved_at, mutual: entry.mutual, network: entry.network };
         insert(&mut book.trusted, node, trusted, MAX_TRUSTED, "trusted")?;
     }
     for entry in stored.pending.unwrap_or_default() {
@@ -180,7 +179,10 @@ mod tests {
     fn the_file_of_the_reference_is_read_and_written_alike() {
         let book = from_json(REFERENCE).expect("read");
         let one = &book.trusted[&NodeId(1)];
-        assert_eq!((one.public_key, one.approved_at, one.mutual, one.network), ([1; 32], 1_795_272_764, false, 0));
+        assert_eq!(
+            (one.public_key, one.approved_at, one.mutual, one.network),
+            ([1; 32], 1_795_272_764, false, 0)
+        );
         assert_eq!(String::from_utf8(to_json(&book).expect("written")).expect("text"), REFERENCE);
         let empty = r#"{"trusted": null, "pending": [{"node_id": 7, "public_key": "", "justification": "why",
             "received_at": "2026-11-21T15:52:43.5+01:00"}]}"#;
@@ -193,7 +195,8 @@ mod tests {
         let mut book = from_json(REFERENCE).expect("read");
         let (node, justification) = (NodeId(9), "hello".to_owned());
         book.outgoing.insert(node, Outgoing { node, public_key: Some([3; 32]), justification, sent_at: 5 });
-        let trusted = Trusted { node: NodeId(2), public_key: [2; 32], approved_at: 8, mutual: true, network: 3 };
+        let trusted =
+            Trusted { node: NodeId(2), public_key: [2; 32], approved_at: 8, mutual: true, network: 3 };
         book.trusted.insert(NodeId(2), trusted);
         let json = to_json(&book).expect("written");
         assert_eq!(from_json(core::str::from_utf8(&json).expect("text")), Ok(book));
@@ -201,7 +204,13 @@ mod tests {
             ("", "EOF"),
             (&REFERENCE.replace("AQEBAQ", "%"), "base64"),
             (&REFERENCE.replace("2026-11", "2026-13"), "approved_at"),
-            (&REFERENCE.replace(r#""public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=""#, r#""public_key": """#), "no key"),
+            (
+                &REFERENCE.replace(
+                    r#""public_key": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=""#,
+                    r#""public_key": """#,
+                ),
+                "no key",
+            ),
         ] {
             let error = from_json(bad).expect_err(bad);
             assert!(error.contains(expected), "{error}");
