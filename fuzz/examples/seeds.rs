@@ -93,8 +93,9 @@ fn trust() -> Vec<(&'static str, Vec<u8>)> {
     let vectors: serde_json::Value =
         serde_json::from_str(include_str!("../../spec/vectors/port444.json")).expect("vectors");
     let cases = vectors["cases"].as_array().expect("cases").iter();
-    let mut samples: Vec<_> =
-        cases.map(|case| ("trust_message", case["json"].as_str().expect("text").as_bytes().to_vec())).collect();
+    let mut samples: Vec<_> = cases
+        .map(|case| ("trust_message", case["json"].as_str().expect("text").as_bytes().to_vec()))
+        .collect();
     let key = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
     let time = "2026-11-21T14:52:44Z";
     let file = format!(

@@ -3,7 +3,7 @@
 //! 1. A pinned peer must present the pinned key, whatever anybody else says.
 //! 2. A peer that the operator introduced by address, and every peer where no hub is configured, is
 //!    believed if its key derives its node id (spec/addressing.md), and is pinned with the first tunnel.
-//! 3. Otherwise the hub is asked, on the keeper's thread: its key must be the presented one. A node
+//! 3. Otherwise, and for an introduced peer whose id does not derive from its key, the hub is asked, on the keeper's thread: its key must be the presented one. A node
 //!    that the hub does not know is judged by rule 2. While the hub cannot be reached, unknown
 //!    peers are refused: 32 bits of node id alone are too weak to take its place.
 //!
@@ -52,15 +52,31 @@ pub(crate) fn certifies_itself(node: NodeId, key: &[u8; 32]) -> bool {
 pub(crate) fn judge(
     lookup: &Lookup,
     pinned: Option<[u8; 32]>,
-    ask_hub: bool,
+    voucher: Voucher,
     pins: &std::path::Path,
 ) -> Verdict {
     match pinned {
-        Some(pinned) if lookup.key.is_none_or(|presented| presented == pinned) => Verdict::Accept(pinned),
-        Some(_) => Verdict::Refuse(format!("its key is not the one pinned in {}", pins.display())),
-        None if ask_hub => Verdict::AskHub,
-        None => judge_by_derivation(lookup),
+        Some(pinned) if lookup.key.is_none_or(|presented| presented == pinned) => {
+            return Verdict::Accept(pinned);
+        }
+        Some(_) => return Verdict::Refuse(format!("its key is not the one pinned in {}", pins.display())),
+        None => {}
     }
+    match (voucher, judge_by_derivation(lookup)) {
+        (Voucher::Hub, _) | (Voucher::KeyThenHub, Verdict::Refuse(_)) => Verdict::AskHub,
+        (_, verdict) => verdict,
+    }
+}
+
+/// Who vouches for a peer without a pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Voucher {
+    /// Its key, which derives its id.
+    Key,
+    /// The same, and the hub where the id does not derive from the key: registries of the reference assign such ids.
+    KeyThenHub,
+    /// The hub.
+    Hub,
 }
 
 fn judge_by_derivation(lookup: &Lookup) -> Verdict {
@@ -91,8 +107,12 @@ impl Shared {
         let mut verdict = {
             let book = self.book();
             let pinned = book.get(lookup.node).map(|pin| pin.key);
-            let ask_hub = self.mailbox.has_hub() && !core.introduced.contains(&lookup.node);
-            judge(&lookup, pinned, ask_hub, &book.location())
+            let voucher = match (self.mailbox.has_hub(), core.introduced.contains(&lookup.node)) {
+                (false, _) => Voucher::Key,
+                (true, true) => Voucher::KeyThenHub,
+                (true, false) => Voucher::Hub,
+            };
+            judge(&lookup, pinned, voucher, &book.location())
         };
         if verdict == Verdict::AskHub {
             if self.mailbox.push(lookup) {
@@ -150,9 +170,9 @@ mod tests {
     fn a_pin_outranks_everything() {
         let lookup = lookup([5; 32]);
         let file = Path::new("peers.json");
-        assert_eq!(judge(&lookup, Some([5; 32]), true, file), Verdict::Accept([5; 32]));
+        assert_eq!(judge(&lookup, Some([5; 32]), Voucher::Hub, file), Verdict::Accept([5; 32]));
         assert!(
-            matches!(judge(&lookup, Some([6; 32]), false, file), Verdict::Refuse(why) if why.contains("peers.json"))
+            matches!(judge(&lookup, Some([6; 32]), Voucher::Key, file), Verdict::Refuse(why) if why.contains("peers.json"))
         );
     }
 
@@ -160,19 +180,21 @@ mod tests {
     fn without_a_hub_the_key_must_derive_the_id() {
         let good = lookup([5; 32]);
         let file = Path::new("");
-        assert_eq!(judge(&good, None, false, file), Verdict::Accept([5; 32]));
+        assert_eq!(judge(&good, None, Voucher::Key, file), Verdict::Accept([5; 32]));
         let forged = Lookup { key: Some([6; 32]), ..good };
-        assert!(matches!(judge(&forged, None, false, file), Verdict::Refuse(_)));
+        assert!(matches!(judge(&forged, None, Voucher::Key, file), Verdict::Refuse(_)));
+        assert_eq!(judge(&good, None, Voucher::KeyThenHub, file), Verdict::Accept([5; 32]));
+        assert_eq!(judge(&forged, None, Voucher::KeyThenHub, file), Verdict::AskHub, "assigned, maybe");
         let salted = Lookup { node: derive_node_id(&[5; 32], 7).expect("id"), ..good };
-        assert_eq!(judge(&salted, None, false, file), Verdict::Accept([5; 32]));
+        assert_eq!(judge(&salted, None, Voucher::Key, file), Verdict::Accept([5; 32]));
         let too_far = Lookup { node: derive_node_id(&[5; 32], 8).expect("id"), ..good };
-        assert!(matches!(judge(&too_far, None, false, file), Verdict::Refuse(_)));
+        assert!(matches!(judge(&too_far, None, Voucher::Key, file), Verdict::Refuse(_)));
     }
 
     #[test]
     fn with_a_hub_its_word_counts_and_its_silence_refuses() {
         let lookup = lookup([5; 32]);
-        assert_eq!(judge(&lookup, None, true, Path::new("")), Verdict::AskHub);
+        assert_eq!(judge(&lookup, None, Voucher::Hub, Path::new("")), Verdict::AskHub);
         assert_eq!(judge_by_hub(&lookup, entry(Some([5; 32]))), Verdict::Accept([5; 32]));
         assert!(matches!(judge_by_hub(&lookup, entry(Some([6; 32]))), Verdict::Refuse(_)));
         let unknown = Err(HubError::NotFound { what: "node".into() });
@@ -189,8 +211,8 @@ mod tests {
     fn a_sealed_frame_of_a_stranger_needs_somebody_who_names_the_key() {
         let silent = Lookup { key: None, ..lookup([5; 32]) };
         let file = Path::new("");
-        assert_eq!(judge(&silent, Some([5; 32]), false, file), Verdict::Accept([5; 32]));
-        assert_eq!(judge(&silent, None, false, file), Verdict::Ignore);
+        assert_eq!(judge(&silent, Some([5; 32]), Voucher::Key, file), Verdict::Accept([5; 32]));
+        assert_eq!(judge(&silent, None, Voucher::Key, file), Verdict::Ignore);
         assert_eq!(judge_by_hub(&silent, entry(Some([5; 32]))), Verdict::Accept([5; 32]));
         assert_eq!(judge_by_hub(&silent, entry(None)), Verdict::Ignore);
     }

@@ -45,7 +45,7 @@ fn start(registry: &Foreign, seed: u8, public: bool, dir: Option<&Path>) -> Part
         .bind("127.0.0.1:0".parse().expect("address"))
         .identity(Identity::from_seed([seed; 32]))
         .registry(registry.addr.to_string())
-        .config(ProtoConfig { connect_timeout: 3 * SECOND, ..ProtoConfig::default() })
+        .config(ProtoConfig { connect_timeout: 5 * SECOND, ..ProtoConfig::default() })
         .keepalive(SECOND)
         .public(public)
         .start()
@@ -88,6 +88,7 @@ fn a_public_node_is_asked_directly_and_its_approval_comes_back() {
     wait_until("the registry knows", || registry.world().pairs.contains(&(1, 2)));
     // Nothing of it is lost when the process dies now.
     let text = std::fs::read_to_string(dir.path().join("trust.json")).expect("file");
+    b.node.close();
     drop(b);
     std::fs::write(dir.path().join("trust.json.new"), &text[..20]).expect("a half-written file is no harm");
     let b = start(&registry, 2, true, Some(dir.path()));
