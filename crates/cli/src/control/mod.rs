@@ -56,11 +56,9 @@ fn consider(line: &[u8], answer: &dyn Fn(&Value) -> Reply) -> Reply {
 /// One line, byte by byte: what follows it belongs to somebody else.
 fn read_line(stream: &mut impl Read, max: u64) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    for byte in stream.take(max).bytes() {
-        match byte? {
-            b'\n' => break,
-            byte => line.push(byte),
-        }
+    let mut byte = [0];
+    while (line.len() as u64) < max && stream.read(&mut byte)? > 0 && byte != *b"\n" {
+        line.push(byte[0]);
     }
     Ok(line)
 }
