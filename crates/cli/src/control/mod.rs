@@ -57,7 +57,7 @@ fn consider(line: &[u8], answer: &dyn Fn(&Value) -> Reply) -> Reply {
 fn read_line(stream: &mut impl Read, max: u64) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     let mut byte = [0];
-    while (line.len() as u64) < max && stream.read(&mut byte)? > 0 && byte[0] != b'\n' {
+    while (line.len() as u64) < max && stream.read(&mut byte)? > 0 && byte != *b"\n" {
         line.push(byte[0]);
     }
     Ok(line)
