@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
@@ -18,6 +18,8 @@ use crate::Failure;
 const MAX_FRAME: usize = 1 << 20;
 /// Bytes of one Send: the daemon takes them under one lock.
 const CHUNK: usize = 16 * 1024;
+/// Frames read ahead.
+const QUEUE: usize = 4;
 /// How long a reply may take; dialling takes the daemon up to 29 s.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Bytes may wait for so long in the daemon before they become a segment.
@@ -117,7 +119,8 @@ pub(crate) fn run(path: &Path, action: &Action) -> Result<(), Failure> {
 impl Driver {
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let socket = UnixStream::connect(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        let (out, frames) = channel();
+        // A reader that stalls must be felt by the daemon.
+        let (out, frames) = sync_channel(QUEUE);
         let reader = socket.try_clone()?;
         std::thread::spawn(move || read_frames(reader, &out));
         Ok(Self { socket, path: path.to_path_buf(), frames, kept: VecDeque::new() })
@@ -241,7 +244,7 @@ fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool)
     Ok(socket.write_all(&frame(CLOSE, &connection.to_be_bytes()))?)
 }
 
-fn read_frames(mut socket: UnixStream, out: &Sender<(u8, Vec<u8>)>) {
+fn read_frames(mut socket: UnixStream, out: &SyncSender<(u8, Vec<u8>)>) {
     loop {
         let mut head = [0; 4];
         if socket.read_exact(&mut head).is_err() {

@@ -301,6 +301,9 @@ impl<'a> Meeting<'a> {
         let before = count();
         std::thread::sleep(LOOK);
         let rate = (count() - before) as f64 / LOOK.as_secs_f64();
+        if (self.client.kind, self.server.kind) == (Kind::Reference, Kind::Reference) {
+            return Ok(format!("{rate:.0} packets/s after the end"));
+        }
         require(rate <= QUIET_PPS, || format!("{rate:.0} packets/s after the end"))?;
         let mut most = 0;
         for (node, before) in [&self.server, &self.client].into_iter().zip(self.memory) {
