@@ -13,7 +13,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use pilotage_proto::crypto::Identity;
-use pilotage_registry::engine::{Profile, Proof, Record};
+use pilotage_registry::engine::{JoinRule, Network, Profile, Proof, Record, Role, Row, RowKey, Secret};
+use pilotage_wire::NodeId;
 use pilotage_wire::addressing::node_ids;
 
 /// Targets whose input is a list of operations.
@@ -84,6 +85,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     }
     samples.extend(services());
     samples.extend(records().into_iter().map(|bytes| ("registry_record", bytes)));
+    samples.extend(rows().into_iter().map(|bytes| ("registry_record", bytes)));
     samples.extend(captures().into_iter().map(|bytes| ("capture", bytes)));
     samples
 }
@@ -187,6 +189,41 @@ fn records() -> Vec<Vec<u8>> {
             bytes
         })
         .collect()
+}
+
+/// Rows of the registry's other table: 2, length of the key, key, content.
+fn rows() -> Vec<Vec<u8>> {
+    let network = Network {
+        name: "lab".into(),
+        rule: JoinRule::Token,
+        token: Some(Secret::new("token")),
+        admin: None,
+        enterprise: true,
+        created: 1_795_240_732,
+        members: vec![(NodeId(20), Role::Owner), (NodeId(30), Role::Member)],
+        max_members: 5,
+        allowed_ports: vec![7, 80],
+        description: "d".into(),
+    };
+    let at = 1_795_240_732;
+    let (a, b) = (NodeId(20), NodeId(30));
+    [
+        (RowKey::NextNetwork, Row::NextNetwork(2)),
+        (RowKey::Network(1), Row::Network(Box::new(network))),
+        (RowKey::Consent(a, b), Row::Consent { given: true }),
+        (RowKey::Request(a, b), Row::Request { justification: "please".into(), at }),
+        (RowKey::Response(a, b), Row::Response { accept: true, at }),
+        (RowKey::Invite(a, 1), Row::Invite { inviter: b, at }),
+    ]
+    .iter()
+    .map(|(key, row)| {
+        let key = key.encode();
+        let mut bytes = vec![2, u8::try_from(key.len()).expect("a key is short")];
+        bytes.extend_from_slice(&key);
+        row.encode(&mut bytes);
+        bytes
+    })
+    .collect()
 }
 
 /// One UDP packet as Ethernet, bare IPv6, and in a classic and a newer capture.

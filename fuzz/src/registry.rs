@@ -26,9 +26,13 @@ const TOKEN: &str = "operator";
 const UNCONFIRMED: usize = 2;
 
 /// Stored records: what was understood survives being written and read again. The first byte chooses the id: an
-/// arbitrary one, or the one that the key in the record gives, so that the check behind the parser passes.
+/// arbitrary one, or the one that the key in the record gives, so that the check behind the parser passes; or a row of the
+/// other table follows.
 pub(crate) fn record(data: &[u8]) {
     let Some((&kind, bytes)) = data.split_first() else { return };
+    if kind & 2 != 0 {
+        return row(bytes);
+    }
     let derived = || {
         let salt = u16::from_be_bytes(*bytes.get(3..)?.first_chunk()?);
         derive_node_id(bytes.get(5..)?.first_chunk()?, salt)
@@ -39,6 +43,18 @@ pub(crate) fn record(data: &[u8]) {
     record.encode(&mut written);
     assert_eq!(Record::decode(id, &written), Ok(record));
     assert_eq!(written, bytes, "one record has one form");
+}
+
+/// Stored rows: the first byte is the length of the key.
+fn row(data: &[u8]) {
+    let Some((&len, rest)) = data.split_first() else { return };
+    let Some((key, bytes)) = rest.split_at_checked(usize::from(len)) else { return };
+    let Ok(parsed) = RowKey::decode(key) else { return };
+    assert_eq!(parsed.encode(), key, "one key has one form");
+    let Ok(row) = Row::decode(&parsed, bytes) else { return };
+    let mut written = Vec::new();
+    row.encode(&mut written);
+    assert_eq!(written, bytes, "one row has one form");
 }
 
 /// The engine with what the disk holds, as a server would drive it.
