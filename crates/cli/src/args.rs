@@ -570,6 +570,7 @@ pub(crate) struct CompletionsArgs {
 
 #[cfg(test)]
 mod tests {
+    use super::gateway::PeerPort;
     use super::*;
     use clap::CommandFactory;
 

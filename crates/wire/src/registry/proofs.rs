@@ -241,7 +241,7 @@ mod tests {
             assert!(!signs || reads || request.proof_message(&[0; 32]).is_some(), "{kind}");
             assert!(!signs || request.credentials().is_some_and(|c| c.actor.is_some()), "{kind}");
         }
-        assert_eq!(proofs.len(), 24);
+        assert_eq!(proofs.len(), 25);
     }
 
     #[test]
