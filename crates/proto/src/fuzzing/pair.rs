@@ -566,7 +566,14 @@ impl World {
                 self.track(i, id, 1 - i, peer.port);
             }
             for at in 0..self.hosts[i].conns.len() {
-                self.read(i, at, CHUNK);
+                // To the end: what is left unread would wait for the next timer, however far that is.
+                loop {
+                    let before = self.hosts[i].conns[at].read;
+                    self.read(i, at, CHUNK);
+                    if self.hosts[i].conns[at].read == before {
+                        break;
+                    }
+                }
                 let host = &mut self.hosts[i];
                 let conn = &mut host.conns[at];
                 if conn.closed {
