@@ -228,7 +228,6 @@ impl<'a> Session<'a> {
                     .map(|found| found.node)
                     .map_err(|error| explain(&error))
             }
-            _ => Err(CliError::usage("peer", "not a node", "give a name or an address")),
         }
     }
 
