@@ -126,6 +126,7 @@ impl World {
                 inbox_per_node: 2,
                 invites: 4,
                 invites_per_node: 2,
+                calls: 3,
             },
             max_nodes: NODES,
             rates,
@@ -471,6 +472,7 @@ impl World {
         let records = self.records();
         assert_eq!(self.engine.nodes(), records.len(), "claims");
         assert!(records.len() <= NODES && self.engine.tracked_sources() <= 2);
+        assert!(self.engine.calls() <= 3, "calls");
         assert!(self.engine.unconfirmed() <= UNCONFIRMED, "nodes in memory only");
         for (key, row) in &self.rows {
             if self.batch.is_empty() {

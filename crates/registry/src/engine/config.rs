@@ -69,6 +69,8 @@ pub struct SocialLimits {
     pub invites: usize,
     /// Invitations waiting for one node. Default: 64.
     pub invites_per_node: usize,
+    /// Look-ups remembered for the answers to them. Default: 65,536.
+    pub calls: usize,
 }
 
 impl Default for SocialLimits {
@@ -82,6 +84,7 @@ impl Default for SocialLimits {
             inbox_per_node: 256,
             invites: 65_536,
             invites_per_node: 64,
+            calls: 65_536,
         }
     }
 }

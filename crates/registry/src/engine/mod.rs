@@ -38,6 +38,7 @@ mod tests;
 
 use pilotage_wire::NodeId;
 use pilotage_wire::registry::{Beacon, CODE_RETRY, Reply, Request};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -99,6 +100,9 @@ pub struct Engine {
     config: Config,
     table: Table,
     rows: Rows,
+    /// Who has looked up whom lately; at most [`SocialLimits::calls`].
+    calls: HashMap<(NodeId, NodeId), Instant>,
+    calls_swept: Option<Instant>,
     /// First registration of the oldest node, Unix seconds.
     oldest: Option<u64>,
     limiter: Limiter,
@@ -126,7 +130,10 @@ impl Engine {
         }
         let limiter = Limiter::new(&config);
         let rows = Rows::default();
-        Ok(Self { config, table, rows, oldest, limiter, beacons: Vec::new(), read_only: None })
+        let calls = HashMap::new();
+        let calls_swept = None;
+        let beacons = Vec::new();
+        Ok(Self { config, table, rows, calls, calls_swept, oldest, limiter, beacons, read_only: None })
     }
 
     /// The stored rows; for a new engine, before its first request.
@@ -260,6 +267,12 @@ impl Engine {
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
         self.table.unconfirmed()
+    }
+
+    /// Number of look-ups that are remembered; at most [`SocialLimits::calls`].
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.calls.len()
     }
 
     /// Number of claimed addresses.

@@ -126,7 +126,8 @@ impl Network {
             JoinRule::Invite => 2,
         };
         let mut flags = u8::from(self.enterprise) * ENTERPRISE;
-        flags |= (u8::from(self.token.is_some()) * TOKEN) | (u8::from(self.admin.is_some()) * ADMIN);
+        flags |= u8::from(self.token.is_some()) * TOKEN;
+        flags |= u8::from(self.admin.is_some()) * ADMIN;
         out.extend_from_slice(&[VERSION, rule, flags]);
         out.extend_from_slice(&self.created.to_be_bytes());
         out.extend_from_slice(&self.max_members.to_be_bytes());

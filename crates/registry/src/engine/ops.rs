@@ -91,7 +91,7 @@ impl Engine {
         })?;
         let hidden = Refusal::NotVisible(id);
         let node = self.registered(id).map_err(|_| hidden.clone())?;
-        if !self.may_locate(requester, id) {
+        if !self.may_locate(ctx, requester, id) {
             return Err(hidden);
         }
         let endpoint = node.record.endpoint.ok_or(hidden)?;
@@ -99,26 +99,28 @@ impl Engine {
         if !self.is_online(node, ctx.now) || fault::point!("registry.engine.peer_silent") {
             return Err(Refusal::Offline(id, self.config.presence.as_secs()));
         }
-        Ok(Reply::Resolved(wire::Resolved {
+        let found = wire::Resolved {
             node_id: id,
             real_addr: endpoint.to_string(),
             lan_addrs: node.record.lan_addrs.iter().map(ToString::to_string).collect(),
             key_age_days: ctx.unix.saturating_sub(node.record.key_since()) / 86_400,
-        }))
+        };
+        self.note_call(requester, id, ctx.now);
+        Ok(Reply::Resolved(found))
     }
 
     /// spec/registry.md §7.3: public, or itself, or trusted by it, or in a network with it. A node that has signed nothing
     /// is told to nobody.
-    pub(super) fn may_locate(&self, requester: NodeId, id: NodeId) -> bool {
+    pub(super) fn may_locate(&self, ctx: &Context<'_>, requester: NodeId, id: NodeId) -> bool {
         let Some(node) = self.table.get(id) else { return false };
-        node.durable && (node.record.public || requester == id || self.may_know(requester, id))
+        node.durable && (node.record.public || requester == id || self.may_know(ctx, requester, id))
     }
 
     /// `id` trusts `requester`, or they have a network in common.
-    pub(super) fn may_know(&self, requester: NodeId, id: NodeId) -> bool {
+    pub(super) fn may_know(&self, ctx: &Context<'_>, requester: NodeId, id: NodeId) -> bool {
         let common =
             |network: &super::Network| network.role(id).is_some() && network.role(requester).is_some();
-        self.consents(id, requester) || self.networks().any(|(_, network)| common(network))
+        self.consents(id, requester, ctx.now) || self.networks().any(|(_, network)| common(network))
     }
 
     /// spec/registry.md §7.4. `requester_id` is not signed: for a private node it counts only from the requester's own
@@ -131,7 +133,7 @@ impl Engine {
         let id = self.table.by_name(&request.hostname).ok_or(Refusal::NameNotVisible)?;
         let node = self.registered(id).map_err(|_| Refusal::NameNotVisible)?;
         let may = |requester: NodeId| {
-            requester == id || (self.comes_from(ctx, requester) && self.may_know(requester, id))
+            requester == id || (self.comes_from(ctx, requester) && self.may_know(ctx, requester, id))
         };
         if !node.record.public && !request.requester_id.is_some_and(may) {
             return Err(Refusal::NameNotVisible);
@@ -162,7 +164,7 @@ impl Engine {
             return Err(Refusal::BadArgument("punch: the requester must be one of the two nodes"));
         }
         let place = |id: NodeId| {
-            let node = self.registered(id).ok().filter(|_| self.may_locate(requester, id));
+            let node = self.registered(id).ok().filter(|_| self.may_locate(ctx, requester, id));
             let node = node.ok_or(Refusal::NotVisible(id))?;
             if !self.is_online(node, ctx.now) {
                 return Err(Refusal::Offline(id, self.config.presence.as_secs()));

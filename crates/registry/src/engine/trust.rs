@@ -3,12 +3,17 @@
 //! A *consent* goes one way: the first lets the second know where it is. It is given by `report_trust` and by accepting;
 //! asking somebody is a consent as soon as that one has consented. Two nodes trust each other when both have consented.
 //! So nobody gains anything by what it says alone (reference defect A5).
+//!
+//! The reference's daemons ask a public node directly, and the registry does not hear of it. What it hears is that one
+//! looked up where the other is, signed. Such a *call* counts as asking for ten minutes, towards a peer that has given
+//! its consent, and is kept in memory only (spec/registry.md §11.4).
 
 use super::rows::Kind;
 use super::{ConnState, Context, Engine, Refusal, Row, RowKey};
 use pilotage_wire::NodeId;
 use pilotage_wire::registry as wire;
 use pilotage_wire::registry::{HandshakeRequest, HandshakeResponse, Reply, Request};
+use std::time::{Duration, Instant};
 
 /// Longest justification, bytes.
 pub(super) const MAX_JUSTIFICATION: usize = 1_024;
@@ -16,6 +21,11 @@ pub(super) const MAX_JUSTIFICATION: usize = 1_024;
 const MAX_POLL: usize = 60_000;
 /// Fields of one inbox entry in JSON, at most, bytes.
 const ENTRY: usize = 96;
+
+/// How long a call counts.
+const CALL_LIFE: Duration = Duration::from_secs(600);
+/// A full table of calls is searched for old ones at most this often.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 const FIRST: NodeId = NodeId(0);
 const LAST: NodeId = NodeId(u32::MAX);
@@ -29,17 +39,47 @@ impl Engine {
         }
     }
 
+    /// `from` has lately looked up where `to` is.
+    fn has_called(&self, from: NodeId, to: NodeId, now: Instant) -> bool {
+        self.calls.get(&(from, to)).is_some_and(|at| now.duration_since(*at) < CALL_LIFE)
+    }
+
+    /// Remembers a call, if there is room: it only makes things easier.
+    pub(super) fn note_call(&mut self, from: NodeId, to: NodeId, now: Instant) {
+        if from == to {
+            return;
+        }
+        let full = self.calls.len() >= self.config.social.calls;
+        if full && !self.calls.contains_key(&(from, to)) {
+            let due = self.calls_swept.is_none_or(|at| now.duration_since(at) >= SWEEP_INTERVAL);
+            if due {
+                self.calls_swept = Some(now);
+                self.calls.retain(|_, at| now.duration_since(*at) < CALL_LIFE);
+            }
+            if self.calls.len() >= self.config.social.calls {
+                return;
+            }
+        }
+        self.calls.insert((from, to), now);
+    }
+
     /// `from` lets `to` know where it is.
-    pub(super) fn consents(&self, from: NodeId, to: NodeId) -> bool {
-        match self.consent(from, to) {
-            Some(given) => given || self.consent(to, from).is_some(),
-            None => false,
+    pub(super) fn consents(&self, from: NodeId, to: NodeId, now: Instant) -> bool {
+        match (self.consent(from, to), self.consent(to, from)) {
+            (Some(true), _) | (Some(false), Some(_)) => true,
+            (None, Some(true)) => self.has_called(from, to, now),
+            _ => false,
         }
     }
 
     /// Both have consented.
-    pub(super) fn trusted(&self, a: NodeId, b: NodeId) -> bool {
-        self.consent(a, b).is_some() && self.consent(b, a).is_some()
+    pub(super) fn trusted(&self, a: NodeId, b: NodeId, now: Instant) -> bool {
+        match (self.consent(a, b), self.consent(b, a)) {
+            (Some(_), Some(_)) => true,
+            (Some(true), None) => self.has_called(b, a, now),
+            (None, Some(true)) => self.has_called(a, b, now),
+            _ => false,
+        }
     }
 
     fn give_consent(&mut self, from: NodeId, to: NodeId, given: bool) -> Result<(), Refusal> {
@@ -98,7 +138,7 @@ impl Engine {
     pub(super) fn check_trust(&self, ctx: &Context<'_>, pair: &wire::TrustPair) -> Reply {
         let (a, b) = (pair.node_id, pair.peer_id);
         let concerned = self.comes_from(ctx, a) || self.comes_from(ctx, b);
-        Reply::Trust { trusted: concerned && self.trusted(a, b) }
+        Reply::Trust { trusted: concerned && self.trusted(a, b, ctx.now) }
     }
 
     pub(super) fn request_handshake(
@@ -189,7 +229,7 @@ impl Engine {
         let id = self.authorize(ctx, conn, request)?;
         let (peer, accept) = (answer.peer_id, answer.accept);
         self.check_peer(id, peer)?;
-        let asked = self.consent(peer, id).is_some();
+        let asked = self.consent(peer, id).is_some() || self.has_called(peer, id, ctx.now);
         if asked {
             self.check_inbox(RowKey::Response(peer, FIRST), RowKey::Response(peer, LAST))?;
         }

@@ -409,11 +409,11 @@ fn write<'a>(
     Ok(())
 }
 
-/// As they are stored.
-type KeyAndValue = (Vec<u8>, Vec<u8>);
+/// Keys and contents as stored.
+type RawRows = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Files of earlier versions have no such table.
-fn read_rows(db: &Database) -> Result<Vec<KeyAndValue>, redb::Error> {
+fn read_rows(db: &Database) -> Result<RawRows, redb::Error> {
     let transaction = db.begin_read()?;
     let table = match transaction.open_table(ROWS) {
         Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),

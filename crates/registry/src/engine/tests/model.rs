@@ -263,7 +263,7 @@ impl World {
         let ids: Vec<NodeId> = self.model.nodes.values().map(|node| node.0).collect();
         for a in &ids {
             for b in ids.iter().filter(|b| *b != a) {
-                assert_eq!(engine.consents(*a, *b), self.model.trust.contains(&(*a, *b)));
+                assert_eq!(engine.consents(*a, *b, self.harness.now), self.model.trust.contains(&(*a, *b)));
             }
         }
         let members = engine.network(1).ok().map(|n| n.members.iter().map(|(id, _)| *id).collect());

@@ -129,6 +129,44 @@ fn handshakes_are_relayed_once_and_answers_only_to_those_who_asked() {
     harness.engine.rows.assert_consistent();
 }
 
+/// §11.4: a private daemon asks a public one directly; what the registry sees of that is a look-up.
+#[test]
+fn a_call_opens_the_way_back_for_those_who_consent() {
+    let mut harness = world(|config| config.social.calls = 2);
+    let (p, a) = (harness.register(&key(1)), harness.register_public(&key(2), "a"));
+    let check =
+        |harness: &mut Harness| harness.act(&key(1), pair("check_trust", p, a)).unwrap()["trusted"] == true;
+    let accept = json!({"type": "respond_handshake", "node_id": a.0, "peer_id": p.0, "accept": true});
+    let poll = json!({"type": "poll_handshakes", "node_id": p.0});
+    // Without a call nothing that a says reaches p.
+    harness.act(&key(2), accept.clone()).unwrap();
+    assert_eq!(harness.act(&key(1), poll.clone()).unwrap()["responses"], json!([]));
+    assert!(!check(&mut harness));
+    // A call alone is nothing either.
+    harness.act(&key(2), pair("revoke_trust", a, p)).unwrap();
+    harness.resolve(&key(1), p, a).unwrap();
+    assert!(!check(&mut harness));
+    assert_eq!(harness.resolve(&key(2), a, p), Err(Refusal::NotVisible(p)));
+    // Both together are.
+    harness.act(&key(2), accept).unwrap();
+    assert_eq!(harness.act(&key(1), poll).unwrap()["responses"][0]["accept"], true);
+    assert!(check(&mut harness) && harness.resolve(&key(2), a, p).is_ok());
+    // Ten minutes later only what p has said itself counts.
+    harness.now += Duration::from_secs(600);
+    harness.register(&key(1));
+    harness.register(&key(2));
+    assert!(!check(&mut harness));
+    assert_eq!(harness.resolve(&key(2), a, p), Err(Refusal::NotVisible(p)));
+    harness.act(&key(1), pair("report_trust", p, a)).unwrap();
+    assert!(check(&mut harness) && harness.resolve(&key(2), a, p).is_ok());
+    // The table is bounded.
+    for n in 3..=6 {
+        let id = harness.register(&key(n));
+        harness.resolve(&key(n), id, a).unwrap();
+        assert!(harness.engine.calls() <= 2);
+    }
+}
+
 /// §9.2
 #[test]
 fn inboxes_and_trust_are_bounded() {
