@@ -153,10 +153,7 @@ fn a_state_directory_in_use_names_the_process() {
     let args = ["--state", state, "--json", "--bind", "127.0.0.1:0"];
     let up = Running::start(&[&["up"][..], &args].concat());
     up.expect("ready", STEP);
-<<<<<<< HEAD
-=======
     // Other commands go through the running node.
->>>>>>> issue4-ipc
     let output = run(&[&["up"][..], &args].concat());
     assert_eq!(output.status.code(), Some(1));
     let lines = lines(&output.stdout);
