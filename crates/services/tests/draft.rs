@@ -185,8 +185,10 @@ fn a_task_goes_there_and_its_results_come_back() {
 #[test]
 fn a_decision_reaches_the_other_side_when_it_comes_back() {
     let quick = |n: u8, bind: SocketAddr| {
-        let mut config = pilotage::ProtoConfig::default();
-        config.connect_timeout = Duration::from_secs(2);
+        let config = pilotage::ProtoConfig {
+            connect_timeout: Duration::from_secs(2),
+            ..pilotage::ProtoConfig::default()
+        };
         Node::builder()
             .bind(bind)
             .identity(Identity::from_seed([n; 32]))
