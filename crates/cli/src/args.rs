@@ -310,6 +310,9 @@ pub(crate) struct UpArgs {
     /// Do not serve this; may be repeated
     #[arg(long, value_enum, value_name = "SERVICE")]
     pub(crate) without: Vec<ServiceName>,
+    /// Take tasks from nodes with a lower polo score than ours, too
+    #[arg(long)]
+    pub(crate) ignore_polo: bool,
     /// End when standard input ends (for a parent process)
     #[arg(long)]
     pub(crate) exit_with_stdin: bool,

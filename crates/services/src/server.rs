@@ -375,7 +375,9 @@ impl Serving {
     }
 
     fn task_submission(&mut self, node: &Node, service: &TaskService, observer: &Observer) -> io::Result<()> {
-        let taken = task::Taken::new(service.store.clone(), node.address().node, service.scores.clone());
+        let own = node.clone();
+        let taken =
+            task::Taken::new(service.store.clone(), move || own.address().node, service.scores.clone());
         let observer_ = observer.clone();
         let handler = move |stream: &Stream| {
             let mut changed = |task| observer_(Notice::TaskChanged(Box::new(task)));

@@ -8,15 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pilotage::Peer;
+use pilotage::{Node, NodeId, Peer};
 use pilotage_services::clock::rfc3339;
 use pilotage_services::file::check_name;
-use pilotage_services::task::{MAX_FILE, OperateError, Output, Side, Store, StoreError, Task, TaskId, Tasks};
+use pilotage_services::server::TaskService;
+use pilotage_services::task::{
+    MAX_FILE, OperateError, Output, Scores, Side, Store, StoreError, Task, TaskId, Tasks,
+};
 use serde_json::{Value, json};
 
 use super::Context;
 use super::message::{printable, read_whole};
-use crate::args::{NodeArgs, TaskAction};
+use crate::args::{NodeArgs, TaskAction, UpArgs};
 use crate::control;
 use crate::error::CliError;
 use crate::node;
@@ -236,17 +239,26 @@ pub(crate) fn json(task: &Task, path: Option<&str>) -> Value {
 }
 
 /// The task service of `up`: on disk, unless the node is a throwaway.
-pub(crate) fn service(
-    context: &Context,
-    ephemeral: bool,
-) -> Result<pilotage_services::server::TaskService, CliError> {
-    let store = match ephemeral {
+pub(crate) fn service(context: &Context, args: &UpArgs, node: &Node) -> Result<TaskService, CliError> {
+    let store = match args.node.ephemeral {
         true => Store::open(None)
             .map(Arc::new)
             .map_err(|error| CliError::failure("tasks", error, "see the cause"))?,
         false => open(&dir(context))?,
     };
-    Ok(pilotage_services::server::TaskService { store, scores: None })
+    // Without a registry nobody has a score.
+    let asks = context.settings.has_hub() && !args.ignore_polo;
+    Ok(TaskService { store, scores: asks.then(|| scores(node)) })
+}
+
+/// Asks the registry.
+fn scores(node: &Node) -> Scores {
+    let node = node.clone();
+    Arc::new(move |of: NodeId| {
+        let request = json!({ "type": "get_polo_score", "node_id": of.0 });
+        let reply = node.registry_call(request, None).map_err(|error| error.to_string())?;
+        reply["polo_score"].as_i64().ok_or_else(|| "the registry named no score".into())
+    })
 }
 
 /// As the command of a control socket, where `up` serves no tasks.

@@ -31,7 +31,7 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     };
     let node = node::start(context, &args.node)?;
     watch_events(context, &node);
-    let services = services(context, args, files.clone())?;
+    let services = services(context, args, files.clone(), &node)?;
     let output = context.output.clone();
     let observer = Arc::new(move |notice| match notice {
         Notice::FileReceived { peer, file } => {
@@ -80,10 +80,15 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
 }
 
 /// Everything that was not left out.
-fn services(context: &Context, args: &UpArgs, files: Option<FileService>) -> Result<Services, CliError> {
+fn services(
+    context: &Context,
+    args: &UpArgs,
+    files: Option<FileService>,
+    node: &Node,
+) -> Result<Services, CliError> {
     let with = |service| !args.without.contains(&service);
     let tasks = match with(ServiceName::Tasks) {
-        true => Some(task::service(context, args.node.ephemeral)?),
+        true => Some(task::service(context, args, node)?),
         false => None,
     };
     Ok(Services {

@@ -33,7 +33,7 @@ const STEP: usize = 64 * 1024;
 /// What takes messages for one node.
 pub struct Taken {
     store: Arc<Store>,
-    own: NodeId,
+    own: Box<dyn Fn() -> NodeId + Send + Sync>,
     scores: Option<Scores>,
     reading: Arc<Budget>,
 }
@@ -41,7 +41,7 @@ pub struct Taken {
 impl std::fmt::Debug for Taken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Taken")
-            .field("own", &self.own)
+            .field("own", &(self.own)())
             .field("scores", &self.scores.is_some())
             .finish_non_exhaustive()
     }
@@ -54,10 +54,14 @@ impl Taken {
         &self.store
     }
 
-    /// For the node `own`. With `scores`, a submission is refused if the submitter's score is below ours.
+    /// For the node that `own` names (a registry may rename it). With `scores`, a submission is refused if the submitter's score is below ours.
     #[must_use]
-    pub fn new(store: Arc<Store>, own: NodeId, scores: Option<Scores>) -> Self {
-        Self { store, own, scores, reading: Budget::new(MAX_READING) }
+    pub fn new(
+        store: Arc<Store>,
+        own: impl Fn() -> NodeId + Send + Sync + 'static,
+        scores: Option<Scores>,
+    ) -> Self {
+        Self { store, own: Box::new(own), scores, reading: Budget::new(MAX_READING) }
     }
 }
 
@@ -144,7 +148,7 @@ fn take_submission(taken: &Taken, peer: Address, submission: Submission, now: u6
     }
     if let Some(scores) = &taken.scores {
         let lookup = |node| scores(node).map_err(|error| format!("Polo score lookup failed: {error}"));
-        let (submitter, receiver) = (lookup(peer.node)?, lookup(taken.own)?);
+        let (submitter, receiver) = (lookup(peer.node)?, lookup((taken.own)())?);
         if submitter < receiver {
             return Err(format!("Polo score too low: submitter={submitter}, receiver={receiver}"));
         }

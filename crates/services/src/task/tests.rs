@@ -88,7 +88,7 @@ fn served(taken: &Arc<Taken>, from: u32) -> (TcpStream, JoinHandle<Result<usize,
 }
 
 fn reception(scores: Option<Scores>) -> Arc<Taken> {
-    Arc::new(Taken::new(Arc::new(Store::open(None).unwrap()), NodeId(9), scores))
+    Arc::new(Taken::new(Arc::new(Store::open(None).unwrap()), || NodeId(9), scores))
 }
 
 fn submit_to(taken: &Arc<Taken>, from: u32, submission: &Submission) -> Result<Reply, ClientError> {
@@ -248,7 +248,7 @@ fn tasks_and_results_survive_on_disk() {
     let dir = tempfile::tempdir().unwrap();
     let tasks = dir.path().join("tasks");
     let store = Arc::new(Store::open(Some(&tasks)).unwrap());
-    let taken = Arc::new(Taken::new(store.clone(), NodeId(9), None));
+    let taken = Arc::new(Taken::new(store.clone(), || NodeId(9), None));
     submitted(&store, 1, 1);
     submit_to(&taken, 2, &submission(2, "")).unwrap();
     tell(&taken, 1, &[results(1, "file")]);
@@ -270,7 +270,7 @@ fn tasks_and_results_survive_on_disk() {
 #[test]
 fn time_limits() {
     let store = Store::open(None).unwrap();
-    let taken = Arc::new(Taken::new(Arc::new(store), NodeId(9), None));
+    let taken = Arc::new(Taken::new(Arc::new(store), || NodeId(9), None));
     submit_to(&taken, 1, &submission(1, "")).unwrap();
     let store = taken_store(&taken);
     let created = store.list()[0].created;
