@@ -132,7 +132,9 @@ pub(super) fn close(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failur
 
 /// A reader that stalls loses nothing and stops nobody else.
 pub(super) fn slow_reader(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, Failure> {
-    let bytes = content(lab.plan.files.first().copied().unwrap_or_default(), lab.plan.seed);
+    // A reference daemon queues 512 segments, which may be of 64 KiB each.
+    let len = lab.plan.files.get(usize::from(kinds.0 == Kind::Reference)).copied().unwrap_or_default();
+    let bytes = content(len, lab.plan.seed);
     let source = lab.scratch.folder("files")?.join("source.bin");
     std::fs::write(&source, &bytes)?;
     let meeting = Meeting::start(lab, kinds, false)?;
