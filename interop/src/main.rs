@@ -65,6 +65,9 @@ struct Options {
     /// How often each scenario with the reference runs; it has passed if all of them did, and its figure is the median
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
+    /// Only these pairings of scenarios with the reference (comma-separated; client first)
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pairing: Vec<Pairing>,
     /// Print one JSON object per result
     #[arg(long)]
     json: bool,
@@ -73,6 +76,24 @@ struct Options {
     keep: bool,
     #[command(subcommand)]
     part: Option<Part>,
+}
+
+/// Client and server of a scenario with the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Pairing {
+    OursTheirs,
+    TheirsOurs,
+    TheirsTheirs,
+}
+
+impl Pairing {
+    fn kinds(self) -> (Kind, Kind) {
+        match self {
+            Self::OursTheirs => (P, R),
+            Self::TheirsOurs => (R, P),
+            Self::TheirsTheirs => (R, R),
+        }
+    }
 }
 
 /// Parts of scenarios as processes of their own.
@@ -178,7 +199,11 @@ fn jobs(options: &Options) -> Vec<Job> {
     let mut jobs = Vec::new();
     for scenario in single {
         let pairs = if scenario.is_foreign() { FOREIGN_PAIRS } else { PAIRS };
-        jobs.extend(pairs.iter().map(|(client, server)| Job::Single {
+        let wanted = |pair: &(Kind, Kind)| {
+            let chosen = options.pairing.iter().any(|pairing| pairing.kinds() == *pair);
+            chosen || options.pairing.is_empty() || !scenario.is_foreign()
+        };
+        jobs.extend(pairs.iter().filter(|pair| wanted(pair)).map(|(client, server)| Job::Single {
             scenario,
             client: *client,
             server: *server,

@@ -30,10 +30,14 @@ pub(crate) struct Programs {
     hub_switch: bool,
     /// Names of the commands of ours.
     commands: Vec<String>,
+    /// Our node offers the reference's local socket.
+    pub(crate) local_socket: bool,
 }
 
 /// The hub's option that lets nodes register without proof of possession.
 const HUB_SWITCH: &str = "--allow-unsigned";
+/// The option of `up` that names a socket for the reference's drivers.
+const LOCAL_SOCKET: &str = "--ipc";
 
 /// A running registry and beacon, or how nodes see one.
 #[derive(Debug)]
@@ -101,7 +105,10 @@ impl Programs {
             .skip(1)
             .map_while(|line| line.strip_prefix("  ")?.split_whitespace().next().map(str::to_owned))
             .collect();
-        Ok(Self { pilotage, reference: reference.map(Path::to_path_buf), hub_switch, commands })
+        let help = run(Command::new(&pilotage).args(["up", "--help"]), &[], Duration::from_secs(10))?;
+        let local_socket = String::from_utf8_lossy(&help).contains(LOCAL_SOCKET);
+        let reference = reference.map(Path::to_path_buf);
+        Ok(Self { pilotage, reference, hub_switch, commands, local_socket })
     }
 
     /// The pilotage program.
@@ -210,6 +217,9 @@ impl Programs {
     ) -> Result<Node, Failure> {
         let mut command = self.pilotage("up", &folder, hub);
         command.args(["--json", "--bind", &endpoint.to_string(), "--name", name]);
+        if self.local_socket {
+            command.arg(LOCAL_SOCKET).arg(folder.join("pilot.sock"));
+        }
         let mut process = Background::start(&mut command, &folder.join("log"))?;
         let ready = process.wait_for_event("ready")?;
         let mut status = Command::new(&self.pilotage);

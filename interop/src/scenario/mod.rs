@@ -94,7 +94,7 @@ pub(crate) enum Scenario {
     Simultaneous,
     /// With the reference: five echo connections, then silence, and none is held any more
     Close,
-    /// With the reference: 16 MiB to a reader that reads nothing for 4 s
+    /// With the reference: 64 MiB (16 from the reference) to a reader that reads nothing for 4 s
     SlowReader,
     /// With the reference: 20 datagrams of 1,000 bytes
     Datagrams,
@@ -263,7 +263,7 @@ impl Scenario {
             Self::StreamLoss5 => {
                 Plan { limit_s: 600, ..link(Impairment::far_losing(5), &[64 * MIB, MIB / 4]) }
             }
-            Self::SlowReader => link(Impairment::NONE, &[16 * MIB]),
+            Self::SlowReader => link(Impairment::NONE, &[64 * MIB, 16 * MIB]),
             Self::Idle => Plan { limit_s: 300, ..link(Impairment::NONE, &[]) },
             Self::RestartServer
             | Self::RestartClient

@@ -106,7 +106,7 @@ const MESSAGES: Service = Service {
         },
         Step { who: Who::Server, ours: &["inbox"], theirs: &["inbox"], says: "plain text", ..STEP },
         Step { who: Who::Server, ours: &["inbox"], theirs: &["inbox"], says: "answer", ..STEP },
-        Step { who: Who::Server, ours: &["inbox"], theirs: &["inbox"], says: "raw bytes", ..STEP },
+        Step { who: Who::Server, ours: &["inbox"], theirs: &["inbox"], says: "BINARY", ..STEP },
     ],
 };
 

@@ -97,7 +97,7 @@ impl Connection {
             return self.emit_bare_ack(cx, space);
         }
         if self.keepalive_pending {
-            return self.emit_keepalive(cx, space);
+            return self.emit_keepalive(cx, limit, space);
         }
         if blocked { SegmentOut::PathBlocked } else { SegmentOut::Idle }
     }
@@ -365,12 +365,22 @@ impl Connection {
         emit(&hdr, 0, space)
     }
 
-    /// RFC 9293 §3.8.4: a number just below what the peer expects makes it answer.
-    fn emit_keepalive(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
+    /// RFC 9293 §3.8.4: a number just below what the peer expects makes it answer. A reference peer answers nothing without
+    /// payload, so it gets one byte that it has acknowledged long ago (RFC 1122 §4.2.3.6) and throws away.
+    fn emit_keepalive(&mut self, cx: &mut Cx<'_>, limit: usize, space: &mut [u8]) -> SegmentOut {
+        let len = usize::from(cx.dialect == Dialect::Draft);
+        if len > limit {
+            return SegmentOut::TooLong;
+        }
         self.keepalive_pending = false;
         let mut hdr = self.ack_header(cx);
-        hdr.seq = hdr.seq.wrapping_sub(1);
-        emit(&hdr, 0, space)
+        let known = if len > 0 { self.board.una() } else { self.board.nxt() };
+        hdr.seq = self.seq_of(known).wrapping_sub(1);
+        match space.get_mut(HEADER_LEN..HEADER_LEN + len) {
+            Some(target) => target.fill(0),
+            None => return SegmentOut::TooLong,
+        }
+        emit(&hdr, len, space)
     }
 
     fn ack_header(&mut self, cx: &Cx<'_>) -> Header {

@@ -252,3 +252,37 @@ fn a_gap_is_repaired_when_reordering_has_had_its_time() {
     let sent = side.sent();
     assert_eq!((sent.len(), sent[0].0.seq, sent[0].1.len()), (1, OUR_ISN + 1, MSS));
 }
+
+#[test]
+fn a_keepalive_to_a_reference_peer_carries_a_byte_that_it_knows() {
+    for sent in [0, 500] {
+        let mut side = Side::connected(Dialect::Draft);
+        if sent > 0 {
+            side.writes(&[1; 500]);
+            side.sent();
+            side.takes_data(0, 500, b"");
+        }
+        let mut alive = 0;
+        for _ in 0..40 {
+            side.wait(10_000);
+            for (hdr, payload) in side.sent() {
+                assert_eq!(
+                    (hdr.flags, hdr.seq, payload.len()),
+                    (Flags::ACK, OUR_ISN + sent, 1),
+                    "below what it expects"
+                );
+                side.takes_data(0, sent, b""); // so it acknowledges at once
+                alive += 1;
+            }
+        }
+        assert!((8..=14).contains(&alive), "{alive} in 400 s");
+        assert_eq!(side.conn.state, State::Established);
+    }
+    // A byte that the peer may not have yet would become part of the stream there.
+    let mut side = Side::connected(Dialect::Draft);
+    side.writes(&[1; 500]);
+    side.sent();
+    side.conn.probe_liveness();
+    let (hdr, payload) = side.sent().pop().expect("a keepalive");
+    assert_eq!((hdr.seq, payload.len()), (OUR_ISN, 1));
+}
