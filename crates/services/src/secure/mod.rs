@@ -2,7 +2,7 @@
 //! identity. For applications; no service of a node listens here.
 //!
 //! The tunnel protects everything already. This channel is for those who speak to peers whose applications use it, or who
-//! carry a stream further than the tunnel goes. [`Channel::client`] and [`Channel::server`] take any [`Duplex`], and a
+//! carry a stream further than the tunnel goes. [`Channel::client`] and [`Channel::server`] take any [`Duplex`](crate::Duplex), and a
 //! channel is one again.
 //!
 //! Both ends must be set up alike: nothing on the wire says whether identities are proved.
