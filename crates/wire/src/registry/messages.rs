@@ -22,10 +22,10 @@ pub struct Register {
     /// Visibility wanted (ours; the reference uses `set_visibility`). Absent: unchanged, private for a new node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public: Option<bool>,
-    /// Signature over [`register_string`], as later reference clients send it. Not fresh: see spec/registry.md §5.3.
+    /// Signature over [`register_string`](super::register_string), as later reference clients send it. Not fresh: see spec/registry.md §5.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
-    /// Signature over [`register_proof`] with the nonce of this connection (ours).
+    /// Signature over [`register_proof`](super::register_proof) with the nonce of this connection (ours).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Signature>,
 }
@@ -39,7 +39,7 @@ pub struct Heartbeat {
     /// New "host:port", sent by later reference clients; the signed string then contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listen_addr: Option<String>,
-    /// Over [`heartbeat_string`] or [`heartbeat_addr_string`].
+    /// Over [`heartbeat_string`](super::heartbeat_string) or [`heartbeat_addr_string`](super::heartbeat_addr_string).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
 }
@@ -61,7 +61,7 @@ pub struct Resolve {
     /// Who asks.
     #[serde(with = "as_u32")]
     pub requester_id: NodeId,
-    /// Over [`resolve_string`], by the requester.
+    /// Over [`resolve_string`](super::resolve_string), by the requester.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
 }
@@ -84,10 +84,10 @@ pub struct SetHostname {
     pub node_id: NodeId,
     /// New name; empty gives the name up.
     pub hostname: String,
-    /// Over [`set_hostname_string`].
+    /// Over [`set_hostname_string`](super::set_hostname_string).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
-    /// Over [`set_hostname_proof`] (ours).
+    /// Over [`set_hostname_proof`](super::set_hostname_proof) (ours).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Signature>,
 }
@@ -100,10 +100,10 @@ pub struct SetVisibility {
     pub node_id: NodeId,
     /// True: any registered node may resolve it.
     pub public: bool,
-    /// Over [`set_visibility_string`].
+    /// Over [`set_visibility_string`](super::set_visibility_string).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
-    /// Over [`set_visibility_proof`] (ours).
+    /// Over [`set_visibility_proof`](super::set_visibility_proof) (ours).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Signature>,
 }
@@ -114,10 +114,10 @@ pub struct Deregister {
     /// Who leaves.
     #[serde(with = "as_u32")]
     pub node_id: NodeId,
-    /// Over [`deregister_string`].
+    /// Over [`deregister_string`](super::deregister_string).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Signature>,
-    /// Over [`deregister_proof`] (ours).
+    /// Over [`deregister_proof`](super::deregister_proof) (ours).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Signature>,
 }
@@ -147,7 +147,7 @@ pub struct Registered {
     /// Where peers will be told to find the node.
     #[serde(default)]
     pub observed_addr: String,
-    /// [`PROTOCOL_VERSION`].
+    /// [`PROTOCOL_VERSION`](super::PROTOCOL_VERSION).
     #[serde(default)]
     pub protocol_version: u32,
     /// The node's name, if it has one.
