@@ -241,7 +241,7 @@ impl Engine {
 
     /// The staged records could not be stored: everything since the last commit is undone.
     pub fn rollback(&mut self) {
-        self.table.rollback();
+        self.table.rollback(self.config.max_unconfirmed);
         self.rows.rollback();
     }
 

@@ -125,10 +125,14 @@ impl Table {
         self.journal.clear();
     }
 
-    pub(super) fn rollback(&mut self) {
+    /// Undoes what is staged. A node that had signed nothing finds its place taken if others came meanwhile: it is
+    /// forgotten then, as such nodes may be.
+    pub(super) fn rollback(&mut self, max_unconfirmed: usize) {
         while let Some((id, previous)) = self.journal.pop() {
             self.remove(id);
-            if let Some(node) = previous {
+            if let Some(node) =
+                previous.filter(|node| node.durable || self.unconfirmed.len() < max_unconfirmed)
+            {
                 self.insert(id, node);
             }
         }
