@@ -20,7 +20,7 @@ impl Scratch {
     pub(crate) fn new(keep: bool) -> Result<Self, Failure> {
         let stamp = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
         let path = std::env::temp_dir().join(format!("pilotage-interop-{}-{stamp}", std::process::id()));
-        std::fs::create_dir(&path)?;
+        private_folder(&path)?;
         if keep {
             eprintln!("interop: state and logs are kept in {}", path.display());
         }
@@ -30,9 +30,18 @@ impl Scratch {
     /// A new folder inside.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.path.join(name);
-        std::fs::create_dir_all(&path)?;
+        private_folder(&path)?;
         Ok(path)
     }
+}
+
+/// Local sockets want a folder that nobody else can enter.
+fn private_folder(path: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 impl Drop for Scratch {
@@ -132,14 +141,14 @@ impl Background {
 
     /// Waits until `ready` says so; an error shows the end of the log.
     pub(crate) fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) -> Result<(), Failure> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if ready() {
                 return Ok(());
             }
             let ended = self.child.try_wait()?;
             if ended.is_some() || Instant::now() >= deadline {
-                let why = ended.map_or("did not get ready in 20 s".to_owned(), |status| status.to_string());
+                let why = ended.map_or("did not get ready in 60 s".to_owned(), |status| status.to_string());
                 return Err(format!("{what}: {why}; log ends: {}", self.log_tail()).into());
             }
             std::thread::sleep(Duration::from_millis(20));

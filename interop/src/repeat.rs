@@ -6,7 +6,7 @@ use crate::report::Cell;
 use crate::scenario::{Outcome, Passed};
 
 /// Runs that only wait may do so together, this many at a time.
-const TOGETHER: u64 = 10;
+const TOGETHER: u64 = 5;
 
 /// Runs `once` with seeds from `seed` on; an error ends the series.
 pub(crate) fn all(
@@ -113,6 +113,6 @@ mod tests {
         assert_eq!(ours.result, Verdict::Failed);
         assert!(ours.reason.contains("1 of 2 runs passed"), "{}", ours.reason);
         assert_eq!(sum_up(cell(Kind::Reference), outcomes, Duration::ZERO).result, Verdict::Baseline);
-        assert_eq!(all(true, 1, 20, |_| Err("no".into())).len(), 10);
+        assert_eq!(all(true, 1, 20, |_| Err("no".into())).len(), 5);
     }
 }

@@ -155,6 +155,7 @@ pub(super) fn slow_reader(lab: &Lab<'_>, kinds: (Kind, Kind)) -> Result<Passed, 
     });
     client.process().ends_well("the client", lab.plan.limit())?;
     let arrived = received.recv_timeout(lab.plan.limit())??;
+    server.process().ends_well("the server", lab.plan.limit())?;
     require(arrived == bytes, || format!("{} bytes sent, {} arrived", bytes.len(), arrived.len()))?;
     let unharmed = meeting.is_unharmed()?;
     Ok(Passed::because(format!(

@@ -228,7 +228,9 @@ impl Connection {
         }
         let until = self.fin_waits_until();
         self.timers.fin_hold = (cx.now < until).then_some(until);
-        self.send.is_empty() && cx.now >= until
+        // It repeats one segment at a time: what is missing may take long to come.
+        let speaking = self.recv.has_holes() && !self.detached;
+        self.send.is_empty() && cx.now >= until && !speaking
     }
 
     /// A reference peer ended both directions: our FIN follows once everything is acknowledged or given up.

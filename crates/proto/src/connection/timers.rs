@@ -20,7 +20,7 @@ pub(super) const LAST_ACK: Duration = Duration::from_millis(100);
 /// established it goes on dialling.
 const FIN_AFTER_DIAL: Duration = Duration::from_millis(40);
 /// How long a reference peer must be silent before FIN ends its direction too, while the application still reads.
-const FIN_AFTER_SILENCE: Duration = Duration::from_secs(2);
+const FIN_AFTER_SILENCE: Duration = Duration::from_secs(5);
 /// Shortest tail-loss probe time-out: below it the scheduler of a busy machine looks like loss.
 const TLP_MIN: Duration = Duration::from_millis(5);
 /// Segments sent on a retransmission timeout whatever the window says (RFC 9002 §6.2.4: one or two): with heavy

@@ -7,7 +7,7 @@ use crate::event::WriteError;
 fn done(dialect: Dialect) -> Side {
     let mut side = Side::connected(dialect);
     side.conn.shutdown().expect("open");
-    side.wait(2_000);
+    side.wait(5_000);
     assert_eq!(side.sent().len(), 1, "FIN");
     let fin = header(Flags::FIN | Flags::ACK, PEER_ISN + 1, OUR_ISN + 2);
     side.takes(&fin, b"");
@@ -148,7 +148,7 @@ fn the_acknowledgement_behind_a_reference_fin_still_counts() {
 fn fins_that_cross_end_the_connection() {
     let mut side = Side::connected(Dialect::Draft);
     side.conn.shutdown().expect("open");
-    side.wait(2_000);
+    side.wait(5_000);
     let ours = side.sent();
     assert_eq!((ours.len(), ours[0].0.flags, ours[0].0.seq), (1, Flags::FIN, OUR_ISN + 1));
     side.takes(&header(Flags::FIN, PEER_ISN + 1, 0), b"");
@@ -181,13 +181,13 @@ fn a_half_close_does_not_cut_off_what_a_reference_peer_still_says() {
     side.conn.shutdown().expect("open");
     for part in 0..4 {
         assert!(side.sent().iter().all(|(h, _)| h.flags == Flags::ACK), "it would end both directions");
-        side.wait(1_900);
+        side.wait(4_900);
         side.takes_data(4 * part, 0, b"word");
     }
     let mut got = [0; 64];
     assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(16));
     side.sent();
-    side.wait(1_999);
+    side.wait(4_999);
     assert!(side.sent().is_empty());
     side.wait(1);
     assert_eq!(side.sent().iter().map(|(h, _)| h.flags).collect::<Vec<_>>(), [Flags::FIN]);
