@@ -12,12 +12,10 @@ use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::id::read_identity;
-use crate::args::{JoinRule, NetworkAction, NetworkArgs, parse_key};
+use crate::args::{JoinRule, NetworkAction, NetworkArgs};
 use crate::control;
 use crate::error::{CliError, Exit};
 
-/// Variable with the SHA-256 of the registry's certificate.
-const PIN: &str = "PILOTAGE_REGISTRY_TLS_PIN";
 /// How long one question to the registry may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,7 +39,8 @@ impl<'a> Session<'a> {
         let registry = registry.ok_or_else(|| {
             CliError::usage("network", "no hub is configured", "name one with --hub HOST[:PORT]")
         })?;
-        let client = Client::connect_with(&registry, TIMEOUT, tls()?).map_err(|error| explain(&error))?;
+        let tls = settings.registry_tls_pin.map_or(ClientTls::Plain, ClientTls::Pinned);
+        let client = Client::connect_with(&registry, TIMEOUT, tls).map_err(|error| explain(&error))?;
         Ok(Self { context, args, client })
     }
 
@@ -259,21 +258,6 @@ impl<'a> Session<'a> {
             "start it with `pilotage up`; at a hub of another kind give --node-id ID",
         ))
     }
-}
-
-/// The pinned certificate of the registry, if there is one.
-fn tls() -> Result<ClientTls, CliError> {
-    let Some(text) = std::env::var_os(PIN).filter(|text| !text.is_empty()) else {
-        return Ok(ClientTls::Plain);
-    };
-    let pin = text.to_str().ok_or("not text".to_owned()).and_then(parse_key);
-    pin.map(ClientTls::Pinned).map_err(|cause| {
-        CliError::usage(
-            "network",
-            format!("{PIN}: {cause}"),
-            "give the fingerprint that the hub printed at its start",
-        )
-    })
 }
 
 fn put(request: &mut Value, field: &str, text: Option<&str>) {
