@@ -30,6 +30,10 @@ pub(crate) struct Options {
     /// Executions of each target, whatever time they take
     #[arg(long)]
     executions: Option<u64>,
+    /// Begin the search at this number and leave out what earlier runs on this machine found: two runs on one tree then
+    /// try the same inputs in the same order, as far as each gets
+    #[arg(long, conflicts_with = "minimise", value_parser = clap::value_parser!(u32).range(1..))]
+    seed: Option<u32>,
     /// Only this target (may be given several times)
     #[arg(long)]
     target: Vec<String>,
@@ -243,9 +247,15 @@ fn explore_one(options: &Options, target: &Target) -> Result<Finished, Failure> 
     command
         .args([limit, format!("-max_len={}", target.max_len)])
         .args(["-rss_limit_mb=1024", "-timeout=10", "-print_final_stats=1"])
-        .arg(format!("-artifact_prefix={}/", places.artifacts.display()))
-        .arg(&places.found)
-        .args(read_only(&places, &target.name));
+        .arg(format!("-artifact_prefix={}/", places.artifacts.display()));
+    let mut found = places.found.clone();
+    if let Some(seed) = options.seed {
+        command.arg(format!("-seed={seed}"));
+        found.set_extension("seeded");
+        remove(&found)?;
+        std::fs::create_dir_all(&found)?;
+    }
+    command.arg(&found).args(read_only(&places, &target.name));
     let began = std::time::Instant::now();
     let out =
         command.output().map_err(|e| format!("fuzz: cannot start {}: {e}", places.program.display()))?;

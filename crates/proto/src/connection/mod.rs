@@ -504,6 +504,7 @@ impl Connection {
         if self.state == State::Established && self.fin_acked && self.peer_fin_reached {
             self.state = State::Done;
             self.timers = Timers::default();
+            self.keepalive_pending = false;
             self.notify.closed = true;
         }
     }

@@ -376,7 +376,8 @@ impl Connection {
         }
         self.keepalive_pending = false;
         let mut hdr = self.ack_header(cx);
-        let known = if len > 0 { self.board.una() } else { self.board.nxt() };
+        // Acknowledged in the peer's own words: what was given up, or FIN's number, may be news to it.
+        let known = if len > 0 { self.send.acked() } else { self.board.nxt() };
         hdr.seq = self.seq_of(known).wrapping_sub(1);
         match space.get_mut(HEADER_LEN..HEADER_LEN + len) {
             Some(target) => target.fill(0),

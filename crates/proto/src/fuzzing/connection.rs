@@ -275,8 +275,8 @@ impl Side {
             return;
         }
         let una = view.una;
-        // A keepalive to a reference peer: a byte that it has acknowledged, whatever it was.
-        let below = view.first_seq.wrapping_add(una as u32).wrapping_sub(1);
+        // A keepalive to a reference peer: a byte that it has acknowledged in its own words, whatever it was.
+        let below = view.first_seq.wrapping_add(self.conn.stats().bytes_acked as u32).wrapping_sub(1);
         if packet.payload == [0] && hdr.seq == below {
             return;
         }

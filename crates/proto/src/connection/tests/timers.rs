@@ -286,3 +286,31 @@ fn a_keepalive_to_a_reference_peer_carries_a_byte_that_it_knows() {
     let (hdr, payload) = side.sent().pop().expect("a keepalive");
     assert_eq!((hdr.seq, payload.len()), (OUR_ISN, 1));
 }
+
+#[test]
+fn a_keepalive_never_brings_a_reference_peer_a_byte_behind_the_end() {
+    // FIN takes a number of its own: where it was lost, a byte with that number would be read as data.
+    let mut side = Side::connected(Dialect::Draft);
+    side.writes(&[1; 500]);
+    side.sent();
+    side.conn.probe_liveness();
+    side.takes(&header(Flags::FIN, PEER_ISN + 1, 0), b"");
+    side.wait(200); // our last word, with 500 bytes given up
+    for (hdr, payload) in side.sent() {
+        assert!(payload.is_empty() || hdr.seq == OUR_ISN, "{hdr:?} {payload:?}");
+    }
+    assert_eq!(side.conn.state, State::Done);
+    assert!(side.sent().is_empty() && !side.conn.wants_to_send(), "silence after the end");
+    // FIN is out and acknowledged, the peer goes on: what it knows for sure is the last byte in front of FIN.
+    let mut side = Side::connected(Dialect::Draft);
+    side.writes(&[1; 500]);
+    side.sent();
+    side.takes_data(0, 500, b"");
+    side.conn.shutdown().expect("open");
+    side.wait(6_000);
+    side.sent();
+    side.takes_data(0, 501, b"");
+    side.conn.probe_liveness();
+    let (hdr, payload) = side.sent().pop().expect("a keepalive");
+    assert_eq!((hdr.seq, payload.len()), (OUR_ISN + 500, 1));
+}
