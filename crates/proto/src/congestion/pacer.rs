@@ -55,7 +55,7 @@ impl Pacer {
     pub fn burst(&self, rate: u64) -> u64 {
         let tick = rate / 2000 * 3;
         let batch = (rate / 200).min(GSO_BATCH);
-        (10 * self.mss).max(tick).max(batch)
+        (4 * self.mss).max(tick).max(batch)
     }
 }
 
