@@ -74,6 +74,8 @@ struct Round {
     began_at: u64,
     count: u64,
     lost: u64,
+    /// The most that was in flight.
+    peak: u64,
     min_rtt: Option<Duration>,
     limited: bool,
 }
@@ -236,9 +238,11 @@ impl Bbr {
         let fits = self.fits(1.0);
         match self.phase {
             Phase::Up | Phase::Startup | Phase::Refill => {
-                let delivered = self.delivery.delivered().saturating_sub(self.round.began_at);
-                let safe = delivered.max((fits as f64 * BETA) as u64).max(MIN_SEGMENTS * self.mss);
-                self.inflight_hi = Some(safe);
+                // The most that was in flight is where the queue overflowed, or beyond.
+                // While the rate is still being found it says nothing about that.
+                let most = if self.phase == Phase::Startup { u64::MAX } else { self.fits(UP_GAIN) };
+                let safe = self.round.peak.min(most).max((fits as f64 * BETA) as u64);
+                self.inflight_hi = Some(safe.max(MIN_SEGMENTS * self.mss));
                 if self.phase != Phase::Startup {
                     self.enter(Phase::Down, now);
                 }
@@ -404,6 +408,7 @@ impl Aggregation {
 impl Controller for Bbr {
     fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64) {
         self.delivery.on_sent(now, in_flight <= bytes, self.min_rtt);
+        self.round.peak = self.round.peak.max(in_flight);
     }
 
     fn on_ack(&mut self, now: Instant, ack: &AckEvent, rtt: &RttEstimator) {
