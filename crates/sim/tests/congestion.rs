@@ -44,8 +44,12 @@ fn a_model_keeps_its_speed_where_loss_halves_the_others() {
         ("100M 40ms 0% x4", link(100, 40, 0.0, 1.0), 80_000_000),
         ("10M 30ms shallow x4", link(10, 30, 0.0, 0.25), 20_000_000),
     ] {
-        let took = [ControllerKind::NewReno, ControllerKind::Cubic, ControllerKind::Bbr].map(|k| seconds(k, &link, bytes));
+        let took = [ControllerKind::NewReno, ControllerKind::Cubic, ControllerKind::Bbr]
+            .map(|k| seconds(k, &link, bytes));
         let mbit = took.map(|t| bytes as f64 * 8.0 / t / 1e6);
-        println!("{name:20} newreno {:.2}s cubic {:.2}s bbr {:.2}s  Mbit/s {:.1} {:.1} {:.1}", took[0], took[1], took[2], mbit[0], mbit[1], mbit[2]);
+        println!(
+            "{name:20} newreno {:.2}s cubic {:.2}s bbr {:.2}s  Mbit/s {:.1} {:.1} {:.1}",
+            took[0], took[1], took[2], mbit[0], mbit[1], mbit[2]
+        );
     }
 }

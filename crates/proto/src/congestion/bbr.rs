@@ -314,7 +314,8 @@ impl Bbr {
                 self.enter(Phase::Up, now);
             }
             Phase::Up => {
-                let enough = in_flight >= self.fits(UP_GAIN) || self.inflight_hi.is_some_and(|hi| in_flight >= hi);
+                let enough =
+                    in_flight >= self.fits(UP_GAIN) || self.inflight_hi.is_some_and(|hi| in_flight >= hi);
                 if enough && let Some(hi) = self.inflight_hi {
                     // No loss so far at what was the limit: it may be higher.
                     self.inflight_hi = Some(hi.saturating_add(self.mss).max(in_flight));

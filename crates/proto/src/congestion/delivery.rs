@@ -51,7 +51,8 @@ impl DeliveryRate {
             self.delivered_at = Some(now);
         }
         let near = min_rtt.unwrap_or(Duration::ZERO) / MARKS_PER_RTT;
-        let shared = !idle && self.marks.back().is_some_and(|m| now.saturating_duration_since(m.sent) <= near);
+        let shared =
+            !idle && self.marks.back().is_some_and(|m| now.saturating_duration_since(m.sent) <= near);
         if shared {
             return;
         }
