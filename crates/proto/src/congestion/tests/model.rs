@@ -1,0 +1,199 @@
+//! The model-based controller against a path of a given rate, delay and loss.
+
+use super::*;
+
+/// 10 MB/s and 50 ms: 500 segments fit.
+const RATE: u64 = 10_000_000;
+const FITS: u64 = RATE / 20;
+
+/// A path that carries `RATE`, has a queue of `queue` bytes and loses each `every`th segment.
+struct Line {
+    controller: AnyController,
+    rtt: RttEstimator,
+    pacer: pacer::Pacer,
+    now: Instant,
+    /// When each segment arrives, is acknowledged or known to be lost; when it was sent; whether it was lost.
+    flying: std::collections::VecDeque<(Instant, Instant, bool)>,
+    free_at: Instant,
+    queue: u64,
+    every: u64,
+    sent: u64,
+    delivered: u64,
+    dropped: u64,
+    peak_queue: Duration,
+}
+
+impl Line {
+    fn new(queue: u64, every: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            controller: AnyController::new(ControllerKind::Bbr, MSS, initial_window(MSS), 1 << 30),
+            rtt: RttEstimator::new(RTT),
+            pacer: pacer::Pacer::new(MSS),
+            now,
+            flying: std::collections::VecDeque::new(),
+            free_at: now,
+            queue,
+            every,
+            sent: 0,
+            delivered: 0,
+            dropped: 0,
+            peak_queue: Duration::ZERO,
+        }
+    }
+
+    fn in_flight(&self) -> u64 {
+        self.flying.len() as u64 * MSS
+    }
+
+    fn send(&mut self) {
+        self.sent += 1;
+        let waits = self.free_at.saturating_duration_since(self.now);
+        self.peak_queue = self.peak_queue.max(waits);
+        let full = waits.as_secs_f64() * RATE as f64 > self.queue as f64;
+        let lost = full || (self.every > 0 && self.sent.is_multiple_of(self.every));
+        if !full {
+            self.free_at = self.free_at.max(self.now) + Duration::from_nanos(MSS * 1_000_000_000 / RATE);
+        }
+        self.dropped += u64::from(full);
+        let seen = self.free_at.max(self.now) + RTT;
+        self.flying.push_back((seen, self.now, lost));
+        let in_flight = self.in_flight();
+        self.controller.on_sent(self.now, MSS, in_flight);
+        self.pacer.on_sent(self.now, MSS);
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            let mut next = end;
+            while self.controller.send_allowance(self.in_flight()) >= MSS {
+                match self.pacer.allow(self.now, MSS, self.controller.pacing_rate(&self.rtt)) {
+                    Ok(()) => self.send(),
+                    Err(at) => {
+                        next = next.min(at.max(self.now + Duration::from_micros(1)));
+                        break;
+                    }
+                }
+            }
+            if let Some((seen, ..)) = self.flying.front() {
+                next = next.min(*seen);
+            }
+            self.now = self.now.max(next);
+            while let Some((_, sent, lost)) = self.flying.front().copied().filter(|(at, ..)| *at <= self.now)
+            {
+                let before = self.in_flight();
+                self.flying.pop_front();
+                if lost {
+                    self.controller.on_loss(self.now, sent, MSS, before - MSS);
+                } else {
+                    self.delivered += MSS;
+                    self.rtt.update(self.now - sent);
+                    let ack = AckEvent {
+                        bytes: MSS,
+                        newest_sent: sent,
+                        app_limited: false,
+                        in_flight_before: before,
+                    };
+                    self.controller.on_ack(self.now, &ack, &self.rtt);
+                }
+            }
+        }
+    }
+
+    /// Share of the line that was used in the last `time`.
+    fn used(&mut self, time: Duration) -> f64 {
+        let before = self.delivered;
+        self.run(time);
+        (self.delivered - before) as f64 / (RATE as f64 * time.as_secs_f64())
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn the_line_is_full_and_the_queue_is_not() {
+    let mut line = Line::new(10 * FITS, 0);
+    line.run(3 * SECOND);
+    line.peak_queue = Duration::ZERO;
+    let used = line.used(20 * SECOND);
+    assert!(used > 0.95, "{used}");
+    assert_eq!(line.dropped, 0);
+    assert!(line.peak_queue < RTT, "{:?} of queue: one more round trip at most", line.peak_queue);
+    assert!((FITS..4 * FITS).contains(&line.controller.window()), "{}", line.controller.window());
+}
+
+#[test]
+fn random_loss_costs_what_is_lost_and_little_more() {
+    for (every, least) in [(100, 0.93), (30, 0.88)] {
+        let mut line = Line::new(2 * FITS, every);
+        line.run(3 * SECOND);
+        let used = line.used(20 * SECOND);
+        assert!(used > least, "one in {every}: {used}");
+    }
+}
+
+#[test]
+fn a_queue_of_a_few_packets_is_respected() {
+    let mut line = Line::new(FITS / 10, 0);
+    line.run(5 * SECOND);
+    let (sent, dropped) = (line.sent, line.dropped);
+    let used = line.used(20 * SECOND);
+    let share = (line.dropped - dropped) as f64 / (line.sent - sent) as f64;
+    assert!(used > 0.8, "{used}");
+    assert!(share < 0.04, "{share} lost");
+}
+
+#[test]
+fn a_timeout_leaves_one_segment_from_which_the_window_grows_back() {
+    let mut line = Line::new(2 * FITS, 0);
+    line.run(3 * SECOND);
+    let in_flight = line.in_flight();
+    line.controller.on_rto(line.now, in_flight);
+    assert_eq!(line.controller.window(), MSS);
+    line.flying.clear();
+    line.run(2 * SECOND);
+    assert!(line.used(5 * SECOND) > 0.9);
+}
+
+#[test]
+fn a_slower_line_is_noticed_within_some_cycles() {
+    let mut line = Line::new(4 * FITS, 0);
+    line.run(5 * SECOND);
+    // Somebody else takes three quarters: each segment occupies the line four times as long.
+    let begin = line.now;
+    while line.now - begin < 20 * SECOND {
+        line.free_at = line.free_at.max(line.now) + Duration::from_micros(7_500);
+        line.run(Duration::from_millis(10));
+    }
+    let rate = line.controller.pacing_rate(&line.rtt).expect("a rate");
+    assert!(rate < RATE / 2, "{rate}");
+}
+
+proptest! {
+    #[test]
+    fn the_window_keeps_its_bounds_whatever_happens(
+        events in prop::collection::vec((0u8..6, 0u64..200_000, 0u64..50), 1..400)
+    ) {
+        let mut c = AnyController::new(ControllerKind::Bbr, MSS, initial_window(MSS), 50 * MSS);
+        let mut rtt = RttEstimator::new(RTT);
+        let mut now = Instant::now();
+        let mut last = now;
+        for (kind, bytes, ms) in events {
+            now += Duration::from_millis(ms);
+            match kind {
+                0 | 1 => { c.on_sent(now, bytes, bytes + ms); last = now; }
+                2 => {
+                    rtt.update(Duration::from_millis(ms));
+                    let ack = AckEvent { bytes, newest_sent: last, app_limited: ms % 2 == 0, in_flight_before: bytes };
+                    c.on_ack(now, &ack, &rtt);
+                }
+                3 => c.on_loss(now, last, bytes, ms),
+                4 => c.on_rto(now, bytes),
+                _ => c.set_mss(MSS + ms),
+            }
+            prop_assert!(c.window() >= MSS && c.window() <= 60 * (MSS + 50), "{}", c.window());
+            prop_assert!(c.pacing_rate(&rtt).is_none_or(|r| r > 0));
+        }
+    }
+}
