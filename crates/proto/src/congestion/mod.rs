@@ -39,9 +39,9 @@ pub enum ControllerKind {
     /// AIMD as in the draft (RFC 5681, RFC 6582, RFC 3465).
     NewReno,
     /// RFC 9438.
-    #[default]
     Cubic,
-    /// By a model of the path (after draft-ietf-ccwg-bbr): what is lost at random hardly slows it down.
+    /// The default. By a model of the path (after draft-ietf-ccwg-bbr): what is lost at random hardly slows it down.
+    #[default]
     Bbr,
 }
 
