@@ -296,9 +296,9 @@ impl Bbr {
         self.phase_since = Some(now);
     }
 
-    fn advance(&mut self, now: Instant, in_flight: u64, round_over: bool) {
+    fn advance(&mut self, now: Instant, acked: u64, in_flight: u64, round_over: bool) {
         let here = self.phase_since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let shortest = self.min_rtt.unwrap_or(Duration::ZERO);
+        let shortest = self.span();
         match self.phase {
             Phase::Startup if self.full.reached => self.enter(Phase::Drain, now),
             Phase::Startup => {}
@@ -314,11 +314,12 @@ impl Bbr {
                 self.enter(Phase::Up, now);
             }
             Phase::Up => {
-                let enough =
-                    in_flight >= self.fits(UP_GAIN) || self.inflight_hi.is_some_and(|hi| in_flight >= hi);
-                if enough && let Some(hi) = self.inflight_hi {
+                // The window may end less than a segment above what is in flight.
+                let limited = self.inflight_hi.is_some_and(|hi| in_flight + acked + self.mss > hi);
+                let enough = limited || in_flight >= self.fits(UP_GAIN);
+                if limited && let Some(hi) = self.inflight_hi {
                     // No loss so far at what was the limit: it may be higher.
-                    self.inflight_hi = Some(hi.saturating_add(self.mss).max(in_flight));
+                    self.inflight_hi = Some(hi.saturating_add(self.mss));
                 }
                 if round_over && here >= shortest && (enough || here > shortest * 3) && !self.full.growing {
                     self.enter(Phase::Down, now);
@@ -327,6 +328,14 @@ impl Bbr {
             Phase::ProbeRtt => self.probe_rtt(now, in_flight),
             Phase::Down | Phase::Cruise | Phase::Refill => {}
         }
+    }
+
+    /// The shortest time in which another pace shows: a round trip, but not less than timers tell apart, nor than some
+    /// segments take. Inside one machine both are far longer than the round trip.
+    fn span(&self) -> Duration {
+        let segments =
+            Duration::from_secs_f64(SPAN_SEGMENTS * self.mss as f64 / self.bandwidth().max(1) as f64);
+        self.min_rtt.unwrap_or(Duration::ZERO).max(SPAN_MIN).max(segments.min(SPAN_MAX))
     }
 
     fn is_time_to_probe(&self, now: Instant) -> bool {
@@ -424,7 +433,7 @@ impl Controller for Bbr {
         let (bandwidth, round) = (self.bandwidth(), self.round.count);
         self.aggregation.on_ack(now, ack.bytes, bandwidth, self.window, round);
         let in_flight = ack.in_flight_before.saturating_sub(ack.bytes);
-        self.advance(now, in_flight, round_over);
+        self.advance(now, ack.bytes, in_flight, round_over);
         self.update_window(ack.bytes);
     }
 
@@ -519,3 +528,7 @@ const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// Rounds after which a flow of NewReno would have grown back (draft §4.3.3.5.1).
 const RENO_ROUNDS_MAX: u64 = 63;
 const MIN_SEGMENTS: u64 = 4;
+/// Bounds of [`Bbr::span`] where the round trip is shorter, and the segments that it covers.
+const SPAN_MIN: Duration = Duration::from_millis(4);
+const SPAN_MAX: Duration = Duration::from_millis(100);
+const SPAN_SEGMENTS: f64 = 8.0;

@@ -5,9 +5,15 @@ use super::*;
 /// 10 MB/s and 50 ms: 500 segments fit.
 const RATE: u64 = 10_000_000;
 const FITS: u64 = RATE / 20;
+/// Longest wait for a second segment before the first is acknowledged.
+const DELAYED_ACK: Duration = Duration::from_millis(40);
 
-/// A path that carries `RATE`, has a queue of `queue` bytes and loses each `every`th segment.
+/// A path that carries `rate`, has a queue of `queue` bytes and loses each `every`th segment. Every second segment is
+/// acknowledged.
 struct Line {
+    rate: u64,
+    rtt_min: Duration,
+    mss: u64,
     controller: AnyController,
     rtt: RttEstimator,
     pacer: pacer::Pacer,
@@ -25,11 +31,18 @@ struct Line {
 
 impl Line {
     fn new(queue: u64, every: u64) -> Self {
+        Self::with(RATE, RTT, MSS, queue, every)
+    }
+
+    fn with(rate: u64, rtt_min: Duration, mss: u64, queue: u64, every: u64) -> Self {
         let now = Instant::now();
         Self {
-            controller: AnyController::new(ControllerKind::Bbr, MSS, initial_window(MSS), 1 << 30),
-            rtt: RttEstimator::new(RTT),
-            pacer: pacer::Pacer::new(MSS),
+            rate,
+            rtt_min,
+            mss,
+            controller: AnyController::new(ControllerKind::Bbr, mss, initial_window(mss), 1 << 30),
+            rtt: RttEstimator::new(rtt_min),
+            pacer: pacer::Pacer::new(mss),
             now,
             flying: std::collections::VecDeque::new(),
             free_at: now,
@@ -43,32 +56,39 @@ impl Line {
     }
 
     fn in_flight(&self) -> u64 {
-        self.flying.len() as u64 * MSS
+        self.flying.len() as u64 * self.mss
     }
 
     fn send(&mut self) {
         self.sent += 1;
         let waits = self.free_at.saturating_duration_since(self.now);
         self.peak_queue = self.peak_queue.max(waits);
-        let full = waits.as_secs_f64() * RATE as f64 > self.queue as f64;
+        let full = waits.as_secs_f64() * self.rate as f64 > self.queue as f64;
         let lost = full || (self.every > 0 && self.sent.is_multiple_of(self.every));
         if !full {
-            self.free_at = self.free_at.max(self.now) + Duration::from_nanos(MSS * 1_000_000_000 / RATE);
+            self.free_at =
+                self.free_at.max(self.now) + Duration::from_nanos(self.mss * 1_000_000_000 / self.rate);
         }
         self.dropped += u64::from(full);
-        let seen = self.free_at.max(self.now) + RTT;
+        let mut seen = self.free_at.max(self.now) + self.rtt_min;
+        if let Some(before) = self.flying.back_mut().filter(|_| self.sent.is_multiple_of(2)) {
+            before.0 = before.0.min(seen);
+        }
+        if !self.sent.is_multiple_of(2) {
+            seen += DELAYED_ACK;
+        }
         self.flying.push_back((seen, self.now, lost));
         let in_flight = self.in_flight();
-        self.controller.on_sent(self.now, MSS, in_flight);
-        self.pacer.on_sent(self.now, MSS);
+        self.controller.on_sent(self.now, self.mss, in_flight);
+        self.pacer.on_sent(self.now, self.mss);
     }
 
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             let mut next = end;
-            while self.controller.send_allowance(self.in_flight()) >= MSS {
-                match self.pacer.allow(self.now, MSS, self.controller.pacing_rate(&self.rtt)) {
+            while self.controller.send_allowance(self.in_flight()) >= self.mss || self.flying.is_empty() {
+                match self.pacer.allow(self.now, self.mss, self.controller.pacing_rate(&self.rtt)) {
                     Ok(()) => self.send(),
                     Err(at) => {
                         next = next.min(at.max(self.now + Duration::from_micros(1)));
@@ -82,30 +102,30 @@ impl Line {
             self.now = self.now.max(next);
             while let Some((_, sent, lost)) = self.flying.front().copied().filter(|(at, ..)| *at <= self.now)
             {
-                let before = self.in_flight();
-                self.flying.pop_front();
-                if lost {
-                    self.controller.on_loss(self.now, sent, MSS, before - MSS);
-                } else {
-                    self.delivered += MSS;
-                    self.rtt.update(self.now - sent);
-                    let ack = AckEvent {
-                        bytes: MSS,
-                        newest_sent: sent,
-                        app_limited: false,
-                        in_flight_before: before,
-                    };
-                    self.controller.on_ack(self.now, &ack, &self.rtt);
-                }
+                self.arrives(sent, lost);
             }
         }
+    }
+
+    fn arrives(&mut self, sent: Instant, lost: bool) {
+        let before = self.in_flight();
+        self.flying.pop_front();
+        if lost {
+            self.controller.on_loss(self.now, sent, self.mss, before - self.mss);
+            return;
+        }
+        self.delivered += self.mss;
+        self.rtt.update(self.now - sent);
+        let ack =
+            AckEvent { bytes: self.mss, newest_sent: sent, app_limited: false, in_flight_before: before };
+        self.controller.on_ack(self.now, &ack, &self.rtt);
     }
 
     /// Share of the line that was used in the last `time`.
     fn used(&mut self, time: Duration) -> f64 {
         let before = self.delivered;
         self.run(time);
-        (self.delivered - before) as f64 / (RATE as f64 * time.as_secs_f64())
+        (self.delivered - before) as f64 / (self.rate as f64 * time.as_secs_f64())
     }
 }
 
@@ -142,6 +162,26 @@ fn a_queue_of_a_few_packets_is_respected() {
     let share = (line.dropped - dropped) as f64 / (line.sent - sent) as f64;
     assert!(used > 0.8, "{used}");
     assert!(share < 0.04, "{share} lost");
+}
+
+/// Inside one machine a round trip is much shorter than anything that a timer can tell apart, and a segment is longer
+/// than what fits; whoever was stopped for a while must find the speed again.
+#[test]
+fn a_very_short_path_is_filled_again_after_a_stall() {
+    for (mss, rate) in [(1_400, 500_000_000), (65_000, 1_250_000_000)] {
+        let mut line = Line::with(rate, Duration::from_micros(50), mss, 4 << 20, 0);
+        line.run(SECOND / 5);
+        let used = line.used(SECOND / 5);
+        assert!(used > 0.6, "{mss}: {used}");
+        // Somebody else has the machine, with a moment for us now and then.
+        for _ in 0..200 {
+            line.free_at = line.now.max(line.free_at) + Duration::from_millis(4);
+            line.run(Duration::from_millis(5));
+        }
+        line.run(SECOND / 5);
+        let used = line.used(SECOND / 5);
+        assert!(used > 0.6, "{mss}, after the stall: {used}");
+    }
 }
 
 #[test]
