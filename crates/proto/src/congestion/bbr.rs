@@ -41,6 +41,8 @@ pub struct Bbr {
     window: u64,
     max_window: u64,
     initial: u64,
+    /// When the path carried its first bytes.
+    began: Option<Instant>,
     phase: Phase,
     phase_since: Option<Instant>,
     delivery: DeliveryRate,
@@ -48,6 +50,9 @@ pub struct Bbr {
     max_rate: [u64; 2],
     min_rtt: Option<Duration>,
     min_rtt_at: Option<Instant>,
+    /// The shortest time to an answer while nothing but retransmissions was acknowledged, as after a change of the path.
+    /// These give no round-trip sample (RFC 6298 §3), but without any measure a pipe would be filled without end.
+    answer_time: Option<Duration>,
     /// Until when the round trip is probed, and where to go then.
     probe_rtt_until: Option<Instant>,
     round: Round,
@@ -111,12 +116,14 @@ impl Bbr {
             window,
             max_window,
             initial: window,
+            began: None,
             phase: Phase::Startup,
             phase_since: None,
             delivery: DeliveryRate::default(),
             max_rate: [0; 2],
             min_rtt: None,
             min_rtt_at: None,
+            answer_time: None,
             probe_rtt_until: None,
             round: Round::default(),
             full: FullPipe::default(),
@@ -136,15 +143,18 @@ impl Bbr {
 
     /// What fits into the path, times `gain`. Before anything was measured: the initial window.
     fn fits(&self, gain: f64) -> u64 {
-        match self.min_rtt {
-            Some(rtt) if self.bandwidth() > 0 => (self.bandwidth() as f64 * rtt.as_secs_f64() * gain) as u64,
+        match self.min_rtt.or(self.answer_time) {
+            Some(rtt) if self.bandwidth() > 0 => {
+                (self.bandwidth() as f64 * rtt.max(HOST_DELAY).as_secs_f64() * gain) as u64
+            }
             _ => (self.initial as f64 * gain) as u64,
         }
     }
 
     /// What is sent in one go at the pace of the path (draft §4.6.4).
     fn quantum(&self) -> u64 {
-        (self.bandwidth() / 1_000).clamp(2 * self.mss, (64 << 10).max(2 * self.mss))
+        let least = self.mss.max((2 * self.mss).min(QUANTUM_MAX));
+        (self.bandwidth() / 1_000).clamp(least, QUANTUM_MAX.max(least))
     }
 
     fn pacing_gain(&self) -> f64 {
@@ -277,7 +287,8 @@ impl Bbr {
     fn enter(&mut self, phase: Phase, now: Instant) {
         match phase {
             Phase::Down => {
-                if self.phase == Phase::Up {
+                // A cycle in which nothing could be measured, as they are short inside one machine, says nothing.
+                if self.phase == Phase::Up && self.max_rate[1] > 0 {
                     self.max_rate = [self.max_rate[1], 0];
                 }
                 // Two to three seconds; the fraction differs from cycle to cycle so that flows do not march in step.
@@ -363,7 +374,8 @@ impl Bbr {
     }
 
     fn update_window(&mut self, acked: u64) {
-        let target = self.fits(self.window_gain()) + self.aggregation.most() + 3 * self.quantum();
+        let model = self.fits(self.window_gain()) + self.aggregation.most();
+        let target = model.max(3 * self.quantum()).max(MIN_SEGMENTS * self.mss);
         let target = if self.phase == Phase::ProbeRtt { self.fits(PROBE_RTT_GAIN) } else { target };
         if self.full.reached && !self.after_rto {
             self.window = target.min(self.window.saturating_add(acked));
@@ -417,12 +429,18 @@ impl Aggregation {
 
 impl Controller for Bbr {
     fn on_sent(&mut self, now: Instant, bytes: u64, in_flight: u64) {
+        self.began.get_or_insert(now);
         self.delivery.on_sent(now, in_flight <= bytes, self.min_rtt);
         self.round.peak = self.round.peak.max(in_flight);
     }
 
     fn on_ack(&mut self, now: Instant, ack: &AckEvent, rtt: &RttEstimator) {
-        let latest = if rtt.has_sample() { rtt.latest() } else { rtt.smoothed() };
+        let latest = if rtt.has_sample() {
+            rtt.latest()
+        } else {
+            let answer = now.saturating_duration_since(ack.newest_sent);
+            *self.answer_time.insert(self.answer_time.map_or(answer, |shortest| shortest.min(answer)))
+        };
         let round_over = self.measure(now, ack, latest);
         if rtt.has_sample() {
             self.update_min_rtt(now, latest);
@@ -437,7 +455,11 @@ impl Controller for Bbr {
         self.update_window(ack.bytes);
     }
 
-    fn on_loss(&mut self, _now: Instant, _newest_lost_sent: Instant, lost_bytes: u64, _in_flight: u64) {
+    fn on_loss(&mut self, _now: Instant, newest_lost_sent: Instant, lost_bytes: u64, _in_flight: u64) {
+        // What was sent before this path was there says nothing about it.
+        if self.began.is_none_or(|began| newest_lost_sent < began) {
+            return;
+        }
         self.round.lost = self.round.lost.saturating_add(lost_bytes);
     }
 
@@ -484,17 +506,18 @@ impl Controller for Bbr {
     }
 
     fn pacing_rate(&self, rtt: &RttEstimator) -> Option<u64> {
-        if !rtt.has_sample() {
+        let bandwidth = self.bandwidth();
+        if !rtt.has_sample() && bandwidth == 0 {
             return None;
         }
-        let bandwidth = self.bandwidth();
         let gain = self.pacing_gain();
         let measured = (bandwidth as f64 * gain * PACING_MARGIN) as u64;
         if self.phase != Phase::Startup {
             return Some(measured.max(1));
         }
         // Until the pipe is full the window tells more than the first small samples.
-        let by_window = rate(self.window.max(self.initial), rtt.smoothed(), 8);
+        let round_trip = self.answer_time.filter(|_| !rtt.has_sample()).unwrap_or(rtt.smoothed());
+        let by_window = rate(self.window.max(self.initial), round_trip, 8);
         Some(measured.max(by_window).max(1))
     }
 }
@@ -528,6 +551,10 @@ const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// Rounds after which a flow of NewReno would have grown back (draft §4.3.3.5.1).
 const RENO_ROUNDS_MAX: u64 = 63;
 const MIN_SEGMENTS: u64 = 4;
+/// One GSO batch.
+const QUANTUM_MAX: u64 = 64 << 10;
+/// What hosts need to wake up and answer, however short the wire is; the shortest round trip seen does not have it.
+const HOST_DELAY: Duration = Duration::from_millis(1);
 /// Bounds of [`Bbr::span`] where the round trip is shorter, and the segments that it covers.
 const SPAN_MIN: Duration = Duration::from_millis(4);
 const SPAN_MAX: Duration = Duration::from_millis(100);

@@ -185,6 +185,28 @@ fn a_very_short_path_is_filled_again_after_a_stall() {
 }
 
 #[test]
+fn cycles_without_a_measurement_do_not_forget_the_rate() {
+    let mut line = Line::with(500_000_000, Duration::from_micros(50), 1_400, 4 << 20, 0);
+    line.run(SECOND / 5);
+    // Single segments of an application that has little to say, closer together than any measurement.
+    let mut now = line.now;
+    for _ in 0..20_000 {
+        line.controller.on_sent(now, 1_400, 1_400);
+        now += Duration::from_micros(10);
+        line.rtt.update(Duration::from_micros(10));
+        let ack = AckEvent {
+            bytes: 1_400,
+            newest_sent: now - Duration::from_micros(10),
+            app_limited: true,
+            in_flight_before: 1_400,
+        };
+        line.controller.on_ack(now, &ack, &line.rtt);
+        let rate = line.controller.pacing_rate(&line.rtt).expect("a rate");
+        assert!(rate > 1_000_000, "{rate} bytes/s");
+    }
+}
+
+#[test]
 fn a_timeout_leaves_one_segment_from_which_the_window_grows_back() {
     let mut line = Line::new(2 * FITS, 0);
     line.run(3 * SECOND);
