@@ -1,7 +1,7 @@
 //! A model-based controller after BBR version 3 (draft-ietf-ccwg-bbr): it measures how fast the path delivers and how
 //! short its round trip is, and keeps about that product in flight, instead of filling a queue until it overflows.
 //!
-//! Names are the draft's. What differs, and why (`spec/recovery.md` section 5.4):
+//! Names are the draft's. What differs, and why (`spec/recovery.md` R5.12 to R5.16):
 //!
 //! * Loss counts as congestion only beyond a share that the path also loses without being pushed. Radio links and
 //!   policed ones lose some per cent at any rate, which would halve the draft's rate again and again.
