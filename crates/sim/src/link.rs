@@ -88,6 +88,8 @@ impl Default for Link {
 pub struct LinkState {
     /// When the bottleneck is free again.
     free_at: Option<Instant>,
+    /// The rate at which that was reckoned.
+    rate: Option<u64>,
     in_burst: bool,
     held: usize,
     before: Vec<u8>,
@@ -148,7 +150,11 @@ impl Link {
             state.held = 0;
         }
         if let Some(rate) = self.rate {
-            let free = state.free_at.unwrap_or(leaves).max(leaves);
+            let mut free = state.free_at.unwrap_or(leaves).max(leaves);
+            if let Some(before) = state.rate.replace(rate).filter(|before| *before != rate) {
+                // What waits leaves at the new rate.
+                free = leaves + free.duration_since(leaves).mul_f64(before as f64 / rate as f64);
+            }
             let backlog = free.duration_since(leaves).as_secs_f64() * rate as f64;
             if backlog > self.queue as f64 {
                 return Fate::Queue;
@@ -264,6 +270,20 @@ mod tests {
         let (fates, out) = send(&Link { held_until: Some(until), ..Link::default() }, 50);
         assert!(fates.iter().all(|f| *f == Fate::Passed));
         assert!(out.iter().all(|a| a.at == out[0].at && a.at > until));
+    }
+
+    #[test]
+    fn a_queue_leaves_at_the_new_rate() {
+        let (mut state, mut rng) = (LinkState::default(), ChaCha8Rng::seed_from_u64(5));
+        let mut out = Vec::new();
+        let now = crate::base_instant();
+        let mut link = Link { rate: Some(1_000), queue: 100_000, ..Link::default() };
+        assert_eq!(link.carry(now, &[0; 50_000], &mut state, &mut rng, &mut out), Fate::Passed);
+        link.rate = Some(50_000);
+        link.queue = 60_000;
+        assert_eq!(link.carry(now, &[0; 50], &mut state, &mut rng, &mut out), Fate::Passed);
+        let waited = out[1].at - now - link.delay;
+        assert!((1.0..1.01).contains(&waited.as_secs_f64()), "{waited:?}");
     }
 
     #[test]

@@ -530,6 +530,13 @@ impl World {
         let Some(owner) = self.hosts[id].node_mut() else { return false };
         if let Some(inquiry) = owner.inquiries.get_mut(&node) {
             inquiry.errands.push(errand);
+            // Who asks later wants to know where the peer is now, as `Node::connect` does: half an answer is too old.
+            if inquiry.resolved
+                && let Some(agent) = &mut owner.agent
+            {
+                inquiry.resolved = !agent.ask(now, Ask::Resolve(node));
+                self.mark(id);
+            }
             return true;
         }
         let inquiry = Inquiry {
