@@ -42,6 +42,8 @@ struct World {
     keys: Vec<EphemeralKey>,
     /// Public keys that the endpoint has shown, newest last.
     theirs: Vec<[u8; 32]>,
+    /// The endpoint asked for our key since we looked last.
+    asked: bool,
     counter: u64,
     history: Vec<(SocketAddr, Vec<u8>)>,
     /// Headers that the endpoint sent us.
@@ -114,6 +116,7 @@ impl World {
             identity,
             keys,
             theirs: Vec::new(),
+            asked: false,
             counter: 0,
             history: Vec::new(),
             seen: Vec::new(),
@@ -506,7 +509,7 @@ impl World {
     fn settle(&mut self) {
         let now = self.clock.now;
         self.take_events();
-        let Self { endpoint, theirs, seen, keys, unproved, pongs, requests, .. } = self;
+        let Self { endpoint, theirs, asked, seen, keys, unproved, pongs, requests, .. } = self;
         net::drain(endpoint, now, |to, bytes| {
             let mut lost = false;
             for (place, flow) in (0u8..).zip(unproved.iter_mut()) {
@@ -521,6 +524,7 @@ impl World {
             };
             match frame::decode(bytes) {
                 Ok(Frame::Pila(pila)) => {
+                    *asked |= PilaTrailer::decode(pila.trailer).flags & PilaTrailer::REQUEST != 0;
                     theirs.retain(|k| *k != pila.x25519);
                     theirs.push(pila.x25519);
                     if theirs.len() > 4 {
@@ -590,6 +594,11 @@ impl World {
         for _ in 0..30 {
             self.pila(0, PilaTrailer::REQUEST, true, from);
             self.settle();
+            // It may want yet another key, as one whose frames are used up does: a peer answers that.
+            if std::mem::take(&mut self.asked) {
+                self.pila(0, PilaTrailer::ANSWER, true, from);
+                self.settle();
+            }
             self.answer_requests();
             self.echo(0, from);
             self.settle();

@@ -523,7 +523,8 @@ impl Tunnel {
         if self.current.is_none() || self.revive_at.is_some() {
             return;
         }
-        let since = self.last_valid.or(self.current.as_ref().map(|s| s.created));
+        // Frames under the replaced keys do not count: who still uses them may not have the present ones.
+        let since = self.last_current.or(self.current.as_ref().map(|s| s.created));
         let silent = since.is_some_and(|t| {
             cx.now.saturating_duration_since(t) >= self.path.silence_bound().min(REVIVE_MAX)
         });
