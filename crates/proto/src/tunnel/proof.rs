@@ -206,6 +206,9 @@ mod tests {
         assert!(a.pay(addr(1), 60));
         assert!(!a.pay(addr(1), 41), "headers count");
         assert!(!a.pay(addr(2), 1), "the credit of one is not that of another");
+        let before = a.allowance(addr(1));
+        a.on_received(addr(1), 100, now);
+        assert_eq!(a.allowance(addr(1)), before + 128, "what came later counts once too");
     }
 
     #[test]
@@ -239,6 +242,23 @@ mod tests {
         assert!((70..250).contains(&a.allowance(addr(1))), "{}", a.allowance(addr(1)));
         a.refill(now + Duration::from_secs(10_000));
         assert!(a.allowance(addr(1)) <= INTRODUCTION);
+    }
+
+    #[test]
+    fn an_address_that_never_answers_is_not_asked_for_ever() {
+        let mut now = Instant::now();
+        let mut a = Addresses::default();
+        a.introduce(addr(1), now);
+        assert!(a.token(addr(1), now, 7).is_some());
+        let mut asked = 1;
+        while let Some(due) = a.ask_deadline(addr(1), 70) {
+            assert!(due > now && due <= now + Duration::from_secs(1));
+            now = due;
+            assert!(a.token(addr(1), now, 7).is_some());
+            asked += 1;
+            assert!(asked <= ASKS_MAX, "{asked}");
+        }
+        assert_eq!(asked, ASKS_MAX);
     }
 
     #[test]
