@@ -86,13 +86,15 @@ impl Node {
 
     /// Sends one request to the registry, with our signature over `signed` if given, and returns the reply as it is.
     ///
-    /// Blocks at most some seconds. A request may reach the registry twice where a connection breaks.
+    /// Blocks at most some seconds. A request may reach the registry twice where a connection breaks. A name or visibility
+    /// that the registry takes so (`set_hostname`, `set_visibility`) replaces the one the node was started with: later
+    /// registrations ask for it, as long as the node lives.
     ///
     /// # Errors
     /// [`HubError::NotConfigured`] without a registry; else as the registry answers.
     pub fn registry_call(&self, request: Value, signed: Option<&str>) -> Result<Value, HubError> {
         let hub = self.inner.hub.as_ref().ok_or(HubError::NotConfigured)?;
-        hub.ask(|directory| directory.call(&request, signed))
+        hub.call(&request, signed)
     }
 }
 
