@@ -51,7 +51,7 @@ pub(crate) struct Hub {
 }
 
 /// Of every hub that is started here.
-pub(crate) const ADMIN_TOKEN: &str = "interop";
+pub(crate) const ADMIN_TOKEN: &str = "interop-runner";
 
 impl Hub {
     /// The same hub by another address of its registry, and without a beacon.
@@ -106,7 +106,9 @@ impl Programs {
         if let Some(folder) = python
             && !folder.join("pilotprotocol").join("__init__.py").is_file()
         {
-            return Err(format!("PILOT_REF_PYTHON: {} has no package `pilotprotocol`", folder.display()).into());
+            return Err(
+                format!("PILOT_REF_PYTHON: {} has no package `pilotprotocol`", folder.display()).into()
+            );
         }
         if let Some(folder) = reference {
             for name in ["rendezvous", "daemon", "pilotctl"] {

@@ -359,7 +359,8 @@ impl Keeper {
         let directory = self.directory(hub)?;
         let mut registered = directory.register(&request)?;
         if wish.nameless && registered.name.is_some() {
-            directory.call(&no_name(registered.address.node), Some(&name_signature(registered.address.node)))?;
+            directory
+                .call(&no_name(registered.address.node), Some(&name_signature(registered.address.node)))?;
             registered.name = None;
         }
         drop(wish);

@@ -297,7 +297,8 @@ fn name_and_visibility_that_were_set_last_outlive_the_hub() {
         set("set_visibility", "public", false.into()).expect("private");
         assert_eq!(bob.name().as_deref(), Some("robert"));
         assert_eq!(bob.hub_status().map(|hub| hub.public), Some(false));
-        set("set_hostname", "hostname", "-no name-".into()).expect_err("a name that is refused changes nothing");
+        set("set_hostname", "hostname", "-no name-".into())
+            .expect_err("a name that is refused changes nothing");
         // With its state, and without: whatever the hub remembers, the node says it again.
         for forgetful in [false, true] {
             let (at, store) = (hub.registry, hub.halt());

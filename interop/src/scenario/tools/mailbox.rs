@@ -6,8 +6,8 @@ use super::{Stage, number};
 use crate::Failure;
 use crate::scenario::{content, require};
 
-/// Bytes of the file: more than one segment and one message of the socket.
-const FILE_BYTES: usize = 3 << 20;
+/// Bytes of the file: many segments. The reference's driver puts a file into one message, which holds 1 MiB.
+const FILE_BYTES: usize = 900 << 10;
 
 /// Sent by one daemon, taken by a service of the other.
 pub(super) fn play(s: &Stage<'_>) -> Result<(), Failure> {
@@ -23,7 +23,9 @@ fn file(s: &Stage<'_>) -> Result<(), Failure> {
     let sent = json!({ "filename": "sample.bin", "bytes": FILE_BYTES, "destination": s.b.address });
     let sent = s.says(&s.a, &["send-file", "bnode", &path.to_string_lossy()], &sent)?;
     let ack = sent["ack"].as_str().unwrap_or_default();
-    require(ack.starts_with("ACK FILE") && ack.contains(&FILE_BYTES.to_string()), || format!("send-file: {sent}"))?;
+    require(ack.starts_with("ACK FILE") && ack.contains(&FILE_BYTES.to_string()), || {
+        format!("send-file: {sent}")
+    })?;
     let received = s.ok(&s.b, &["received"])?;
     let files = received["files"].as_array().map(Vec::as_slice).unwrap_or_default();
     // The reference puts the time into the name.
@@ -34,7 +36,11 @@ fn file(s: &Stage<'_>) -> Result<(), Failure> {
     require(arrived == bytes, || "the received file differs".into())?;
     s.refused(&s.a, &["send-file", "bnode", "/no/such/file"], "not_found")?;
     s.ok(&s.b, &["received", "--clear"])?;
-    s.says(&s.b, &["received"], &json!({ "total": 0 })).map(drop)
+    s.says(&s.b, &["received"], &json!({ "total": 0 }))?;
+    // A message that is too long ends its client and nothing else.
+    std::fs::write(&path, content(2 << 20, 6))?;
+    s.refused(&s.a, &["send-file", "bnode", &path.to_string_lossy()], "connection_failed")?;
+    s.says(&s.a, &["health"], &json!({ "status": "ok" })).map(drop)
 }
 
 fn messages(s: &Stage<'_>) -> Result<(), Failure> {
@@ -65,7 +71,7 @@ fn events(s: &Stage<'_>) -> Result<(), Failure> {
     }
     for (topic, data) in [("other", "not this"), ("news", "it happened"), ("news", "and more")] {
         let published = json!({ "target": s.b.address, "topic": topic, "bytes": data.len() });
-        s.says(&s.b, &["publish", &s.b.address, topic, "--data", data], &published)?;
+        s.says(&s.a, &["publish", "bnode", topic, "--data", data], &published)?;
     }
     let event = |data: &str| json!({ "topic": "news", "data": data, "bytes": data.len() });
     waiting.ends_with(&json!({ "timeout": false, "events": [event("it happened"), event("and more")] }))?;

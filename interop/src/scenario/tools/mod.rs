@@ -77,7 +77,9 @@ pub(super) fn pilotctl(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
 /// The Python SDK, all of its calls.
 pub(super) fn python(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
     let Some(package) = &lab.programs.python else {
-        return Ok(Outcome::Skipped("set PILOT_REF_PYTHON to the folder of the reference's Python package".into()));
+        return Ok(Outcome::Skipped(
+            "set PILOT_REF_PYTHON to the folder of the reference's Python package".into(),
+        ));
     };
     if lab.programs.lacks_socket(kind) {
         return Ok(Outcome::Skipped("this pilotage has no local socket".into()));
@@ -258,7 +260,8 @@ mod tests {
         assert_eq!(fits(json!({ "a": 1, "list": [{ "b": "x" }] })), Ok(()));
         assert_eq!(fits(json!({ "missing": null })), Ok(()), "nothing is what it is");
         assert_eq!(fits(json!({ "a": "1" })), Err("it: a: 1 instead of \"1\"".into()));
-        for wrong in [json!({ "list": [] }), json!({ "list": [{ "b": "y" }] }), json!([1]), json!({ "d": 1 })] {
+        for wrong in [json!({ "list": [] }), json!({ "list": [{ "b": "y" }] }), json!([1]), json!({ "d": 1 })]
+        {
             assert!(fits(wrong.clone()).is_err(), "{wrong}");
         }
         assert!(numbers("it", &got, &["a"]).is_ok() && numbers("it", &got, &["a", "list"]).is_err());

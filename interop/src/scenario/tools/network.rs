@@ -13,15 +13,18 @@ pub(super) fn play(s: &Stage<'_>) -> Result<(), Failure> {
     invitation(s)
 }
 
-/// Makes a network and gives its number.
+/// Makes a network of `anode` and gives its number.
 fn create(s: &Stage<'_>, name: &str, options: &[&str]) -> Result<u64, Failure> {
-    let words = [&["network", "create", "--name", name], options].concat();
-    let made = s.ok(&s.a, &words)?;
+    let owner = number(&s.a)?.to_string();
+    let words = [&["network", "create", "--name", name, "--node-id", &owner], options].concat();
+    let made = s.says(&s.a, &words, &json!({ "name": name }))?;
     made["network_id"].as_u64().ok_or_else(|| format!("network create: {made}").into())
 }
 
 fn open(s: &Stage<'_>) -> Result<(), Failure> {
     let (a, b) = (number(&s.a)?, number(&s.b)?);
+    // Without a node nobody would own it.
+    s.refused(&s.a, &["network", "create", "--name", "nobodys"], "connection_failed")?;
     let id = create(s, "lobby", &[])?;
     let net = id.to_string();
     let listed = list(s)?;
@@ -29,13 +32,13 @@ fn open(s: &Stage<'_>) -> Result<(), Failure> {
     require(entry.is_some_and(|net| net["name"] == "lobby" && net["join_rule"] == "open"), || {
         format!("network list: {listed:?}")
     })?;
-    s.says(&s.a, &["network", "join", &net], &json!({ "network_id": id }))?;
-    s.ok(&s.b, &["network", "join", &net])?;
+    members(s, &net, &[a])?;
+    s.says(&s.b, &["network", "join", &net], &json!({ "network_id": id }))?;
     members(s, &net, &[a, b])?;
-    s.refused(&s.a, &["network", "join", "4242"], "connection_failed")?;
-    s.ok(&s.a, &["network", "leave", &net])?;
-    members(s, &net, &[b])?;
-    s.refused(&s.a, &["network", "leave", &net], "connection_failed")?;
+    s.refused(&s.b, &["network", "join", "4242"], "connection_failed")?;
+    s.says(&s.b, &["network", "leave", &net], &json!({ "network_id": id }))?;
+    members(s, &net, &[a])?;
+    s.refused(&s.b, &["network", "leave", &net], "connection_failed")?;
     s.ok(&s.a, &["network", "rename", &net, "hall"])?;
     let listed = list(s)?;
     require(listed.iter().any(|net| net["id"] == id && net["name"] == "hall"), || format!("{listed:?}"))?;
@@ -46,17 +49,17 @@ fn open(s: &Stage<'_>) -> Result<(), Failure> {
 
 fn token(s: &Stage<'_>) -> Result<(), Failure> {
     let id = create(s, "club", &["--join-rule", "token", "--token", "sesame"])?.to_string();
-    s.refused(&s.a, &["network", "join", &id], "connection_failed")?;
-    s.refused(&s.a, &["network", "join", &id, "--token", "wrong"], "connection_failed")?;
-    s.ok(&s.a, &["network", "join", &id, "--token", "sesame"])?;
-    members(s, &id, &[number(&s.a)?])?;
-    s.ok(&s.a, &["network", "leave", &id]).map(drop)
+    s.refused(&s.b, &["network", "join", &id], "connection_failed")?;
+    s.refused(&s.b, &["network", "join", &id, "--token", "wrong"], "connection_failed")?;
+    s.ok(&s.b, &["network", "join", &id, "--token", "sesame"])?;
+    members(s, &id, &[number(&s.a)?, number(&s.b)?])?;
+    s.ok(&s.b, &["network", "leave", &id]).map(drop)
 }
 
 fn invitation(s: &Stage<'_>) -> Result<(), Failure> {
     let (a, b) = (number(&s.a)?, number(&s.b)?);
     let (owner, guest) = (a.to_string(), b.to_string());
-    let id = create(s, "guild", &["--join-rule", "invite", "--enterprise", "--node-id", &owner])?;
+    let id = create(s, "guild", &["--join-rule", "invite", "--enterprise"])?;
     let net = id.to_string();
     members(s, &net, &[a])?;
     s.refused(&s.b, &["network", "join", &net], "connection_failed")?;

@@ -157,7 +157,8 @@ pub(super) fn streams(s: &Stage<'_>) -> Result<(), Failure> {
         let sent = json!({ "target": address, "port": 5000, "sent": word, "response": "" });
         s.says(&s.a, &["send", "bnode", "5000", "--data", word], &sent)?;
     }
-    let message = |seq: u32, word: &str| json!({ "seq": seq, "port": 5000, "data": word, "bytes": word.len() });
+    let message =
+        |seq: u32, word: &str| json!({ "seq": seq, "port": 5000, "data": word, "bytes": word.len() });
     let messages = [message(0, "first"), message(1, "second")];
     recv.ends_with(&json!({ "timeout": false, "messages": messages }))?;
     s.until(&s.b, &["info"], &json!({ "ports": ports }))?;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Stage, text};
+use super::{Stage, number, text};
 use crate::Failure;
 use crate::process::run_any;
 use crate::scenario::{Passed, require};
@@ -20,7 +20,8 @@ pub(super) fn play(s: &Stage<'_>, package: &Path) -> Result<Passed, Failure> {
     let script = folder.join("session.py");
     std::fs::write(&script, SCRIPT)?;
     // A network is made by the operator, not by an SDK.
-    let made = s.ok(&s.a, &["network", "create", "--name", "sdk", "--join-rule", "open"])?;
+    let owner = number(&s.a)?.to_string();
+    let made = s.ok(&s.a, &["network", "create", "--name", "sdk", "--node-id", &owner])?;
     let mut command = Command::new("python3");
     command.arg(&script).env("HOME", folder).env("PYTHONPATH", package).env("PYTHONDONTWRITEBYTECODE", "1");
     let places = ["pilotprotocol/libpilot.so", "pilotprotocol/bin/libpilot.so"];

@@ -36,8 +36,9 @@ pub(super) fn play(s: &Stage<'_>) -> Result<(), Failure> {
     s.until(&s.b, &["pending"], &json!({ "pending": [asks] }))?;
     s.says(&s.b, &["approve", &a.to_string()], &json!({ "node_id": a, "status": "approved" }))?;
     s.says(&s.b, &["pending"], &nobody)?;
-    for (whose, other, id) in [(&s.a, &s.b, b), (&s.b, &s.a, a)] {
-        let peer = json!({ "node_id": id, "mutual": true, "network": 0, "public_key": key(s, other)? });
+    // Who grants knows that it was asked; who asked and was granted knows that both agree.
+    for (whose, other, id, mutual) in [(&s.a, &s.b, b, true), (&s.b, &s.a, a, false)] {
+        let peer = json!({ "node_id": id, "mutual": mutual, "network": 0, "public_key": key(s, other)? });
         let trusted = s.until(whose, &["trust"], &json!({ "trusted": [peer] }))?;
         recent("trust", &trusted["trusted"][0]["approved_at"])?;
     }

@@ -24,7 +24,9 @@ pub(super) fn play(s: &Stage<'_>) -> Result<(), Failure> {
     let event = next(&events, "data.datagram")?;
     super::holds("webhook", &event, &json!({ "node_id": number(&s.b)?, "data": { "size": 12 } }))?;
     require(event["event_id"].as_u64() > Some(0), || format!("webhook: {event}"))?;
-    require(event["timestamp"].as_str().is_some_and(|t| t.starts_with("20")), || format!("webhook: {event}"))?;
+    require(event["timestamp"].as_str().is_some_and(|t| t.starts_with("20")), || {
+        format!("webhook: {event}")
+    })?;
     s.refused(&s.b, &["set-webhook", "ftp://127.0.0.1/"], "invalid_argument")?;
     // Ours speaks plain HTTP only, and says so; the command line only says that it was not applied.
     if s.ours() {
