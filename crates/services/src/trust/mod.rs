@@ -262,7 +262,7 @@ impl Trust {
 
     /// Requests of ours that were not answered yet.
     pub fn outgoing(&self) -> Vec<Outgoing> {
-        self.handle.inner.book().outgoing.values().cloned().collect()
+        self.handle.inner.book().outgoing.values().filter(|asked| !asked.rejected).cloned().collect()
     }
 
     /// Nodes that we trust.

@@ -19,9 +19,14 @@ pub(super) fn play(s: &Stage<'_>, package: &Path) -> Result<Passed, Failure> {
     let folder = &s.a.folder;
     let script = folder.join("session.py");
     std::fs::write(&script, SCRIPT)?;
-    // A network is made by the operator, not by an SDK.
+    // Networks are made by the operator, not by an SDK.
     let owner = number(&s.a)?.to_string();
-    let made = s.ok(&s.a, &["network", "create", "--name", "sdk", "--node-id", &owner])?;
+    let network = |name: &str, rules: &[&str]| -> Result<String, Failure> {
+        let words = ["network", "create", "--name", name, "--node-id", &owner];
+        Ok(s.ok(&s.a, &[&words, rules].concat())?["network_id"].to_string())
+    };
+    let open = network("sdk-open", &[])?;
+    let invite = network("sdk-invite", &["--join-rule", "invite", "--enterprise"])?;
     let mut command = Command::new("python3");
     command.arg(&script).env("HOME", folder).env("PYTHONPATH", package).env("PYTHONDONTWRITEBYTECODE", "1");
     let places = ["pilotprotocol/libpilot.so", "pilotprotocol/bin/libpilot.so"];
@@ -32,7 +37,8 @@ pub(super) fn play(s: &Stage<'_>, package: &Path) -> Result<Passed, Failure> {
         command.env(format!("SESSION_{name}_SOCKET"), node.folder.join("pilot.sock"));
         command.env(format!("SESSION_{name}_ADDRESS"), &node.address);
     }
-    command.env("SESSION_NETWORK", made["network_id"].to_string());
+    command.env("SESSION_B_RECEIVED", s.b.folder.join(".pilot/received"));
+    command.env("SESSION_OPEN", open).env("SESSION_INVITE", invite);
     command.env("SESSION_OURS", if s.ours() { "1" } else { "" });
     command.env("PILOT_REGISTRY", s.hub.registry.to_string()).env("PILOT_ADMIN_TOKEN", ADMIN_TOKEN);
     let ended = run_any(&mut command, &[], LIMIT)?;
