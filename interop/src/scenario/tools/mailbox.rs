@@ -29,7 +29,7 @@ fn file(s: &Stage<'_>) -> Result<(), Failure> {
     let received = s.ok(&s.b, &["received"])?;
     let files = received["files"].as_array().map(Vec::as_slice).unwrap_or_default();
     // The reference puts the time into the name.
-    let ours = |file: &&serde_json::Value| file["name"].as_str().is_some_and(|name| name.ends_with(".bin"));
+    let ours = |file: &&serde_json::Value| file["name"].as_str().is_some_and(|name| name.contains("sample"));
     let file = files.iter().find(ours).ok_or_else(|| format!("received: {received}"))?;
     require(file["bytes"] == FILE_BYTES, || format!("received: {file}"))?;
     let arrived = std::fs::read(file["path"].as_str().unwrap_or_default())?;

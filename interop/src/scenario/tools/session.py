@@ -17,9 +17,10 @@ from pilotprotocol import Driver, PilotError
 OURS = bool(os.environ.get("SESSION_OURS"))
 A, B = os.environ["SESSION_A_ADDRESS"], os.environ["SESSION_B_ADDRESS"]
 A_ID, B_ID = (int("".join(text.split(":")[1].split(".")[1:]), 16) for text in (A, B))
-# Requests of later releases of the SDK, which the draft's daemons do not know.
-LATER = ("rotate_key", "managed_status", "managed_force_cycle", "managed_reconcile", "policy_get", "policy_set",
-         "member_tags_get", "member_tags_set", "broadcast")
+# Requests of later releases of the SDK, which the draft's daemons do not know. (Not `policy_set`: in release 1.18 it
+# gives its own library one argument too few.)
+LATER = ("rotate_key", "managed_status", "managed_force_cycle", "managed_reconcile", "policy_get", "member_tags_get",
+         "member_tags_set", "broadcast")
 CALLS = ("health", "set_task_exec", "submit_task", "network_list") + LATER
 checks = 0
 
@@ -239,7 +240,7 @@ def networks(a, b):
 def later(a):
     """What the daemon does not offer it must say, and go on."""
     token = os.environ["PILOT_ADMIN_TOKEN"]
-    arguments = {"rotate_key": (), "policy_set": (1, {}), "member_tags_get": (1, A_ID),
+    arguments = {"rotate_key": (), "member_tags_get": (1, A_ID),
                  "member_tags_set": (1, A_ID, ["x"]), "broadcast": (1, 7200, b"x", token)}
     for name in LATER:
         if hasattr(a, name):
@@ -258,7 +259,7 @@ def services(a, b):
     sent = says("send_file", a.send_file(B, path), {"sent": len(data), "filename": "scripted.bin", "target": B})
     assert sent["ack"].startswith("ACK FILE"), sent
     folder = os.environ["SESSION_B_RECEIVED"]
-    stored = [name for name in os.listdir(folder) if name.endswith(".bin")]
+    stored = [name for name in os.listdir(folder) if "scripted" in name]
     with open(os.path.join(folder, stored[0]), "rb") as file:
         says("the stored file", hashlib.sha256(file.read()).hexdigest(), hashlib.sha256(data).hexdigest())
     refused("send_file of nothing", lambda: a.send_file(B, "/no/such/file"), "not found")
