@@ -65,6 +65,9 @@ struct Options {
     /// Folder with the reference's Python package `pilotprotocol` and its library
     #[arg(long, env = "PILOT_REF_PYTHON")]
     reference_python: Option<PathBuf>,
+    /// Folder of the reference's Node package, built, with its library in `bin`
+    #[arg(long, env = "PILOT_REF_NODE")]
+    reference_node: Option<PathBuf>,
     /// How often each scenario with the reference runs; it has passed if all of them did, and its figure is the median
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
@@ -180,6 +183,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         options.pilotage.as_deref(),
         options.reference.as_deref(),
         options.reference_python.as_deref(),
+        options.reference_node.as_deref(),
     )?;
     let started = Instant::now();
     let mut cells = run_jobs(options, &programs, jobs(options));

@@ -28,6 +28,8 @@ pub(crate) struct Programs {
     reference: Option<PathBuf>,
     /// Folder of the reference's Python package.
     pub(crate) python: Option<PathBuf>,
+    /// Folder of its Node package.
+    pub(crate) node: Option<PathBuf>,
     /// The reference signs no registration: our hub has to be told to take that.
     hub_switch: bool,
     /// Names of the commands of ours.
@@ -102,13 +104,16 @@ impl Programs {
         pilotage: Option<&Path>,
         reference: Option<&Path>,
         python: Option<&Path>,
+        node: Option<&Path>,
     ) -> Result<Self, Failure> {
-        if let Some(folder) = python
-            && !folder.join("pilotprotocol").join("__init__.py").is_file()
-        {
-            return Err(
-                format!("PILOT_REF_PYTHON: {} has no package `pilotprotocol`", folder.display()).into()
-            );
+        let packages = [
+            ("PILOT_REF_PYTHON", python, "pilotprotocol/__init__.py"),
+            ("PILOT_REF_NODE", node, "dist/index.js"),
+        ];
+        for (variable, folder, file) in packages {
+            if let Some(folder) = folder.filter(|folder| !folder.join(file).is_file()) {
+                return Err(format!("{variable}: {} has no {file}", folder.display()).into());
+            }
         }
         if let Some(folder) = reference {
             for name in ["rendezvous", "daemon", "pilotctl"] {
@@ -134,8 +139,8 @@ impl Programs {
         let help = run(Command::new(&pilotage).args(["up", "--help"]), &[], Duration::from_secs(10))?;
         let local_socket = String::from_utf8_lossy(&help).contains(LOCAL_SOCKET);
         let reference = reference.map(Path::to_path_buf);
-        let python = python.map(Path::to_path_buf);
-        Ok(Self { pilotage, reference, python, hub_switch, commands, local_socket })
+        let [python, node] = [python, node].map(|folder| folder.map(Path::to_path_buf));
+        Ok(Self { pilotage, reference, python, node, hub_switch, commands, local_socket })
     }
 
     /// The pilotage program.
@@ -408,9 +413,11 @@ mod tests {
     #[test]
     fn a_reference_folder_without_its_programs_is_refused() {
         let folder = tempfile::tempdir().expect("folder");
-        let error = Programs::find(None, Some(folder.path()), None).expect_err("empty folder");
+        let error = Programs::find(None, Some(folder.path()), None, None).expect_err("empty folder");
         assert!(error.to_string().contains("rendezvous"), "{error}");
-        let error = Programs::find(None, None, Some(folder.path())).expect_err("empty folder");
+        let error = Programs::find(None, None, Some(folder.path()), None).expect_err("empty folder");
         assert!(error.to_string().contains("pilotprotocol"), "{error}");
+        let error = Programs::find(None, None, None, Some(folder.path())).expect_err("empty folder");
+        assert!(error.to_string().contains("dist/index.js"), "{error}");
     }
 }

@@ -88,7 +88,7 @@ impl Node {
     ///
     /// Blocks at most some seconds. A request may reach the registry twice where a connection breaks. A name or visibility
     /// that the registry takes so (`set_hostname`, `set_visibility`) replaces the one the node was started with: later
-    /// registrations ask for it, as long as the node lives.
+    /// registrations ask for it, as long as the node lives. After `deregister` there are none until one of both is set.
     ///
     /// # Errors
     /// [`HubError::NotConfigured`] without a registry; else as the registry answers.

@@ -307,6 +307,11 @@ impl Keeper {
             plan.due = None;
             return;
         };
+        if hub.wish().away {
+            plan.registered = false;
+            plan.due = Some(Instant::now() + self.heartbeat);
+            return;
+        }
         let result = if plan.registered { self.beat(&hub) } else { self.register(&hub).map(|()| false) };
         let now = Instant::now();
         match result {

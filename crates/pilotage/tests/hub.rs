@@ -321,3 +321,32 @@ fn name_and_visibility_that_were_set_last_outlive_the_hub() {
         hub.halt();
     });
 }
+
+#[test]
+fn a_node_that_left_stays_away_until_it_is_to_be_known_again() {
+    within(60 * SECOND, || {
+        let hub = Hub::start();
+        let bob = hub.node(1, "bob").keepalive(SECOND / 4).start().expect("bob");
+        let alice = hub.node(2, "alice").start().expect("alice");
+        let node = bob.address().node;
+        let call = |kind: &str, request: serde_json::Value| {
+            bob.registry_call(request, Some(&format!("{kind}:{}", node.0))).expect("taken")
+        };
+        alice.resolve(name("bob")).expect("there");
+        call("deregister", serde_json::json!({ "type": "deregister", "node_id": node.0 }));
+        assert!(!bob.hub_status().expect("hub").registered);
+        // Several heartbeats long.
+        std::thread::sleep(2 * SECOND);
+        alice.resolve(name("bob")).expect_err("left");
+        assert!(!bob.hub_status().expect("hub").registered);
+        let named = serde_json::json!({ "type": "set_hostname", "node_id": node.0, "hostname": "bobby" });
+        call("set_hostname", named);
+        let deadline = Instant::now() + 20 * SECOND;
+        while alice.resolve(name("bobby")).is_err() {
+            assert!(Instant::now() < deadline, "it did not come back");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(bob.hub_status().expect("hub").registered);
+        hub.halt();
+    });
+}

@@ -113,6 +113,8 @@ pub(crate) enum Scenario {
     Pilotctl,
     /// The reference's Python SDK on two daemons (of the server's kind): every call that it offers
     PythonSdk,
+    /// The same with its Node SDK
+    NodeSdk,
 }
 
 /// Sizes, links and times of a scenario.
@@ -181,7 +183,7 @@ impl Scenario {
 
     /// Whether tools of the reference drive two daemons of one kind.
     pub(crate) fn is_tool(self) -> bool {
-        matches!(self, Self::Pilotctl | Self::PythonSdk)
+        matches!(self, Self::Pilotctl | Self::PythonSdk | Self::NodeSdk)
     }
 
     /// Whether many runs at a time do not disturb each other.
@@ -211,7 +213,7 @@ impl Scenario {
             Self::HandshakeLoss | Self::HandshakeCorruption | Self::RebindPort | Self::RebindAddr => 2,
             Self::Blackhole | Self::MtuDrop | Self::Goodput | Self::LongRtt => 1,
             Self::Idle | Self::Close => 4,
-            Self::Pilotctl | Self::PythonSdk => 3,
+            Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => 3,
             _ => 0,
         }
     }
@@ -286,7 +288,9 @@ impl Scenario {
             | Self::Events
             | Self::Tasks
             | Self::Trust => link(Impairment::NONE, &[]),
-            Self::Pilotctl | Self::PythonSdk => Plan { limit_s: 300, ..link(Impairment::NONE, &[]) },
+            Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => {
+                Plan { limit_s: 300, ..link(Impairment::NONE, &[]) }
+            }
             Self::CrossTraffic => {
                 Plan { limit_s: 120, ..link(plain, &[if quick { 10 * MIB } else { 25 * MIB }]) }
             }
@@ -350,6 +354,7 @@ impl Scenario {
         match self {
             Self::Pilotctl => return tools::pilotctl(lab, kinds.1),
             Self::PythonSdk => return tools::python(lab, kinds.1),
+            Self::NodeSdk => return tools::node(lab, kinds.1),
             Self::StreamUp | Self::StreamLoss1 | Self::StreamLoss5 => foreign::stream(lab, kinds, false),
             Self::StreamDown | Self::StreamLoss1Down => foreign::stream(lab, kinds, true),
             Self::RestartServer => foreign::restart(lab, kinds, true),

@@ -126,6 +126,8 @@ pub(crate) struct Wish {
     pub(crate) nameless: bool,
     pub(crate) visibility: Visibility,
     pub(crate) owner: Option<String>,
+    /// The node left: it registers again only when a name or visibility is set.
+    pub(crate) away: bool,
 }
 
 /// What the registry answers.
@@ -230,7 +232,8 @@ impl Hub {
         self.wish.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Any request. A name or visibility that the registry takes is what later registrations ask for.
+    /// Any request. A name or visibility that the registry takes is what later registrations ask for; after `deregister`
+    /// there are none.
     pub(crate) fn call(&self, request: &Value, signed: Option<&str>) -> Result<Value, HubError> {
         let ask = || self.ask(|directory| directory.call(request, signed));
         match request["type"].as_str() {
@@ -241,6 +244,7 @@ impl Hub {
                 let name = reply["hostname"].as_str().or_else(|| request["hostname"].as_str());
                 wish.name = name.filter(|name| !name.is_empty()).map(str::to_owned);
                 wish.nameless = wish.name.is_none();
+                wish.away = false;
                 self.state().name.clone_from(&wish.name);
                 Ok(reply)
             }
@@ -251,6 +255,17 @@ impl Hub {
                     wish.visibility = if public { Visibility::Public } else { Visibility::Private };
                     self.state().public = public;
                 }
+                wish.away = false;
+                Ok(reply)
+            }
+            Some("deregister") => {
+                let mut wish = self.wish();
+                let reply = ask()?;
+                wish.away = true;
+                self.note_error(
+                    "it was left on request; set a name or visibility to come back".into(),
+                    false,
+                );
                 Ok(reply)
             }
             _ => ask(),

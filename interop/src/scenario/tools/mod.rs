@@ -74,18 +74,30 @@ pub(super) fn pilotctl(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
     Ok(Outcome::Passed(Passed::because(reason).with_figure(stage.answers.get() as f64, "answers")))
 }
 
-/// The Python SDK, all of its calls.
+/// The SDKs, all of their calls.
 pub(super) fn python(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
-    let Some(package) = &lab.programs.python else {
-        return Ok(Outcome::Skipped(
-            "set PILOT_REF_PYTHON to the folder of the reference's Python package".into(),
-        ));
-    };
+    let wanted = "set PILOT_REF_PYTHON to the folder with the reference's Python package and its library";
+    with_sdk(lab, kind, &sdk::PYTHON, lab.programs.python.as_deref(), wanted)
+}
+
+pub(super) fn node(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
+    let wanted = "set PILOT_REF_NODE to the folder of the reference's Node package, built, with its library";
+    with_sdk(lab, kind, &sdk::NODE, lab.programs.node.as_deref(), wanted)
+}
+
+fn with_sdk(
+    lab: &Lab<'_>,
+    kind: Kind,
+    language: &sdk::Language,
+    package: Option<&Path>,
+    wanted: &str,
+) -> Result<Outcome, Failure> {
+    let Some(package) = package else { return Ok(Outcome::Skipped(wanted.into())) };
     if lab.programs.lacks_socket(kind) {
         return Ok(Outcome::Skipped("this pilotage has no local socket".into()));
     }
     let stage = Stage::start(lab.programs, lab.scratch, kind)?;
-    sdk::play(&stage, package).map(Outcome::Passed)
+    sdk::play(&stage, language, package).map(Outcome::Passed)
 }
 
 impl<'a> Stage<'a> {

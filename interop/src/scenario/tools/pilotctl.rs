@@ -117,6 +117,7 @@ pub(super) fn reach(s: &Stage<'_>) -> Result<(), Failure> {
     for target in ["bnode", &b.to_string()] {
         s.says(&s.a, &["ping", target, "--count", "1"], &one)?;
     }
+    s.says(&s.b, &["ping", "bnode", "--count", "1"], &one)?;
     s.refused(&s.a, &["ping", "nobody"], "not_found")?;
     let samples = json!({ "bytes": 7, "error": null });
     let traced = json!({ "target": address, "rtt_samples": [samples, samples, samples] });

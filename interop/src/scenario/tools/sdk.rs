@@ -1,4 +1,4 @@
-//! SDKs: a script of ours in their language, which ends with a line for each thing that it checked.
+//! SDKs: a script of ours in their language, which prints a line for each thing that it checked.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,15 +10,37 @@ use crate::process::run_any;
 use crate::scenario::{Passed, require};
 use crate::subject::ADMIN_TOKEN;
 
-const SCRIPT: &str = include_str!("session.py");
-/// Of the whole script.
+/// Of a whole script.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Runs the script on both daemons.
-pub(super) fn play(s: &Stage<'_>, package: &Path) -> Result<Passed, Failure> {
+/// What runs a script.
+pub(super) struct Language {
+    program: &'static str,
+    file: &'static str,
+    script: &'static str,
+    /// Where the package has its library, if the SDK does not find it there by itself.
+    libraries: &'static [&'static str],
+}
+
+pub(super) const PYTHON: Language = Language {
+    program: "python3",
+    file: "session.py",
+    script: include_str!("session.py"),
+    libraries: &["pilotprotocol/libpilot.so", "pilotprotocol/bin/libpilot.so"],
+};
+
+pub(super) const NODE: Language = Language {
+    program: "node",
+    file: "session.mjs",
+    script: include_str!("session.mjs"),
+    libraries: &["bin/libpilot.so"],
+};
+
+/// Runs the script on both daemons with the SDK in `package`.
+pub(super) fn play(s: &Stage<'_>, language: &Language, package: &Path) -> Result<Passed, Failure> {
     let folder = &s.a.folder;
-    let script = folder.join("session.py");
-    std::fs::write(&script, SCRIPT)?;
+    let script = folder.join(language.file);
+    std::fs::write(&script, language.script)?;
     // Networks are made by the operator, not by an SDK.
     let owner = number(&s.a)?.to_string();
     let network = |name: &str, rules: &[&str]| -> Result<String, Failure> {
@@ -27,10 +49,13 @@ pub(super) fn play(s: &Stage<'_>, package: &Path) -> Result<Passed, Failure> {
     };
     let open = network("sdk-open", &[])?;
     let invite = network("sdk-invite", &["--join-rule", "invite", "--enterprise"])?;
-    let mut command = Command::new("python3");
-    command.arg(&script).env("HOME", folder).env("PYTHONPATH", package).env("PYTHONDONTWRITEBYTECODE", "1");
-    let places = ["pilotprotocol/libpilot.so", "pilotprotocol/bin/libpilot.so"];
-    if let Some(library) = places.iter().map(|place| package.join(place)).find(|path| path.is_file()) {
+    let package = std::path::absolute(package)?;
+    let mut command = Command::new(language.program);
+    command.arg(&script).env("HOME", folder).env("SESSION_SDK", &package);
+    command.env("PYTHONPATH", &package).env("PYTHONDONTWRITEBYTECODE", "1");
+    if let Some(library) =
+        language.libraries.iter().map(|place| package.join(place)).find(|path| path.is_file())
+    {
         command.env("PILOT_LIB_PATH", library);
     }
     for (name, node) in [("A", &s.a), ("B", &s.b)] {
@@ -44,15 +69,38 @@ pub(super) fn play(s: &Stage<'_>, package: &Path) -> Result<Passed, Failure> {
     let ended = run_any(&mut command, &[], LIMIT)?;
     let said = text(&ended.out);
     require(ended.status.success(), || {
-        let last = said.lines().last().unwrap_or_default();
-        let why = text(&ended.err);
-        format!("{}: after {last:?}: {}", ended.status, why.lines().last().unwrap_or_default())
+        let (last, why) = (said.lines().last().unwrap_or_default(), text(&ended.err));
+        let error = why.lines().find(|line| line.contains("Error")).or(why.lines().last());
+        format!("{}: after {last:?}: {}", ended.status, error.unwrap_or_default())
     })?;
+    judge(&said)
+}
+
+/// Counts the checks; the script must have come to its end.
+fn judge(said: &str) -> Result<Passed, Failure> {
     let checks = said.lines().filter(|line| line.starts_with("ok ")).count();
     let last = said.lines().last().unwrap_or_default();
     require(last == format!("done {checks}") && checks > 0, || format!("the script ended with {last:?}"))?;
-    let version = said.lines().find_map(|line| line.strip_prefix("sdk ")).unwrap_or("of no version");
-    let absent = said.lines().find_map(|line| line.strip_prefix("absent ")).unwrap_or("nothing");
-    let reason = format!("{checks} calls checked, SDK {version}; not offered by it: {absent}");
+    let told = |word: &str| said.lines().find_map(|line| line.strip_prefix(word)).unwrap_or_default().trim();
+    let mut reason = format!("{checks} answers checked");
+    for (word, what) in [("sdk", "release"), ("absent", "not offered by this SDK:")] {
+        if !told(word).is_empty() {
+            reason += &format!("; {what} {}", told(word));
+        }
+    }
     Ok(Passed::because(reason).with_figure(checks as f64, "answers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_has_passed_only_with_its_last_line() {
+        let passed = judge("sdk 1.2\nabsent health\nok one\nok two\ndone 2").expect("passed");
+        assert_eq!(passed.reason, "2 answers checked; release 1.2; not offered by this SDK: health");
+        for said in ["ok one\nok two", "ok one\ndone 2", "done 0", ""] {
+            assert!(judge(said).is_err(), "{said}");
+        }
+    }
 }

@@ -173,6 +173,9 @@ def streams(a, b):
     with a.dial(f"{B}:7") as echo:
         echo.write(b"hello")
         says("echo", read_all(echo, 5), b"hello")
+    with a.dial(f"{A}:7") as echo:
+        echo.write(b"itself")
+        says("echo of itself", read_all(echo, 6), b"itself")
     refused("dial to a closed port", lambda: a.dial(f"{B}:4999"), "dial")
     refused("dial to no address", lambda: a.dial("nonsense"))
 
@@ -271,6 +274,7 @@ def services(a, b):
             a.publish_event("bnode", "other", b"not this")
             published = a.publish_event("bnode", "news", b"it happened")
             time.sleep(0.3)
+        says("publish_event to itself", b.publish_event(B, "news", b"own"), {"bytes": 3})
         says("publish_event", published, {"status": "published", "topic": "news", "bytes": 11})
         says("subscribe_event", first.result(), ("news", b"it happened"))
     if hasattr(a, "submit_task"):
