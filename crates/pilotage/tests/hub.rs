@@ -332,17 +332,17 @@ fn a_node_that_left_stays_away_until_it_is_to_be_known_again() {
         let call = |kind: &str, request: serde_json::Value| {
             bob.registry_call(request, Some(&format!("{kind}:{}", node.0))).expect("taken")
         };
-        alice.resolve(name("bob")).expect("there");
+        alice.resolve(&name("bob")).expect("there");
         call("deregister", serde_json::json!({ "type": "deregister", "node_id": node.0 }));
         assert!(!bob.hub_status().expect("hub").registered);
         // Several heartbeats long.
         std::thread::sleep(2 * SECOND);
-        alice.resolve(name("bob")).expect_err("left");
+        alice.resolve(&name("bob")).expect_err("left");
         assert!(!bob.hub_status().expect("hub").registered);
         let named = serde_json::json!({ "type": "set_hostname", "node_id": node.0, "hostname": "bobby" });
         call("set_hostname", named);
         let deadline = Instant::now() + 20 * SECOND;
-        while alice.resolve(name("bobby")).is_err() {
+        while alice.resolve(&name("bobby")).is_err() {
             assert!(Instant::now() < deadline, "it did not come back");
             std::thread::sleep(Duration::from_millis(50));
         }

@@ -244,7 +244,6 @@ impl Hub {
                 let name = reply["hostname"].as_str().or_else(|| request["hostname"].as_str());
                 wish.name = name.filter(|name| !name.is_empty()).map(str::to_owned);
                 wish.nameless = wish.name.is_none();
-                wish.away = false;
                 self.state().name.clone_from(&wish.name);
                 Ok(reply)
             }
@@ -255,7 +254,6 @@ impl Hub {
                     wish.visibility = if public { Visibility::Public } else { Visibility::Private };
                     self.state().public = public;
                 }
-                wish.away = false;
                 Ok(reply)
             }
             Some("deregister") => {
