@@ -56,16 +56,14 @@ fn messages(s: &Stage<'_>) -> Result<(), Failure> {
 }
 
 fn events(s: &Stage<'_>) -> Result<(), Failure> {
-    s.until(&s.b, &["connections"], &json!({ "total": 0 }))?;
+    s.none_listed(&s.b)?;
     let waiting = s.begin(&s.a, &["subscribe", "bnode", "news", "--count", "2", "--timeout", "40s"])?;
     let open = json!({ "remote_addr": s.a.address, "local_port": 1002, "state": "ESTABLISHED" });
-    let seen = s.until(&s.b, &["connections"], &json!({ "total": 1, "connections": [open] }))?;
+    let id = s.listed(&s.b, &open)?["id"].clone();
     // The subscription itself is behind the connection.
-    let id = seen["connections"][0]["id"].clone();
     for _ in 0..50 {
-        let now = s.ok(&s.b, &["connections"])?;
-        let got = now["connections"][0]["bytes_recv"].as_u64();
-        if now["connections"][0]["id"] == id && got > Some(0) {
+        let entry = s.listed(&s.b, &open)?;
+        if entry["id"] == id && entry["bytes_recv"].as_u64() > Some(0) {
             break;
         }
     }

@@ -63,8 +63,8 @@ pub(super) fn pilotctl(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
         ("profile", profile::play),
         ("mailbox", |stage| mailbox::play(stage)),
         ("networks", |stage| network::play(stage)),
-        ("trust", |stage| trust::play(stage)),
         ("webhook", |stage| webhook::play(stage)),
+        ("trust", |stage| trust::play(stage)),
         ("end", |stage| profile::leave(stage)),
     ];
     for (name, part) in parts {
@@ -174,6 +174,32 @@ impl<'a> Stage<'a> {
                 Err(_) => std::thread::sleep(Duration::from_millis(200)),
             }
         }
+    }
+
+    /// The one connection in a daemon's list that holds this.
+    fn listed(&self, node: &Node, wanted: &Value) -> Result<Value, Failure> {
+        if self.ours() {
+            let mut listed =
+                self.until(node, &["connections"], &json!({ "total": 1, "connections": [wanted] }))?;
+            return Ok(listed["connections"][0].take());
+        }
+        // The reference keeps those that are over for a while.
+        let deadline = Instant::now() + SOON;
+        loop {
+            let listed = self.ok(node, &["connections"])?;
+            let entries = listed["connections"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if let Some(entry) = entries.iter().find(|entry| holds("", entry, wanted).is_ok()) {
+                return Ok(entry.clone());
+            }
+            require(Instant::now() < deadline, || format!("connections: {listed} without {wanted}"))?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits until a daemon of ours lists no connection.
+    fn none_listed(&self, node: &Node) -> Result<(), Failure> {
+        let nothing = json!({ "total": 0 });
+        if self.ours() { self.until(node, &["connections"], &nothing).map(drop) } else { Ok(()) }
     }
 
     /// Starts a command.

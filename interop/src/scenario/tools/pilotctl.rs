@@ -170,22 +170,20 @@ pub(super) fn streams(s: &Stage<'_>) -> Result<(), Failure> {
 
 /// A connection is listed while it is there, and ends when somebody says so.
 fn connections(s: &Stage<'_>) -> Result<(), Failure> {
-    s.until(&s.a, &["connections"], &json!({ "total": 0 }))?;
+    s.none_listed(&s.a)?;
     let waiting = s.begin(&s.a, &["subscribe", "bnode", "news", "--count", "1", "--timeout", "40s"])?;
     let open = json!({ "remote_addr": s.b.address, "remote_port": 1002, "state": "ESTABLISHED" });
-    let listed = s.until(&s.a, &["connections"], &json!({ "total": 1, "connections": [open] }))?;
-    let entry = &listed["connections"][0];
-    numbers("connections", entry, &CONNECTION)?;
-    let id = entry["id"].as_u64().ok_or("a connection without an id")?.to_string();
+    let entry = s.listed(&s.a, &open)?;
+    numbers("connections", &entry, &CONNECTION)?;
+    let id = entry["id"].to_string();
     s.says(&s.a, &["disconnect", &id], &json!({ "conn_id": entry["id"] }))?;
     waiting.fails_with("recv")?;
-    s.until(&s.a, &["connections"], &json!({ "total": 0 }))?;
+    s.none_listed(&s.a)?;
     s.says(&s.a, &["disconnect", "99"], &json!({ "conn_id": 99 }))?;
     // Connections of a service of the daemon are listed and ended, too.
     let waiting = s.begin(&s.a, &["subscribe", "bnode", "news", "--count", "1", "--timeout", "40s"])?;
     let open = json!({ "remote_addr": s.a.address, "local_port": 1002, "state": "ESTABLISHED" });
-    let listed = s.until(&s.b, &["connections"], &json!({ "total": 1, "connections": [open] }))?;
-    let id = listed["connections"][0]["id"].to_string();
+    let id = s.listed(&s.b, &open)?["id"].to_string();
     s.ok(&s.b, &["disconnect", &id])?;
     waiting.fails_with("recv")
 }

@@ -113,7 +113,8 @@ async function trust(a, b) {
   says("approveHandshake", b.approveHandshake(A_ID), { node_id: A_ID, status: "approved" });
   await until("trustedPeers", () => a.trustedPeers(), { trusted: [{ node_id: B_ID, mutual: true }] });
   says("revokeTrust", a.revokeTrust(B_ID), { node_id: B_ID, status: "revoked" });
-  await until("trustedPeers after that", () => b.trustedPeers(), { trusted: [] });
+  // The reference does not always tell the other side.
+  if (env.SESSION_OURS) await until("trustedPeers after that", () => b.trustedPeers(), { trusted: [] });
 }
 
 async function services(a, b) {
@@ -152,8 +153,8 @@ async function main() {
   const [a, b] = [new Driver(env.SESSION_A_SOCKET), new Driver(env.SESSION_B_SOCKET)];
   profile(a, b);
   streams(a, b);
-  await trust(a, b);
   await services(a, b);
+  await trust(a, b);
   says("deregister", a.deregister(), { type: "deregister_ok" });
   refused("a node that left", () => b.resolveHostname("anode"));
   a.close();
