@@ -1,7 +1,8 @@
 //! `interop`: scenarios × implementations, each between real processes on this machine.
 //!
 //! * [`subject`]: the implementations, each driven by its own command line. Pilotage from `PILOTAGE_BIN` (or
-//!   built here), the Go reference from the folder `PILOT_REF_BIN` (programs `rendezvous`, `daemon`, `pilotctl`).
+//!   built here), the Go reference from the folder `PILOT_REF_BIN` (programs `rendezvous`, `daemon`, `pilotctl`), its SDKs
+//!   from `PILOT_REF_PYTHON` and `PILOT_REF_NODE`.
 //! * [`scenario`]: what they do together. Three run by a hub in every combination of hub, client and server;
 //!   all others between a client and a server with [`proxy`] in between.
 //! * [`report`]: the table.

@@ -165,8 +165,10 @@ impl<'a> Stage<'a> {
 
     /// A command that is repeated until its answer holds this.
     fn until(&self, node: &Node, words: &[&str], wanted: &Value) -> Result<Value, Failure> {
-        let deadline = Instant::now() + SOON;
+        let (deadline, answers) = (Instant::now() + SOON, self.answers.get());
         loop {
+            // However often it has to be asked, it is one answer.
+            self.answers.set(answers);
             let got = self.ok(node, words)?;
             match holds(&words.join(" "), &got, wanted) {
                 Ok(()) => return Ok(got),
@@ -184,8 +186,9 @@ impl<'a> Stage<'a> {
             return Ok(listed["connections"][0].take());
         }
         // The reference keeps those that are over for a while.
-        let deadline = Instant::now() + SOON;
+        let (deadline, answers) = (Instant::now() + SOON, self.answers.get());
         loop {
+            self.answers.set(answers);
             let listed = self.ok(node, &["connections"])?;
             let entries = listed["connections"].as_array().map(Vec::as_slice).unwrap_or_default();
             if let Some(entry) = entries.iter().find(|entry| holds("", entry, wanted).is_ok()) {

@@ -287,7 +287,8 @@ def services(a, b):
 
 
 def main():
-    print("sdk", pilotprotocol.__version__)
+    if pilotprotocol.__version__ != "unknown":
+        print("sdk", pilotprotocol.__version__)
     with Driver(os.environ["SESSION_A_SOCKET"]) as a, Driver(os.environ["SESSION_B_SOCKET"]) as b:
         print("absent", ", ".join(name for name in CALLS if not hasattr(a, name)) or "nothing")
         for part in (identity, profile, streams, datagrams, services):
