@@ -43,6 +43,9 @@ struct Stage<'a> {
     answers: Cell<usize>,
 }
 
+/// A part of a session.
+type Part = fn(&mut Stage<'_>) -> Result<(), Failure>;
+
 /// A command that runs while others do.
 struct Running {
     what: String,
@@ -56,7 +59,7 @@ pub(super) fn pilotctl(lab: &Lab<'_>, kind: Kind) -> Result<Outcome, Failure> {
         return Ok(Outcome::Skipped("this pilotage has no local socket".into()));
     }
     let mut stage = Stage::start(lab.programs, lab.scratch, kind)?;
-    let parts: [(&str, fn(&mut Stage<'_>) -> Result<(), Failure>); 9] = [
+    let parts: [(&str, Part); 9] = [
         ("identity", |stage| pilotctl::identity(stage)),
         ("reach", |stage| pilotctl::reach(stage)),
         ("streams", |stage| pilotctl::streams(stage)),
