@@ -132,6 +132,14 @@ impl Driver {
         Ok(serde_json::from_slice(&reply)?)
     }
 
+    /// One datagram.
+    pub(crate) fn datagram(&mut self, address: &str, port: u16, bytes: &[u8]) -> Result<(), Failure> {
+        let mut frame = address_bytes(address)?.to_vec();
+        frame.extend(port.to_be_bytes());
+        frame.extend(bytes);
+        self.write(SEND_TO, &frame)
+    }
+
     fn dial(&mut self, address: &str, port: u16) -> Result<u32, Failure> {
         let mut payload = address_bytes(address)?.to_vec();
         payload.extend(port.to_be_bytes());

@@ -1,7 +1,8 @@
 //! `interop`: scenarios × implementations, each between real processes on this machine.
 //!
 //! * [`subject`]: the implementations, each driven by its own command line. Pilotage from `PILOTAGE_BIN` (or
-//!   built here), the Go reference from the folder `PILOT_REF_BIN` (programs `rendezvous`, `daemon`, `pilotctl`).
+//!   built here), the Go reference from the folder `PILOT_REF_BIN` (programs `rendezvous`, `daemon`, `pilotctl`), its SDKs
+//!   from `PILOT_REF_PYTHON` and `PILOT_REF_NODE`.
 //! * [`scenario`]: what they do together. Three run by a hub in every combination of hub, client and server;
 //!   all others between a client and a server with [`proxy`] in between.
 //! * [`report`]: the table.
@@ -62,6 +63,12 @@ struct Options {
     /// Folder with the reference's programs
     #[arg(long, env = "PILOT_REF_BIN")]
     reference: Option<PathBuf>,
+    /// Folder with the reference's Python package `pilotprotocol` and its library
+    #[arg(long, env = "PILOT_REF_PYTHON")]
+    reference_python: Option<PathBuf>,
+    /// Folder of the reference's Node package, built, with its library in `bin`
+    #[arg(long, env = "PILOT_REF_NODE")]
+    reference_node: Option<PathBuf>,
     /// How often each scenario with the reference runs; it has passed if all of them did, and its figure is the median
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
@@ -142,6 +149,8 @@ const BY_HUB: &[(Kind, Kind, Kind)] =
 const PAIRS: &[(Kind, Kind)] = &[(P, P), (P, R), (R, P)];
 /// The same where the reference is the subject; the last is the baseline.
 const FOREIGN_PAIRS: &[(Kind, Kind)] = &[(P, R), (R, P), (R, R)];
+/// The reference's tools and the daemons that they drive.
+const TOOL_PAIRS: &[(Kind, Kind)] = &[(R, P), (R, R)];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -171,7 +180,12 @@ fn run(options: &Options) -> Result<bool, Failure> {
         }
         return Ok(true);
     }
-    let programs = Programs::find(options.pilotage.as_deref(), options.reference.as_deref())?;
+    let programs = Programs::find(
+        options.pilotage.as_deref(),
+        options.reference.as_deref(),
+        options.reference_python.as_deref(),
+        options.reference_node.as_deref(),
+    )?;
     let started = Instant::now();
     let mut cells = run_jobs(options, &programs, jobs(options));
     cells.sort_by_key(|cell| (cell.scenario, cell.hub, cell.client, cell.server));
@@ -198,7 +212,11 @@ fn jobs(options: &Options) -> Vec<Job> {
     let (by_hub, single): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|scenario| scenario.is_by_hub());
     let mut jobs = Vec::new();
     for scenario in single {
-        let pairs = if scenario.is_foreign() { FOREIGN_PAIRS } else { PAIRS };
+        let pairs = match scenario.is_foreign() {
+            true if scenario.is_tool() => TOOL_PAIRS,
+            true => FOREIGN_PAIRS,
+            false => PAIRS,
+        };
         let wanted = |pair: &(Kind, Kind)| {
             let chosen = options.pairing.iter().any(|pairing| pairing.kinds() == *pair);
             chosen || options.pairing.is_empty() || !scenario.is_foreign()

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
@@ -188,10 +188,31 @@ impl Drop for Background {
     }
 }
 
+/// How a program ended, and all that it said.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: Vec<u8>,
+}
+
 /// Runs a program to its end within a time limit, with these bytes as its input, and returns its output.
 pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Vec<u8>, Failure> {
-    let name =
-        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let Ended { status, out, err } = run_any(command, input, limit)?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(if err.is_empty() { &out } else { &err }).trim().to_owned();
+        return Err(format!("{}: {status}: {}", name_of(command), cause(&text)).into());
+    }
+    Ok(out)
+}
+
+fn name_of(command: &Command) -> String {
+    Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The same where a failure is an answer, too.
+pub(crate) fn run_any(command: &mut Command, input: &[u8], limit: Duration) -> Result<Ended, Failure> {
+    let name = name_of(command);
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -220,11 +241,7 @@ pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> Resul
     };
     let out = out.join().map_err(|_| "reading standard output failed")?;
     let err = err.join().map_err(|_| "reading standard error failed")?;
-    if !status.success() {
-        let text = String::from_utf8_lossy(if err.is_empty() { &out } else { &err }).trim().to_owned();
-        return Err(format!("{name}: {status}: {}", cause(&text)).into());
-    }
-    Ok(out)
+    Ok(Ended { status, out, err })
 }
 
 /// What a failed program says: the cause in its JSON, else its last line.

@@ -26,6 +26,10 @@ pub(crate) enum Kind {
 pub(crate) struct Programs {
     pilotage: PathBuf,
     reference: Option<PathBuf>,
+    /// Folder of the reference's Python package.
+    pub(crate) python: Option<PathBuf>,
+    /// Folder of its Node package.
+    pub(crate) node: Option<PathBuf>,
     /// The reference signs no registration: our hub has to be told to take that.
     hub_switch: bool,
     /// Names of the commands of ours.
@@ -45,13 +49,21 @@ pub(crate) struct Hub {
     pub(crate) registry: SocketAddr,
     /// None: nodes are told of no beacon.
     pub(crate) beacon: Option<SocketAddr>,
-    _process: Option<Background>,
+    process: Option<Background>,
 }
+
+/// Of every hub that is started here.
+pub(crate) const ADMIN_TOKEN: &str = "interop-runner";
 
 impl Hub {
     /// The same hub by another address of its registry, and without a beacon.
     pub(crate) fn seen_at(&self, registry: SocketAddr) -> Self {
-        Self { registry, beacon: None, _process: None }
+        Self { registry, beacon: None, process: None }
+    }
+
+    /// Ends its process.
+    pub(crate) fn stop(&mut self) {
+        self.process = None;
     }
 }
 
@@ -79,11 +91,30 @@ impl Node {
     pub(crate) fn stop(&mut self) {
         self.process = None;
     }
+
+    /// What its process has printed.
+    pub(crate) fn output(&self) -> String {
+        self.process.as_ref().map(Background::output).unwrap_or_default()
+    }
 }
 
 impl Programs {
     /// Finds or builds the programs.
-    pub(crate) fn find(pilotage: Option<&Path>, reference: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn find(
+        pilotage: Option<&Path>,
+        reference: Option<&Path>,
+        python: Option<&Path>,
+        node: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let packages = [
+            ("PILOT_REF_PYTHON", python, "pilotprotocol/__init__.py"),
+            ("PILOT_REF_NODE", node, "dist/index.js"),
+        ];
+        for (variable, folder, file) in packages {
+            if let Some(folder) = folder.filter(|folder| !folder.join(file).is_file()) {
+                return Err(format!("{variable}: {} has no {file}", folder.display()).into());
+            }
+        }
         if let Some(folder) = reference {
             for name in ["rendezvous", "daemon", "pilotctl"] {
                 if !folder.join(name).is_file() {
@@ -108,7 +139,8 @@ impl Programs {
         let help = run(Command::new(&pilotage).args(["up", "--help"]), &[], Duration::from_secs(10))?;
         let local_socket = String::from_utf8_lossy(&help).contains(LOCAL_SOCKET);
         let reference = reference.map(Path::to_path_buf);
-        Ok(Self { pilotage, reference, hub_switch, commands, local_socket })
+        let [python, node] = [python, node].map(|folder| folder.map(Path::to_path_buf));
+        Ok(Self { pilotage, reference, python, node, hub_switch, commands, local_socket })
     }
 
     /// The pilotage program.
@@ -133,7 +165,17 @@ impl Programs {
 
     /// Starts a hub and waits until its registry accepts connections.
     pub(crate) fn start_hub(&self, kind: Kind, folder: &Path) -> Result<Hub, Failure> {
-        let (registry, beacon) = (free_address()?, free_address()?);
+        self.start_hub_at(kind, folder, free_address()?, free_address()?)
+    }
+
+    /// The same at these addresses.
+    pub(crate) fn start_hub_at(
+        &self,
+        kind: Kind,
+        folder: &Path,
+        registry: SocketAddr,
+        beacon: SocketAddr,
+    ) -> Result<Hub, Failure> {
         let mut command = match kind {
             Kind::Pilotage => {
                 let mut command = Command::new(&self.pilotage);
@@ -141,18 +183,19 @@ impl Programs {
                 command.args(["--registry-port", &registry.port().to_string()]);
                 command.args(["--beacon-port", &beacon.port().to_string()]);
                 command.args(self.hub_switch.then_some(HUB_SWITCH));
+                command.env("PILOTAGE_ADMIN_TOKEN", ADMIN_TOKEN);
                 command
             }
             Kind::Reference => {
                 let mut command = self.reference_program("rendezvous", folder)?;
                 command.args(["-registry-addr", &registry.to_string(), "-beacon-addr", &beacon.to_string()]);
-                command.args(["-admin-token", "interop", "-store"]).arg(folder.join("store.json"));
+                command.args(["-admin-token", ADMIN_TOKEN, "-store"]).arg(folder.join("store.json"));
                 command
             }
         };
         let mut process = Background::start(&mut command, &folder.join("log"))?;
         process.wait_until("hub", || accepts(registry))?;
-        Ok(Hub { registry, beacon: Some(beacon), _process: Some(process) })
+        Ok(Hub { registry, beacon: Some(beacon), process: Some(process) })
     }
 
     /// Starts a node that answers, and waits until it is registered.
@@ -215,8 +258,20 @@ impl Programs {
         endpoint: SocketAddr,
         hub: &Hub,
     ) -> Result<Node, Failure> {
+        self.start_up_with(folder, name, endpoint, hub, &[])
+    }
+
+    /// The same with more options.
+    pub(crate) fn start_up_with(
+        &self,
+        folder: PathBuf,
+        name: &'static str,
+        endpoint: SocketAddr,
+        hub: &Hub,
+        options: &[&str],
+    ) -> Result<Node, Failure> {
         let mut command = self.pilotage("up", &folder, hub);
-        command.args(["--json", "--bind", &endpoint.to_string(), "--name", name]);
+        command.args(["--json", "--bind", &endpoint.to_string(), "--name", name]).args(options);
         if self.local_socket {
             command.arg(LOCAL_SOCKET).arg(folder.join("pilot.sock"));
         }
@@ -265,11 +320,18 @@ impl Programs {
 
     /// A pilotctl command on the daemon of this folder.
     pub(crate) fn pilotctl(&self, folder: &Path, hub: &Hub) -> Result<Command, Failure> {
+        let mut command = self.pilotctl_for_people(folder, hub)?;
+        command.arg("--json");
+        Ok(command)
+    }
+
+    /// The same without `--json`.
+    pub(crate) fn pilotctl_for_people(&self, folder: &Path, hub: &Hub) -> Result<Command, Failure> {
         let mut command = self.reference_program("pilotctl", folder)?;
         command
             .env("PILOT_SOCKET", folder.join("pilot.sock"))
-            .env("PILOT_REGISTRY", hub.registry.to_string());
-        command.arg("--json");
+            .env("PILOT_REGISTRY", hub.registry.to_string())
+            .env("PILOT_ADMIN_TOKEN", ADMIN_TOKEN);
         Ok(command)
     }
 
@@ -351,7 +413,11 @@ mod tests {
     #[test]
     fn a_reference_folder_without_its_programs_is_refused() {
         let folder = tempfile::tempdir().expect("folder");
-        let error = Programs::find(None, Some(folder.path())).expect_err("empty folder");
+        let error = Programs::find(None, Some(folder.path()), None, None).expect_err("empty folder");
         assert!(error.to_string().contains("rendezvous"), "{error}");
+        let error = Programs::find(None, None, Some(folder.path()), None).expect_err("empty folder");
+        assert!(error.to_string().contains("pilotprotocol"), "{error}");
+        let error = Programs::find(None, None, None, Some(folder.path())).expect_err("empty folder");
+        assert!(error.to_string().contains("dist/index.js"), "{error}");
     }
 }

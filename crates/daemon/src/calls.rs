@@ -37,9 +37,6 @@ pub(crate) fn registry(shared: &Shared, request: Request<'_>) -> Result<(JsonKin
     body["type"] = name.into();
     let signed = signed.then(|| format!("{name}:{me}"));
     let reply = shared.registry.call(body, signed.as_deref()).map_err(|error| format!("{name}: {error}"))?;
-    if let (JsonKind::SetHostname, Some(name)) = (kind, reply["hostname"].as_str()) {
-        shared.set_name(name);
-    }
     Ok((kind, reply))
 }
 

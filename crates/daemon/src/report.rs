@@ -47,7 +47,7 @@ pub(crate) fn info(shared: &Shared) -> Value {
     json!({
         "node_id": node.address().node.0,
         "address": node.address().to_string(),
-        "hostname": shared.name(),
+        "hostname": node.name().unwrap_or_default(),
         "uptime_secs": stats.uptime.as_secs(),
         "connections": connections.iter().filter(open).count(),
         "ports": node.listening_ports().len(),

@@ -35,8 +35,6 @@ pub(crate) struct Shared {
     pub(crate) tap: Option<Arc<DatagramTap>>,
     pub(crate) webhook: Webhook,
     clients: Mutex<HashMap<u64, Handle>>,
-    /// The name that a client gave the node since; empty for none.
-    renamed: Mutex<Option<String>>,
     stop: AtomicBool,
 }
 
@@ -83,7 +81,6 @@ pub fn serve(node: &Node, path: &Path, options: Options) -> Result<IpcServer, Se
         webhook: Webhook::new(node.clone(), counters.clone()),
         counters,
         clients: Mutex::default(),
-        renamed: Mutex::default(),
         stop: AtomicBool::new(false),
     });
     let server = IpcServer { path: path.to_owned(), shared: shared.clone() };
@@ -131,17 +128,6 @@ impl Drop for IpcServer {
 impl Shared {
     fn clients(&self) -> MutexGuard<'_, HashMap<u64, Handle>> {
         self.clients.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// The registry took this name, or gave up the old one if it is empty.
-    pub(crate) fn set_name(&self, name: &str) {
-        *self.renamed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(name.to_owned());
-    }
-
-    /// Our name; empty if we have none.
-    pub(crate) fn name(&self) -> String {
-        let renamed = self.renamed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
-        renamed.or_else(|| self.node.name()).unwrap_or_default()
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

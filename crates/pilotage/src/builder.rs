@@ -16,8 +16,8 @@ use crate::driver::send::SendSlab;
 use crate::driver::socket::Socket;
 use crate::driver::{Driver, WAKER};
 use crate::error::StartError;
-use crate::hub::{Directory, Hub, HubError, Visibility, resolve_host};
-use crate::keeper::{Budget, HEARTBEAT, Keeper, Mailbox, Wish, adopt, derived_address, describe};
+use crate::hub::{Directory, Hub, HubError, Visibility, Wish, resolve_host};
+use crate::keeper::{Budget, HEARTBEAT, Keeper, Mailbox, adopt, derived_address, describe};
 use crate::node::{Node, NodeInner};
 use crate::shared::{Core, Shared};
 use crate::slot::Direction;
@@ -60,7 +60,7 @@ impl Default for NodeBuilder {
             keepalive: HEARTBEAT,
             beacon: None,
             hub_required: true,
-            wish: Wish { name: None, visibility: Visibility::Public, owner: None },
+            wish: Wish { visibility: Visibility::Public, ..Wish::default() },
             peers: Vec::new(),
             config: Config::default(),
             recv_buffer: SOCKET_BUFFER,
@@ -227,7 +227,8 @@ impl NodeBuilder {
         let hub = self
             .registry
             .clone()
-            .map(|registry| Arc::new(Hub::new(registry, &identity, self.registry_tls, addresses)));
+            .map(|registry| Hub::new(registry, &identity, self.registry_tls, addresses))
+            .map(|hub| Arc::new(hub.wishing(self.wish.clone())));
         let inner = NodeInner {
             hub: hub.clone(),
             identity,
@@ -259,7 +260,6 @@ impl NodeBuilder {
             shared: Arc::downgrade(&shared),
             mailbox,
             hub,
-            wish: self.wish,
             policies: node.inner.policies.clone(),
             directory,
             registered,
@@ -332,7 +332,7 @@ impl NodeBuilder {
             await_observed(shared);
         }
         let outcome = hub.open().and_then(|mut directory| {
-            let request = describe(shared, hub, &self.wish);
+            let request = describe(shared, hub, &hub.wish());
             let registered = directory.register(&request)?;
             adopt(shared, hub, &request, &registered)?;
             Ok((directory, registered))

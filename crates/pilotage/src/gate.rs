@@ -12,7 +12,8 @@ use pilotage_proto::TunnelInfo;
 use pilotage_wire::NodeId;
 use serde_json::Value;
 
-use crate::hub::HubError;
+use crate::hub::{Hub, HubError};
+use crate::keeper::{adopt, describe};
 use crate::node::Node;
 use crate::shared::{Core, Phase, Shared};
 
@@ -86,13 +87,30 @@ impl Node {
 
     /// Sends one request to the registry, with our signature over `signed` if given, and returns the reply as it is.
     ///
-    /// Blocks at most some seconds. A request may reach the registry twice where a connection breaks.
+    /// Blocks at most some seconds. A request may reach the registry twice where a connection breaks. A name or visibility
+    /// that the registry takes so (`set_hostname`, `set_visibility`) replaces the one the node was started with: later
+    /// registrations ask for it, as long as the node lives. After `deregister` there are none until one of both is set,
+    /// which registers the node first.
     ///
     /// # Errors
     /// [`HubError::NotConfigured`] without a registry; else as the registry answers.
     pub fn registry_call(&self, request: Value, signed: Option<&str>) -> Result<Value, HubError> {
         let hub = self.inner.hub.as_ref().ok_or(HubError::NotConfigured)?;
-        hub.ask(|directory| directory.call(&request, signed))
+        let known_again = matches!(request["type"].as_str(), Some("set_hostname" | "set_visibility"));
+        if known_again && hub.wish().away {
+            self.come_back(hub)?;
+        }
+        hub.call(&request, signed)
+    }
+
+    /// Registers after the node left on request: only who is registered has a name or is visible.
+    fn come_back(&self, hub: &Hub) -> Result<(), HubError> {
+        let mut wish = hub.wish();
+        let request = describe(&self.inner.shared, hub, &wish);
+        let registered = hub.ask(|directory| directory.register(&request))?;
+        wish.away = false;
+        drop(wish);
+        adopt(&self.inner.shared, hub, &request, &registered)
     }
 }
 

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use pilotage_proto::{PeerConfig, PeerPolicy};
 use pilotage_wire::{Address, NodeId};
+use serde_json::{Value, json};
 
 use crate::events::NodeEvent;
-use crate::hub::{Directory, Hub, HubError, Register, Registered, Visibility};
+use crate::hub::{Directory, Hub, HubError, Register, Registered, Wish};
 use crate::lookup::{Lookup, Verdict, judge_by_hub};
 use crate::resolve::choose;
 use crate::shared::Shared;
@@ -235,20 +236,11 @@ impl Shared {
     }
 }
 
-/// What the node wants to be known as.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Wish {
-    pub(crate) name: Option<String>,
-    pub(crate) visibility: Visibility,
-    pub(crate) owner: Option<String>,
-}
-
 /// The thread's own state.
 pub(crate) struct Keeper {
     pub(crate) shared: Weak<Shared>,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) hub: Option<Arc<Hub>>,
-    pub(crate) wish: Wish,
     pub(crate) policies: HashMap<NodeId, PeerPolicy>,
     pub(crate) directory: Option<Box<dyn Directory>>,
     pub(crate) registered: bool,
@@ -315,6 +307,11 @@ impl Keeper {
             plan.due = None;
             return;
         };
+        if hub.wish().away {
+            plan.registered = false;
+            plan.due = Some(Instant::now() + self.heartbeat);
+            return;
+        }
         let result = if plan.registered { self.beat(&hub) } else { self.register(&hub).map(|()| false) };
         let now = Instant::now();
         match result {
@@ -359,10 +356,19 @@ impl Keeper {
     }
 
     fn register(&mut self, hub: &Hub) -> Result<(), HubError> {
-        let Some(request) = self.shared.upgrade().map(|shared| describe(&shared, hub, &self.wish)) else {
+        // Held until the registry has answered: what a client sets meanwhile comes behind it, not before.
+        let wish = hub.wish();
+        let Some(request) = self.shared.upgrade().map(|shared| describe(&shared, hub, &wish)) else {
             return Ok(());
         };
-        let registered = self.directory(hub)?.register(&request)?;
+        let directory = self.directory(hub)?;
+        let mut registered = directory.register(&request)?;
+        if wish.nameless && registered.name.is_some() {
+            directory
+                .call(&no_name(registered.address.node), Some(&name_signature(registered.address.node)))?;
+            registered.name = None;
+        }
+        drop(wish);
         match self.shared.upgrade() {
             Some(shared) => adopt(&shared, hub, &request, &registered),
             None => Ok(()),
@@ -495,6 +501,15 @@ pub(crate) fn describe(shared: &Shared, hub: &Hub, wish: &Wish) -> Register {
         visibility: wish.visibility,
         owner: wish.owner.clone(),
     }
+}
+
+/// Gives up a name that an older state of the registry has brought back.
+fn no_name(node: NodeId) -> Value {
+    json!({ "type": "set_hostname", "node_id": node.0, "hostname": "" })
+}
+
+fn name_signature(node: NodeId) -> String {
+    format!("set_hostname:{}", node.0)
 }
 
 /// Takes over what the registry decided.

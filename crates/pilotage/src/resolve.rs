@@ -32,8 +32,13 @@ impl NodeInner {
         match peer {
             Peer::Name(name) => {
                 let address = self.resolve_name(name)?;
+                let ourselves = address.node == self.shared.lock().endpoint.local_address().node;
                 // The hub is asked anyway, and it may know that the peer has moved.
-                Ok(ResolvedPeer { name: Some(name.clone()), ..self.resolve_afresh(address)? })
+                let found = match self.known_to_endpoint(address).filter(|_| ourselves) {
+                    Some(us) => us,
+                    None => self.resolve_afresh(address)?,
+                };
+                Ok(ResolvedPeer { name: Some(name.clone()), ..found })
             }
             Peer::Address(address) => match self.known_to_endpoint(*address) {
                 Some(known) => Ok(known),
@@ -116,6 +121,11 @@ impl NodeInner {
     /// A peer with a tunnel, or one that the operator introduced, needs no further question.
     fn known_to_endpoint(&self, address: Address) -> Option<ResolvedPeer> {
         let core = self.shared.lock();
+        if address.node == core.endpoint.local_address().node {
+            // Ourselves: nobody need be asked, and no way through a socket leads there.
+            let key = Some(self.identity.public_key());
+            return Some(ResolvedPeer { address, key, endpoint: None, name: None });
+        }
         let tunnel = core.endpoint.peer(address.node)?;
         if !tunnel.established && self.hub.is_some() && !core.introduced.contains(&address.node) {
             return None;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use common::{SECOND, builder, identity, within};
 use pilotage::{ConnectFailure, FailureCause, HubError, NodeBuilder, NodeEvent, Peer, Stage, StartError};
 use pilotage_nat::{BeaconConfig, BeaconEngine};
+use pilotage_registry::client::Client;
 use pilotage_registry::server::{Server, ServerConfig, ServerHandle};
 
 struct Hub {
@@ -263,5 +264,89 @@ fn strangers_are_checked_with_the_hub() {
             |event| matches!(event, NodeEvent::PeerRefused { node, .. } if node == stranger.address().node),
         );
         assert!(refused);
+    });
+}
+
+/// Waits until the registry knows the node under this name and visibility.
+fn wait_until_known(hub: &Hub, node: pilotage::NodeId, name: Option<&str>, public: bool) {
+    let deadline = Instant::now() + 30 * SECOND;
+    loop {
+        let mut client = Client::connect(&hub.registry.to_string(), 5 * SECOND).expect("registry");
+        let known = client.lookup(node).map(|found| (found.hostname, found.public));
+        let wanted = (name.map(str::to_owned), public);
+        if known.as_ref().is_ok_and(|known| *known == wanted) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{known:?} instead of {wanted:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn name_and_visibility_that_were_set_last_outlive_the_hub() {
+    within(90 * SECOND, || {
+        let mut hub = Hub::start();
+        let bob = hub.node(1, "bob").keepalive(SECOND).start().expect("bob");
+        let node = bob.address().node;
+        let set = |kind: &str, field: &str, value: serde_json::Value| {
+            let request = serde_json::json!({ "type": kind, "node_id": node.0, field: value });
+            bob.registry_call(request, Some(&format!("{kind}:{}", node.0)))
+        };
+        wait_until_known(&hub, node, Some("bob"), true);
+        set("set_hostname", "hostname", "robert".into()).expect("a name");
+        set("set_visibility", "public", false.into()).expect("private");
+        assert_eq!(bob.name().as_deref(), Some("robert"));
+        assert_eq!(bob.hub_status().map(|hub| hub.public), Some(false));
+        set("set_hostname", "hostname", "-no name-".into())
+            .expect_err("a name that is refused changes nothing");
+        // With its state, and without: whatever the hub remembers, the node says it again.
+        for forgetful in [false, true] {
+            let (at, store) = (hub.registry, hub.halt());
+            let store = if forgetful { tempfile::tempdir().expect("directory") } else { store };
+            hub = Hub::start_at(at, store);
+            let events = bob.events();
+            while !matches!(events.recv().expect("events"), NodeEvent::Registered { .. }) {}
+            wait_until_known(&hub, node, Some("robert"), false);
+        }
+        // An older state that still has a name that was given up since.
+        set("set_hostname", "hostname", "".into()).expect("no name");
+        set("set_visibility", "public", true.into()).expect("public");
+        let mut old = Client::connect(&hub.registry.to_string(), 5 * SECOND).expect("registry");
+        let key = identity(1);
+        old.set_hostname(node, "stale", &|message| key.sign(message)).expect("a name again");
+        let (at, store) = (hub.registry, hub.halt());
+        hub = Hub::start_at(at, store);
+        wait_until_known(&hub, node, None, true);
+        assert_eq!(bob.name(), None);
+        hub.halt();
+    });
+}
+
+#[test]
+fn a_node_that_left_stays_away_until_it_is_to_be_known_again() {
+    within(60 * SECOND, || {
+        let hub = Hub::start();
+        let bob = hub.node(1, "bob").keepalive(SECOND / 4).start().expect("bob");
+        let alice = hub.node(2, "alice").start().expect("alice");
+        let node = bob.address().node;
+        let call = |kind: &str, request: serde_json::Value| {
+            bob.registry_call(request, Some(&format!("{kind}:{}", node.0))).expect("taken")
+        };
+        alice.resolve(&name("bob")).expect("there");
+        call("deregister", serde_json::json!({ "type": "deregister", "node_id": node.0 }));
+        assert!(!bob.hub_status().expect("hub").registered);
+        // Several heartbeats long.
+        std::thread::sleep(2 * SECOND);
+        alice.resolve(&name("bob")).expect_err("left");
+        assert!(!bob.hub_status().expect("hub").registered);
+        let named = serde_json::json!({ "type": "set_hostname", "node_id": node.0, "hostname": "bobby" });
+        call("set_hostname", named);
+        let deadline = Instant::now() + 20 * SECOND;
+        while alice.resolve(&name("bobby")).is_err() {
+            assert!(Instant::now() < deadline, "it did not come back");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(bob.hub_status().expect("hub").registered);
+        hub.halt();
     });
 }

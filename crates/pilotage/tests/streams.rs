@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Pair, SECOND, at, builder, node, pair, pattern, within};
-use pilotage::{DatagramSocket, EventReceiver, Listener, Node, PathKind, ProtoConfig, Stream};
+use pilotage::{DatagramSocket, EventReceiver, Listener, Node, PathKind, Peer, ProtoConfig, Stream};
 
 #[test]
 fn handles_can_be_shared_between_threads() {
@@ -314,5 +314,37 @@ fn waiting_calls_return_when_the_node_closes() {
         for thread in waiting {
             thread.join().expect("returned");
         }
+    });
+}
+
+#[test]
+fn a_node_reaches_itself_by_any_name() {
+    within(60 * SECOND, || {
+        let node = node();
+        let listener = node.listen(7).expect("listen");
+        // Its own address, and with an endpoint that leads nowhere: nobody is asked.
+        let nowhere = Peer::At(node.address(), "192.0.2.1:9".parse().expect("address"));
+        for peer in [Peer::Address(node.address()), nowhere, at(&node)] {
+            let mut near = node.connect(peer, 7).expect("ourselves");
+            let mut far = listener.accept_timeout(10 * SECOND).expect("accept").expect("a stream");
+            assert_eq!((far.peer().address, near.peer().address), (node.address(), node.address()));
+            let sent = pattern(1 << 20, 3);
+            let copy = sent.clone();
+            let writing = std::thread::spawn(move || {
+                near.write_all(&copy).expect("room");
+                near.shutdown(Shutdown::Write).expect("open");
+                let mut answer = String::new();
+                near.read_to_string(&mut answer).expect("answer");
+                answer
+            });
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).expect("all of it");
+            assert!(got == sent);
+            far.write_all(b"thank you").expect("still open");
+            drop(far);
+            assert_eq!(writing.join().expect("writer"), "thank you");
+        }
+        assert!(node.peers().is_empty(), "we are no peer");
+        assert!(node.ping(node.address(), 10 * SECOND).is_ok());
     });
 }

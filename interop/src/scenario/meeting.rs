@@ -140,7 +140,7 @@ impl<'a> Meeting<'a> {
     /// The same of either node.
     pub(crate) fn command_of(&self, node: &Node, words: &[&str]) -> Result<Command, Failure> {
         let programs = self.lab.programs;
-        let mut command = match (node.kind, words.split_first()) {
+        Ok(match (node.kind, words.split_first()) {
             (Kind::Pilotage, Some((first, rest))) => {
                 let mut command = programs.pilotage(first, &node.folder, &self.hub);
                 command.args(rest);
@@ -151,9 +151,7 @@ impl<'a> Meeting<'a> {
                 command.args(words);
                 command
             }
-        };
-        command.env("PILOT_ADMIN_TOKEN", "interop");
-        Ok(command)
+        })
     }
 
     /// Runs a command of the client to its end and returns its output.

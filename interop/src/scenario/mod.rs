@@ -13,6 +13,7 @@ mod meeting;
 mod migration;
 mod netns;
 mod services;
+mod tools;
 mod transfer;
 
 use std::net::SocketAddr;
@@ -108,6 +109,12 @@ pub(crate) enum Scenario {
     Tasks,
     /// With the reference: trust asked for on port 444 and given
     Trust,
+    /// The reference's command line on two daemons (of the server's kind): every command that concerns a running one
+    Pilotctl,
+    /// The reference's Python SDK on two daemons (of the server's kind): every call that it offers
+    PythonSdk,
+    /// The same with its Node SDK
+    NodeSdk,
 }
 
 /// Sizes, links and times of a scenario.
@@ -171,7 +178,12 @@ impl Scenario {
 
     /// Whether it is a list of commands for a service.
     pub(crate) fn is_service(self) -> bool {
-        self >= Self::Stdio
+        self >= Self::Stdio && !self.is_tool()
+    }
+
+    /// Whether tools of the reference drive two daemons of one kind.
+    pub(crate) fn is_tool(self) -> bool {
+        matches!(self, Self::Pilotctl | Self::PythonSdk | Self::NodeSdk)
     }
 
     /// Whether many runs at a time do not disturb each other.
@@ -201,6 +213,7 @@ impl Scenario {
             Self::HandshakeLoss | Self::HandshakeCorruption | Self::RebindPort | Self::RebindAddr => 2,
             Self::Blackhole | Self::MtuDrop | Self::Goodput | Self::LongRtt => 1,
             Self::Idle | Self::Close => 4,
+            Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => 3,
             _ => 0,
         }
     }
@@ -275,6 +288,9 @@ impl Scenario {
             | Self::Events
             | Self::Tasks
             | Self::Trust => link(Impairment::NONE, &[]),
+            Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => {
+                Plan { limit_s: 300, ..link(Impairment::NONE, &[]) }
+            }
             Self::CrossTraffic => {
                 Plan { limit_s: 120, ..link(plain, &[if quick { 10 * MIB } else { 25 * MIB }]) }
             }
@@ -336,6 +352,9 @@ impl Scenario {
             return services::play(self, lab, kinds);
         }
         match self {
+            Self::Pilotctl => return tools::pilotctl(lab, kinds.1),
+            Self::PythonSdk => return tools::python(lab, kinds.1),
+            Self::NodeSdk => return tools::node(lab, kinds.1),
             Self::StreamUp | Self::StreamLoss1 | Self::StreamLoss5 => foreign::stream(lab, kinds, false),
             Self::StreamDown | Self::StreamLoss1Down => foreign::stream(lab, kinds, true),
             Self::RestartServer => foreign::restart(lab, kinds, true),

@@ -118,6 +118,18 @@ impl Visibility {
     }
 }
 
+/// What the node wants to be known as: what it was started with, or what was set since.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wish {
+    pub(crate) name: Option<String>,
+    /// The name was given up since: the registry may not remember an older one.
+    pub(crate) nameless: bool,
+    pub(crate) visibility: Visibility,
+    pub(crate) owner: Option<String>,
+    /// The node left: it registers again only when a name or visibility is set.
+    pub(crate) away: bool,
+}
+
 /// What the registry answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Registered {
@@ -164,6 +176,7 @@ pub(crate) struct Hub {
     open: Opener,
     idle: Mutex<Vec<Box<dyn Directory>>>,
     state: Mutex<State>,
+    wish: Mutex<Wish>,
     /// Where the address is kept that the registry gave us, and under which key.
     memory: Option<AddressMemory>,
 }
@@ -199,7 +212,62 @@ impl Hub {
     }
 
     pub(crate) fn with_opener(registry: String, open: Opener) -> Self {
-        Self { registry, open, idle: Mutex::default(), state: Mutex::default(), memory: None }
+        Self {
+            registry,
+            open,
+            idle: Mutex::default(),
+            state: Mutex::default(),
+            wish: Mutex::default(),
+            memory: None,
+        }
+    }
+
+    /// The same with what the node wants to be known as.
+    pub(crate) fn wishing(self, wish: Wish) -> Self {
+        Self { wish: Mutex::new(wish), ..self }
+    }
+
+    /// Whoever holds this keeps others from registering and from setting name and visibility.
+    pub(crate) fn wish(&self) -> MutexGuard<'_, Wish> {
+        self.wish.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Any request. A name or visibility that the registry takes is what later registrations ask for; after `deregister`
+    /// there are none.
+    pub(crate) fn call(&self, request: &Value, signed: Option<&str>) -> Result<Value, HubError> {
+        let ask = || self.ask(|directory| directory.call(request, signed));
+        match request["type"].as_str() {
+            Some("set_hostname") => {
+                let mut wish = self.wish();
+                let reply = ask()?;
+                // What it made of the name, if it says.
+                let name = reply["hostname"].as_str().or_else(|| request["hostname"].as_str());
+                wish.name = name.filter(|name| !name.is_empty()).map(str::to_owned);
+                wish.nameless = wish.name.is_none();
+                self.state().name.clone_from(&wish.name);
+                Ok(reply)
+            }
+            Some("set_visibility") => {
+                let mut wish = self.wish();
+                let reply = ask()?;
+                if let Some(public) = request["public"].as_bool() {
+                    wish.visibility = if public { Visibility::Public } else { Visibility::Private };
+                    self.state().public = public;
+                }
+                Ok(reply)
+            }
+            Some("deregister") => {
+                let mut wish = self.wish();
+                let reply = ask()?;
+                wish.away = true;
+                self.note_error(
+                    "it was left on request; set a name or visibility to come back".into(),
+                    false,
+                );
+                Ok(reply)
+            }
+            _ => ask(),
+        }
     }
 
     pub(crate) fn open(&self) -> Result<Box<dyn Directory>, HubError> {

@@ -159,6 +159,9 @@ impl Endpoint {
             return true;
         }
         let node = tunnel.node;
+        if self.is_own(node) {
+            return true;
+        }
         match self.gate.hold(now, node, hdr, payload) {
             Fate::Asked => self.events.push_back(Event::Knock { peer: node }),
             Fate::Kept => {}

@@ -32,6 +32,7 @@ mod gate;
 mod limits;
 mod memory;
 mod moving;
+mod own;
 mod peers;
 mod receive;
 mod streams;
@@ -129,6 +130,7 @@ pub struct Endpoint {
     exchange_limiter: ExchangeLimiter,
     punches: Punches,
     gate: gate::Gate,
+    own: own::Own,
     events: VecDeque<Event>,
     next_port: u16,
     next_token: u64,
@@ -169,6 +171,7 @@ impl Endpoint {
             exchange_limiter: ExchangeLimiter::default(),
             punches: Punches::default(),
             gate: gate::Gate::default(),
+            own: own::Own::default(),
             events: VecDeque::new(),
             next_port,
             next_token: 1,
@@ -231,7 +234,9 @@ impl Endpoint {
                 self.ready.rotate_left(1);
             }
             self.mark_dirty(index, now);
-            if let Some(transmit) = out {
+            if let Some(transmit) = out
+                && !self.keep_own(&transmit, buf)
+            {
                 return Some(self.count(transmit));
             }
         }
@@ -284,12 +289,14 @@ impl Endpoint {
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         self.settle_dirty();
         let table = self.timers.first().map(|(t, _)| *t);
-        [table, self.beacon.poll_timeout()].into_iter().flatten().min()
+        let own = (!self.own.is_empty()).then_some(self.now);
+        [own, table, self.beacon.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expire_lookups(now);
+        self.take_own(now);
         while let Some(&(at, key)) = self.timers.first() {
             if at > now {
                 break;

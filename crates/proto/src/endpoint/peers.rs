@@ -67,6 +67,10 @@ impl Endpoint {
     /// [`ConnectError::LimitReached`] at the bound of peers with all of them in use.
     pub fn add_peer(&mut self, now: Instant, peer: PeerConfig) -> Result<(), ConnectError> {
         let node = peer.address.node;
+        if self.is_own(node) {
+            // Nobody needs to tell where we are.
+            return self.own_tunnel(now).map(drop);
+        }
         if let Some(&index) = self.by_node.get(&node) {
             let relay = self.beacon_addr;
             let Some((tunnel, cx)) = split!(self, index, now) else { return Err(ConnectError::UnknownPeer) };
@@ -75,13 +79,18 @@ impl Endpoint {
             self.mark_dirty(index, now);
             return Ok(());
         }
+        self.new_tunnel(now, &peer).map(drop)
+    }
+
+    /// Makes room and a tunnel.
+    pub(super) fn new_tunnel(&mut self, now: Instant, peer: &PeerConfig) -> Result<u32, ConnectError> {
         if fault::point!("proto.endpoint.peers_full") {
             self.evict_idle_peer();
         }
         if self.by_node.len() >= self.cfg.max_peers && !self.evict_idle_peer() {
             return Err(ConnectError::LimitReached);
         }
-        let tunnel = Box::new(Tunnel::new(&peer, &self.cfg, self.beacon_addr, now));
+        let tunnel = Box::new(Tunnel::new(peer, &self.cfg, self.beacon_addr, now));
         let index = match self.free_tunnels.pop() {
             Some(index) => index,
             None => {
@@ -90,8 +99,8 @@ impl Endpoint {
             }
         };
         self.tunnels[index as usize] = Some(tunnel);
-        self.by_node.insert(node, index);
-        Ok(())
+        self.by_node.insert(peer.address.node, index);
+        Ok(index)
     }
 
     /// Makes room: drops the peer without connections that was silent longest.
@@ -185,10 +194,14 @@ impl Endpoint {
         self.tunnel(*self.by_node.get(&node)?).map(Tunnel::info)
     }
 
-    /// What is known of all peers, by node id.
+    /// What is known of all peers, by node id. We are none ourselves.
     pub fn peers(&self) -> Vec<TunnelInfo> {
-        let mut all: Vec<_> =
-            self.by_node.values().filter_map(|i| self.tunnel(*i)).map(Tunnel::info).collect();
+        let mut all: Vec<_> = self
+            .by_node
+            .iter()
+            .filter(|(node, _)| !self.is_own(**node))
+            .filter_map(|(_, i)| self.tunnel(*i).map(Tunnel::info))
+            .collect();
         all.sort_by_key(|t| t.peer);
         all
     }

@@ -69,6 +69,11 @@ impl Endpoint {
         nonce: &[u8; 12],
         ciphertext: &mut [u8],
     ) {
+        if self.is_own(sender) {
+            // What we send ourselves goes through no socket: a frame of ours reflected, or a clash of ids.
+            self.stats.drop_unauthentic += 1;
+            return;
+        }
         let Some(&index) = self.by_node.get(&sender) else {
             self.stats.drop_no_session += 1;
             let len = PILS_HEADER_LEN + ciphertext.len();
@@ -108,13 +113,19 @@ impl Endpoint {
             return;
         };
         let index = self.by_node.get(&decoded.header.src.node).copied();
-        let allowed = index.is_some_and(|i| {
-            self.tunnel(i).is_some_and(|t| t.policy.allow_plaintext && t.introduced == Some(route.remote()))
-        });
+        let allowed = !self.is_own(decoded.header.src.node)
+            && index.is_some_and(|i| {
+                self.tunnel(i)
+                    .is_some_and(|t| t.policy.allow_plaintext && t.introduced == Some(route.remote()))
+            });
         let (Some(index), true) = (index, allowed) else {
             self.stats.drop_not_allowed += 1;
             return;
         };
+        self.on_plain(now, index, packet);
+    }
+
+    pub(super) fn on_plain(&mut self, now: Instant, index: u32, packet: &[u8]) {
         let Some((tunnel, mut cx)) = split!(self, index, now) else { return };
         let inner = tunnel.on_packet(packet, &mut cx);
         self.on_inner(now, index, inner);
@@ -175,7 +186,8 @@ impl Endpoint {
             self.stats.drop_rate_limited += 1;
             return;
         }
-        let Some(&index) = self.by_node.get(&sender) else {
+        let known = self.by_node.get(&sender).filter(|_| !self.is_own(sender));
+        let Some(&index) = known else {
             self.stats.drop_not_allowed += 1;
             return;
         };

@@ -16,6 +16,7 @@ mod faults;
 mod gate;
 mod keys;
 mod moving;
+mod own;
 mod peers;
 
 struct Two {

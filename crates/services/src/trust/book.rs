@@ -54,6 +54,8 @@ pub struct Outgoing {
     pub justification: String,
     /// When, in seconds since 1970.
     pub sent_at: u64,
+    /// The peer said no. It may still say yes: its no to an earlier request may come late, by the registry.
+    pub rejected: bool,
 }
 
 /// What is to be done.
@@ -144,7 +146,7 @@ impl Book {
                 None => Err(Refusal::NoKey),
             };
         }
-        let asked = self.outgoing.get(&node);
+        let asked = self.outgoing.get(&node).filter(|asked| !asked.rejected);
         if let (Some(key), Some(asked)) = (key, asked) {
             if asked.public_key.is_some_and(|expected| expected != key) {
                 return Err(Refusal::OtherKey);
@@ -197,7 +199,8 @@ impl Book {
 
     /// Somebody does not want to trust us.
     pub(crate) fn on_reject(&mut self, node: NodeId) -> Result<(), Refusal> {
-        self.outgoing.remove(&node).map(drop).ok_or(Refusal::NotAsked)
+        let asked = self.outgoing.get_mut(&node).filter(|asked| !asked.rejected);
+        asked.map(|asked| asked.rejected = true).ok_or(Refusal::NotAsked)
     }
 
     /// Somebody trusts us no more, and so we do not trust it either.
@@ -232,10 +235,13 @@ impl Book {
             return Ok(None);
         }
         if self.outgoing.len() >= MAX_OUTGOING && !self.outgoing.contains_key(&node) {
-            return Err(Refusal::Full);
+            let rejected = self.outgoing.values().filter(|asked| asked.rejected);
+            let oldest = rejected.min_by_key(|asked| asked.sent_at).map(|asked| asked.node);
+            self.outgoing.remove(&oldest.ok_or(Refusal::Full)?);
         }
         let justification = justification.to_owned();
-        self.outgoing.insert(node, Outgoing { node, public_key: key, justification, sent_at: now });
+        let asked = Outgoing { node, public_key: key, justification, sent_at: now, rejected: false };
+        self.outgoing.insert(node, asked);
         Ok(None)
     }
 
@@ -261,7 +267,7 @@ impl Book {
 
     /// The operator says no more.
     pub(crate) fn revoke(&mut self, node: NodeId) -> Result<Vec<Act>, Refusal> {
-        let asked = self.outgoing.remove(&node).is_some();
+        let asked = self.outgoing.remove(&node).is_some_and(|asked| !asked.rejected);
         if self.trusted.remove(&node).is_none() {
             return if asked { Ok(Vec::new()) } else { Err(Refusal::NotTrusted) };
         }
@@ -416,6 +422,27 @@ mod tests {
     }
 
     #[test]
+    fn a_no_that_comes_late_does_not_undo_the_next_request() {
+        let mut book = Book::default();
+        assert_eq!(book.on_reject(PEER), Err(Refusal::NotAsked));
+        book.request(1, PEER, None, "please").expect("asked");
+        assert_eq!(book.on_reject(PEER), Ok(()));
+        assert_eq!(book.on_reject(PEER), Err(Refusal::NotAsked), "said already");
+        // Asked again; then the same no by the registry, and the yes to the second request.
+        book.request(2, PEER, Some(KEY), "please do").expect("asked");
+        assert_eq!(book.on_reject(PEER), Ok(()));
+        assert_eq!(book.on_accept(3, PEER, Some(OTHER)), Err(Refusal::OtherKey));
+        assert!(matches!(book.on_accept(3, PEER, Some(KEY)), Ok(Some(_))));
+        assert!(book.trusted[&PEER].mutual && book.outgoing.is_empty());
+        // Who said no and asks itself waits for the operator.
+        let mut book = Book::default();
+        book.request(1, PEER, Some(KEY), "please").expect("asked");
+        book.on_reject(PEER).expect("asked");
+        assert_eq!(book.on_request(2, incoming(5, Some(KEY))), Ok(Outcome::Waits));
+        assert_eq!(book.revoke(PEER), Err(Refusal::NotTrusted), "nothing is left to take back");
+    }
+
+    #[test]
     fn every_list_has_its_bound() {
         let mut book = Book::default();
         for node in 0..MAX_PENDING as u32 {
@@ -430,6 +457,10 @@ mod tests {
         for node in 0..MAX_OUTGOING as u32 {
             book.request(1, NodeId(5_000 + node), None, "").expect("room");
         }
+        assert_eq!(book.request(1, PEER, None, ""), Err(Refusal::Full));
+        book.on_reject(NodeId(5_007)).expect("asked");
+        book.request(1, NodeId(4_000), None, "").expect("in the place of the one who said no");
+        assert!(book.outgoing.len() == MAX_OUTGOING && !book.outgoing.contains_key(&NodeId(5_007)));
         assert_eq!(book.request(1, PEER, None, ""), Err(Refusal::Full));
         let network = |node| Incoming { network: Some(3), ..incoming(node, Some(KEY)) };
         for node in 0..MAX_TRUSTED as u32 {

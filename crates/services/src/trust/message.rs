@@ -17,7 +17,7 @@ pub const MAX_READ: usize = 8 * 1_024;
 pub const MAX_TEXT: usize = 512;
 
 /// What is said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// The sender asks to be trusted.
     #[serde(rename = "handshake_request")]

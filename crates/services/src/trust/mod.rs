@@ -33,7 +33,7 @@ use access::Access;
 use book::{Act, Book};
 pub use book::{MAX_OUTGOING, MAX_PENDING, MAX_TRUSTED, Outgoing, Pending, Refusal, Trusted};
 use message::{Kind, MAX_SENT, Message};
-use replay::Replays;
+use replay::{Replays, Stamps};
 use serve::Job;
 pub use serve::MAX_STREAMS;
 
@@ -133,6 +133,7 @@ struct Inner {
     path: Option<PathBuf>,
     book: Mutex<Book>,
     replays: Mutex<Replays>,
+    stamps: Mutex<Stamps>,
     access: Access,
     jobs: SyncSender<Job>,
     /// Streams to or from peers that are under way.
@@ -180,6 +181,7 @@ impl Trust {
             path,
             book: Mutex::new(book),
             replays: Mutex::default(),
+            stamps: Mutex::default(),
             access: Access::default(),
             jobs,
             streams: AtomicUsize::new(0),
@@ -262,7 +264,7 @@ impl Trust {
 
     /// Requests of ours that were not answered yet.
     pub fn outgoing(&self) -> Vec<Outgoing> {
-        self.handle.inner.book().outgoing.values().cloned().collect()
+        self.handle.inner.book().outgoing.values().filter(|asked| !asked.rejected).cloned().collect()
     }
 
     /// Nodes that we trust.
@@ -327,6 +329,9 @@ impl Inner {
     fn message(&self, kind: Kind, to: NodeId, justification: &str, reason: &str) -> Vec<u8> {
         let us = self.us();
         let signature = self.node.sign(message::signed_string(us.0, to.0).as_bytes());
+        let mut stamps = self.stamps.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let timestamp = stamps.next(now(), to, kind);
+        drop(stamps);
         let message = Message {
             kind,
             node: us.0,
@@ -334,7 +339,7 @@ impl Inner {
             justification: justification.to_owned(),
             signature,
             reason: reason.to_owned(),
-            timestamp: i64::try_from(now()).unwrap_or(0),
+            timestamp,
         };
         message.encode()
     }

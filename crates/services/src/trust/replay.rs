@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use pilotage_wire::NodeId;
 
+use super::message::Kind;
+
 /// Seconds for which a message is remembered; its timestamp is believed for less.
 pub(super) const KEPT: u64 = 600;
 /// Messages of one node in that time.
@@ -71,9 +73,38 @@ impl Replays {
     }
 }
 
+/// The times in our own messages: two of a kind to one node never have the same, or the second would be taken for the
+/// first again.
+#[derive(Debug, Default)]
+pub(super) struct Stamps(HashMap<(NodeId, Kind), i64>);
+
+impl Stamps {
+    /// The time for a message, in seconds since 1970: now, or a little later. What lies in the past is forgotten.
+    pub(super) fn next(&mut self, now: u64, to: NodeId, kind: Kind) -> i64 {
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        self.0.retain(|_, last| *last >= now);
+        let at = self.0.get(&(to, kind)).map_or(now, |last| last.saturating_add(1));
+        self.0.insert((to, kind), at);
+        at
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_messages_within_a_second_differ_in_their_time() {
+        let (mut stamps, at) = (Stamps::default(), NOW as i64);
+        let (one, two) = (NodeId(1), NodeId(2));
+        assert_eq!(stamps.next(NOW, one, Kind::Accept), at);
+        assert_eq!(stamps.next(NOW, one, Kind::Accept), at + 1);
+        assert_eq!(stamps.next(NOW, two, Kind::Accept), at);
+        assert_eq!(stamps.next(NOW, one, Kind::Revoke), at);
+        assert_eq!(stamps.next(NOW + 1, one, Kind::Accept), at + 2);
+        assert_eq!(stamps.0.len(), 1, "what is past is forgotten");
+        assert_eq!(stamps.next(NOW + 9, one, Kind::Accept), at + 9);
+    }
 
     const NOW: u64 = 1_800_000_000;
 

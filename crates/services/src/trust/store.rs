@@ -43,6 +43,8 @@ struct StoredOutgoing {
     #[serde(default)]
     justification: String,
     sent_at: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    rejected: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,6 +83,7 @@ pub(super) fn to_json(book: &Book) -> serde_json::Result<Vec<u8>> {
         public_key: key(entry.public_key),
         justification: entry.justification.clone(),
         sent_at: time_text(entry.sent_at),
+        rejected: entry.rejected,
     });
     serde_json::to_vec_pretty(&Stored {
         trusted: Some(trusted.collect()),
@@ -118,6 +121,7 @@ pub(super) fn from_json(text: &str) -> Result<Book, String> {
             public_key: key_of("outgoing", node, &entry.public_key)?,
             justification: entry.justification,
             sent_at: seconds("sent_at", &entry.sent_at)?,
+            rejected: entry.rejected,
         };
         insert(&mut book.outgoing, node, outgoing, MAX_OUTGOING, "outgoing")?;
     }
@@ -194,7 +198,10 @@ mod tests {
     fn everything_survives_a_round_trip_and_damage_is_explained() {
         let mut book = from_json(REFERENCE).expect("read");
         let (node, justification) = (NodeId(9), "hello".to_owned());
-        book.outgoing.insert(node, Outgoing { node, public_key: Some([3; 32]), justification, sent_at: 5 });
+        book.outgoing.insert(
+            node,
+            Outgoing { node, public_key: Some([3; 32]), justification, sent_at: 5, rejected: true },
+        );
         let trusted =
             Trusted { node: NodeId(2), public_key: [2; 32], approved_at: 8, mutual: true, network: 3 };
         book.trusted.insert(NodeId(2), trusted);
