@@ -137,7 +137,9 @@ impl World {
     pub fn is_registered(&self, id: HostId) -> bool {
         let host = &self.hosts[id];
         let (Some(node), Some(registry)) = (host.node(), self.registry()) else { return false };
-        let known = registry.record(node.address.node).and_then(|record| record.endpoint);
+        // What a process that could not start yet will find is another question.
+        let up = Some(registry).filter(|registry| registry.is_up());
+        let known = up.and_then(|r| r.record(node.address.node)).and_then(|record| record.endpoint);
         node.agent.as_ref().is_some_and(RegistryAgent::is_registered) && known == Some(host.addr)
     }
 
