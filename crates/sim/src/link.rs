@@ -150,17 +150,10 @@ impl Link {
             state.held = 0;
         }
         if let Some(rate) = self.rate {
-            let mut free = state.free_at.unwrap_or(leaves).max(leaves);
-            if let Some(before) = state.rate.replace(rate).filter(|before| *before != rate) {
-                // What waits leaves at the new rate.
-                free = leaves + free.duration_since(leaves).mul_f64(before as f64 / rate as f64);
+            match self.queue_up(leaves, bytes.len(), rate, state) {
+                Some(at) => leaves = at,
+                None => return Fate::Queue,
             }
-            let backlog = free.duration_since(leaves).as_secs_f64() * rate as f64;
-            if backlog > self.queue as f64 {
-                return Fate::Queue;
-            }
-            leaves = free + Duration::from_secs_f64(bytes.len() as f64 / rate as f64);
-            state.free_at = Some(leaves);
         }
         if chance(rng, self.loss) {
             return Fate::Lost;
@@ -197,6 +190,22 @@ impl Link {
             state.before.extend_from_slice(bytes);
         }
         Fate::Passed
+    }
+
+    /// When the last of so many bytes is through the bottleneck; `None` if its queue is full.
+    fn queue_up(&self, from: Instant, len: usize, rate: u64, state: &mut LinkState) -> Option<Instant> {
+        let mut free = state.free_at.unwrap_or(from).max(from);
+        if let Some(before) = state.rate.replace(rate).filter(|before| *before != rate) {
+            // What waits leaves at the new rate.
+            free = from + free.duration_since(from).mul_f64(before as f64 / rate as f64);
+        }
+        let backlog = free.duration_since(from).as_secs_f64() * rate as f64;
+        if backlog > self.queue as f64 {
+            return None;
+        }
+        let through = free + Duration::from_secs_f64(len as f64 / rate as f64);
+        state.free_at = Some(through);
+        Some(through)
     }
 }
 
