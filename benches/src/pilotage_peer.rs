@@ -4,13 +4,13 @@ use std::io::Read;
 use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
-use pilotage::{Address, Identity, Node, Peer, ProtoConfig};
+use pilotage::{Address, ControllerKind, Identity, Node, Peer, ProtoConfig};
 use pilotage_wire::addressing::derive_node_id;
 
 use crate::Failure;
 use crate::exchange::{ClientResult, Payload, ServerResult, Sink, run_client, run_server};
 use crate::runner::Announce;
-use crate::settings::{Options, SOCKET_BUFFER, Subject};
+use crate::settings::{Congestion, Options, SOCKET_BUFFER, Subject};
 
 /// Port of the comparison, our own bench port (spec/services.md).
 const PORT: u16 = 1011;
@@ -33,10 +33,16 @@ fn start(
     bind: SocketAddr,
     peer_seed: [u8; 32],
     peer_at: SocketAddr,
+    congestion: Congestion,
 ) -> Result<Node, Failure> {
     let (peer, key) = introduction(peer_seed)?;
     let config = ProtoConfig {
         max_datagram_size: usize::from(subject.max_datagram().unwrap_or(u16::MAX)),
+        congestion: match congestion {
+            Congestion::Newreno => ControllerKind::NewReno,
+            Congestion::Cubic => ControllerKind::Cubic,
+            Congestion::Bbr => ControllerKind::Bbr,
+        },
         ..ProtoConfig::default()
     };
     Ok(Node::builder()
@@ -58,7 +64,7 @@ pub fn server(
     announce: Announce,
 ) -> Result<ServerResult, Failure> {
     let mut sink = Sink::new(options.verify, options.size)?;
-    let node = start(subject, SERVER_SEED, addr, CLIENT_SEED, client)?;
+    let node = start(subject, SERVER_SEED, addr, CLIENT_SEED, client, options.congestion)?;
     let listener = node.listen(PORT)?;
     announce.ready()?;
     let mut stream = listener.accept()?;
@@ -81,7 +87,7 @@ pub fn client(
     local: SocketAddr,
     payload: &Payload,
 ) -> Result<ClientResult, Failure> {
-    let node = start(subject, CLIENT_SEED, local, SERVER_SEED, addr)?;
+    let node = start(subject, CLIENT_SEED, local, SERVER_SEED, addr, options.congestion)?;
     let (server, _) = introduction(SERVER_SEED)?;
     let started = Instant::now();
     let mut stream = node.connect(Peer::Address(server), PORT)?;

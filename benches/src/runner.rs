@@ -210,6 +210,7 @@ impl Side {
             .args(["--round-trips", &options.round_trips.to_string()])
             .args(["--seed", &options.seed.to_string()])
             .args(["--tcp-congestion", &options.tcp_congestion])
+            .args(["--congestion", options.congestion.name()])
             .args(["--verify", if options.verify == Verify::After { "after" } else { "inline" }])
             .args(["--cores", &options.cores.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")])
             .args(["--server-addr", &server.to_string()])

@@ -31,6 +31,9 @@ pub struct Options {
     /// TCP congestion control of the plain TCP and TLS contenders.
     #[arg(long, default_value = "cubic")]
     pub tcp_congestion: String,
+    /// Congestion control of the Pilotage contenders.
+    #[arg(long, value_enum, default_value_t)]
+    pub congestion: Congestion,
     /// Seed of the transferred bytes.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -58,6 +61,29 @@ pub struct Options {
     /// Internal: where the receiver leaves its certificate.
     #[arg(long, hide = true)]
     pub scratch: Option<PathBuf>,
+}
+
+/// Congestion control of the Pilotage contenders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Congestion {
+    /// The draft's AIMD.
+    Newreno,
+    /// RFC 9438.
+    Cubic,
+    /// By a model of the path; what a node uses that is not told otherwise.
+    #[default]
+    Bbr,
+}
+
+impl Congestion {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Newreno => "newreno",
+            Self::Cubic => "cubic",
+            Self::Bbr => "bbr",
+        }
+    }
 }
 
 /// One side of a contender.
@@ -148,7 +174,8 @@ impl Subject {
     pub fn settings(self, options: &Options) -> String {
         match self {
             Subject::Pilotage | Subject::PilotageLarge => format!(
-                "AES-256-GCM (aws-lc-rs), default configuration except max_datagram_size {}; driver thread and application thread on one core",
+                "AES-256-GCM (aws-lc-rs), {}, default configuration except max_datagram_size {}; driver thread and application thread on one core",
+                options.congestion.name(),
                 self.max_datagram().unwrap_or_default()
             ),
             Subject::Tls => format!(

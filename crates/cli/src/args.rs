@@ -1,5 +1,6 @@
 //! The command line.
 
+mod congestion;
 mod draft;
 mod gateway;
 mod network;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pilotage::Peer;
 
+pub(crate) use self::congestion::Congestion;
 pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
     TaskArgs,
@@ -174,6 +176,9 @@ pub(crate) struct NodeArgs {
     /// How long an attempt to connect may take [default: 15s]
     #[arg(long, value_name = "TIME", value_parser = parse_connect_timeout)]
     pub(crate) connect_timeout: Option<Duration>,
+    /// Congestion control of what this node sends [default: bbr]
+    #[arg(long, value_enum, value_name = "NAME", env = "PILOTAGE_CONGESTION")]
+    pub(crate) congestion: Option<Congestion>,
     /// Agree on new keys with a peer after this long [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_rekey_after)]
     pub(crate) rekey_after: Option<Duration>,

@@ -10,7 +10,7 @@ use pilotage::Visibility;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::args::{Global, NodeArgs, parse_pin};
+use crate::args::{Congestion, Global, NodeArgs, parse_pin};
 use crate::error::CliError;
 
 /// Largest configuration file that is read.
@@ -46,6 +46,8 @@ pub(crate) struct ConfigFile {
     owner: Option<String>,
     /// Local socket for Pilot drivers.
     ipc: Option<PathBuf>,
+    /// Congestion control.
+    congestion: Option<Congestion>,
 }
 
 /// Where a setting comes from.
@@ -155,6 +157,11 @@ impl Settings {
         flag.map(Path::to_owned).or_else(|| self.file.ipc.clone())
     }
 
+    pub(crate) fn congestion(&self, args: &NodeArgs) -> Congestion {
+        let default = || pilotage::ProtoConfig::default().congestion.into();
+        args.congestion.or(self.file.congestion).unwrap_or_else(default)
+    }
+
     pub(crate) fn nameserver(&self) -> bool {
         self.file.nameserver.unwrap_or(false)
     }
@@ -192,6 +199,8 @@ impl Settings {
         put("owner", json!(self.file.owner), of("owner", self.file.owner.is_some()));
         put("private", json!(self.file.private), of("private", self.file.private.is_some()));
         put("ipc", json!(self.file.ipc), of("ipc", self.file.ipc.is_some()));
+        let congestion = self.congestion(&NodeArgs::default());
+        put("congestion", json!(congestion), of("congestion", self.file.congestion.is_some()));
         put("nameserver", json!(self.nameserver()), of("nameserver", self.file.nameserver.is_some()));
         map
     }

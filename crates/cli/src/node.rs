@@ -47,6 +47,7 @@ pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError
     let mut config = ProtoConfig::default();
     config.connect_timeout = args.connect_timeout.unwrap_or(config.connect_timeout);
     config.rekey_after = args.rekey_after.unwrap_or(config.rekey_after);
+    config.congestion = settings.congestion(args).into();
     builder = builder.config(config);
     for peer in &args.peers {
         builder = builder.peer(peer.address, peer.at, peer.key);

@@ -62,7 +62,7 @@ impl Default for Config {
             max_datagram_size: 65_507,
             initial_datagram_size: 1_200,
             mtu_discovery: true,
-            congestion: ControllerKind::Cubic,
+            congestion: ControllerKind::Bbr,
             send_buffer: 4 << 20,
             recv_buffer: 16 << 20,
             receive_memory: 1 << 30,

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 use crate::rtt::RttEstimator;
 
+mod bbr;
 mod cubic;
+mod delivery;
 mod episode;
 mod hystart;
 mod newreno;
@@ -27,6 +29,7 @@ mod prr;
 #[cfg(test)]
 mod tests;
 
+pub use bbr::Bbr;
 pub use cubic::Cubic;
 pub use newreno::NewReno;
 
@@ -36,8 +39,10 @@ pub enum ControllerKind {
     /// AIMD as in the draft (RFC 5681, RFC 6582, RFC 3465).
     NewReno,
     /// RFC 9438.
-    #[default]
     Cubic,
+    /// The default. By a model of the path (after draft-ietf-ccwg-bbr): what is lost at random hardly slows it down.
+    #[default]
+    Bbr,
 }
 
 /// Data was newly delivered, cumulatively or selectively.
@@ -89,6 +94,11 @@ pub trait Controller {
     /// Whether PRR governs sending, for the loss of the last round trip.
     fn in_recovery(&self) -> bool;
 
+    /// Whether segments that are sent again wait for the pacer too. Where PRR bounds them they need not.
+    fn paces_retransmissions(&self) -> bool {
+        false
+    }
+
     /// The segment size of the path changed. The window is raised where it would hold less than the initial window
     /// (before any loss) or two segments (after); it is never lowered.
     fn set_mss(&mut self, mss: u64);
@@ -111,6 +121,8 @@ pub enum AnyController {
     NewReno(NewReno),
     /// See [`Cubic`].
     Cubic(Cubic),
+    /// See [`Bbr`].
+    Bbr(Box<Bbr>),
 }
 
 impl AnyController {
@@ -120,6 +132,7 @@ impl AnyController {
         match kind {
             ControllerKind::NewReno => Self::NewReno(NewReno::new(mss, initial_window, max_window)),
             ControllerKind::Cubic => Self::Cubic(Cubic::new(mss, initial_window, max_window)),
+            ControllerKind::Bbr => Self::Bbr(Box::new(Bbr::new(mss, initial_window, max_window))),
         }
     }
 }
@@ -129,6 +142,7 @@ macro_rules! dispatch {
         match $self {
             AnyController::NewReno($inner) => $call,
             AnyController::Cubic($inner) => $call,
+            AnyController::Bbr($inner) => $call,
         }
     };
 }
@@ -172,6 +186,10 @@ impl Controller for AnyController {
 
     fn in_recovery(&self) -> bool {
         dispatch!(self, c => c.in_recovery())
+    }
+
+    fn paces_retransmissions(&self) -> bool {
+        dispatch!(self, c => c.paces_retransmissions())
     }
 
     fn set_mss(&mut self, mss: u64) {

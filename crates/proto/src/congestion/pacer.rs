@@ -49,13 +49,13 @@ impl Pacer {
         self.full_at = from.checked_add(time_of(bytes, rate)).min(most);
     }
 
-    /// R7.2: the size of the bucket, in bytes: ten segments (the initial window), or 1.5 ms at the given rate (the resolution of
+    /// R7.2: the size of the bucket, in bytes: four segments, or 1.5 ms at the given rate (the resolution of
     /// a timer), or what 5 ms bring up to one 64 KiB GSO batch. On a slow path such a batch would be a queue's worth
     /// at once, so there it does not count.
     pub fn burst(&self, rate: u64) -> u64 {
         let tick = rate / 2000 * 3;
         let batch = (rate / 200).min(GSO_BATCH);
-        (10 * self.mss).max(tick).max(batch)
+        (4 * self.mss).max(tick).max(batch)
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_path_sends_no_more_than_ten_segments_at_once() {
+    fn a_slow_path_sends_no_more_than_some_segments_at_once() {
         let mut pacer = Pacer::new(1200);
         let now = Instant::now();
         let rate = Some(1_250_000); // 10 Mbit/s
@@ -112,7 +112,8 @@ mod tests {
             pacer.on_sent(now, 1200);
             sent += 1200;
         }
-        assert_eq!(sent, 12_000);
+        // 5 ms bring 6,250 bytes.
+        assert_eq!(sent, 6_000);
     }
 
     #[test]

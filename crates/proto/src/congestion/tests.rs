@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod bounds;
+mod model;
 
 const MSS: u64 = 1000;
 const RTT: Duration = Duration::from_millis(50);

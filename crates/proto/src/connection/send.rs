@@ -130,6 +130,12 @@ impl Connection {
             {
                 return Chosen::PathBlocked;
             }
+            if self.rto_credit == 0
+                && cx.path.controller.paces_retransmissions()
+                && !cx.path.may_send(cx.now, len)
+            {
+                return Chosen::PathBlocked;
+            }
             let fin = seg.fin && range.end > self.send.end();
             return self.sized(range, fin, Kind::Retransmission, limit);
         }

@@ -44,7 +44,11 @@ fn pair(seed: u64) -> Pair {
     };
     let config = Config {
         max_datagram_size: [1_452, 8_972, 65_507, 65_507][(seed % 4) as usize],
-        congestion: if seed.is_multiple_of(5) { ControllerKind::NewReno } else { ControllerKind::Cubic },
+        congestion: match seed % 5 {
+            0 => ControllerKind::NewReno,
+            1 | 2 => ControllerKind::Cubic,
+            _ => ControllerKind::Bbr,
+        },
         initial_sequence_number: Some(u32::MAX - 1_000_000),
         // A burst ends after so many packets, not after some time: who sends two in each back-off may meet none but its
         // own for minutes.

@@ -53,7 +53,14 @@ impl Plan {
         let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x0070_6c61_6e00));
         let count = dice.one_of(&[2, 2, 2, 2, 3, 3, 4, 5]);
         let rough = dice.chance(0.7);
-        let nodes: Vec<NodePlan> = (0..count).map(|_| node(&mut dice, rough)).collect();
+        let mut nodes: Vec<NodePlan> = (0..count).map(|_| node(&mut dice, rough)).collect();
+        // Dice of their own: what else a seed means stays as it is.
+        let mut controllers = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x0063_7562_6963));
+        for node in &mut nodes {
+            if node.config.congestion == ControllerKind::Bbr && controllers.chance(0.4) {
+                node.config.congestion = ControllerKind::Cubic;
+            }
+        }
         let chaos = Duration::from_secs(dice.skewed(4, 45));
         let beacon = dice.chance(0.4);
         let flows = (0..dice.skewed(1, 10)).map(|_| flow(&mut dice, count, chaos)).collect();

@@ -33,7 +33,7 @@ fn a_pause_is_not_saved_up_by_the_pacer() {
         sent
     };
     let first = burst(now);
-    assert_eq!(first, 10 * MSS);
+    assert_eq!(first, 5 * MSS);
     now += Duration::from_secs(30);
     assert_eq!(burst(now), first, "thirty seconds without sending are worth one bucket");
 }
