@@ -232,7 +232,7 @@ impl Connection {
         c.peer_isn = syn.seq;
         // Longer than the dialler waits: its side may be established while its last ACK was lost.
         c.timers.handshake = Some(cx.now + cx.cfg.connect_timeout * 2);
-        c.take_window(syn, 0, 0, cx.dialect);
+        c.take_window(syn, 0, cx.dialect);
         c
     }
 

@@ -92,7 +92,7 @@ impl Connection {
                 if let (1, Some(sent)) = (self.syn_transmissions, self.syn_first_sent) {
                     cx.path.rtt.update(cx.now.saturating_duration_since(sent)); // Karn: only if sent once
                 }
-                self.take_window(hdr, 0, 0, cx.dialect);
+                self.take_window(hdr, 0, cx.dialect);
                 self.ack_pending = true;
                 self.establish(cx);
                 SegmentFate::Accepted
@@ -221,7 +221,7 @@ impl Connection {
         }
         let (blocks, count, is_sack) = self.sack_blocks_of(payload, ack, cx.dialect);
         let was_closed = self.window_edge < self.board.nxt();
-        self.take_window(hdr, ack, payload.len(), cx.dialect);
+        self.take_window(hdr, ack, cx.dialect);
         if was_closed {
             self.on_answer_while_closed(cx);
         }
@@ -340,21 +340,11 @@ impl Connection {
     }
 
     /// Takes the advertised window (spec/stream.md §4): units of 4,096 bytes; for reference peers also a segment count.
-    pub(super) fn take_window(&mut self, hdr: &Header, ack: u64, len: usize, dialect: Dialect) {
+    pub(super) fn take_window(&mut self, hdr: &Header, ack: u64, dialect: Dialect) {
         let window = u64::from(hdr.window);
-        let news = ack > self.board.una();
         match dialect {
-            // Rule C13: a reference peer sends 0 with keepalives and FIN; the edge that was granted stays. With data, or where
-            // it acknowledges something, its queue is full: more than one segment would hold up all that we tell it.
-            Dialect::Draft if window == 0 => {
-                if (news || len > 0) && !hdr.flags.contains(Flags::FIN) {
-                    self.window_segments = 1;
-                }
-            }
-            // It writes the window into data some time before it sends it: only an acknowledgement is up to date.
-            Dialect::Draft if len > 0 && !news => {
-                self.window_segments = self.window_segments.min(window);
-            }
+            // Rule C13: a reference peer sends 0 with keepalives and FIN; the edge that was granted stays.
+            Dialect::Draft if window == 0 => {}
             Dialect::Draft => {
                 self.window_edge = self.window_edge.max(ack + window * WINDOW_UNIT);
                 self.window_segments = window;

@@ -248,31 +248,3 @@ fn bytes_that_a_reference_peer_repeats_for_ever_are_reported_in_a_sack_block() {
         assert_eq!(blocks, expected);
     }
 }
-
-#[test]
-fn a_full_queue_of_a_reference_peer_gets_one_segment_at_a_time() {
-    let mut side = Side::connected_with(Dialect::Draft, 3);
-    side.writes(&[3; 100 * MSS]);
-    assert_eq!(side.sent().len(), 3);
-    let mut full = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1 + 3 * MSS as u32);
-    full.window = 0;
-    side.takes(&full, b"");
-    assert_eq!(side.sent().len(), 1, "it acknowledged something: the 0 is meant");
-    // Data whose window was written down before it was full.
-    full.window = 500;
-    side.takes(&full, b"echo");
-    assert!(side.sent().iter().all(|(_, payload)| payload.is_empty()));
-    // A keepalive says nothing, an acknowledgement says how much room there is by now.
-    full.window = 0;
-    side.takes(&full, b"");
-    full.ack += MSS as u32;
-    full.window = 2;
-    side.takes(&full, b"");
-    assert_eq!(side.sent().iter().filter(|(_, payload)| !payload.is_empty()).count(), 2);
-    // The first word of data counts, too.
-    full.ack += 2 * MSS as u32;
-    full.window = 0;
-    full.seq += 4;
-    side.takes(&full, b"echo");
-    assert_eq!(side.sent().iter().filter(|(_, payload)| !payload.is_empty()).count(), 1);
-}
