@@ -32,7 +32,9 @@ pub(super) fn stream(lab: &Lab<'_>, kinds: (Kind, Kind), down: bool) -> Result<P
     let piped = meeting.pipe(&content(len, lab.plan.seed), down)?;
     let unharmed = meeting.is_unharmed()?;
     let counts = if down { piped.seen.down.counts } else { piped.seen.up.counts };
-    require(lab.plan.up.loss.is_none() || counts.lost > 0, || "the link lost nothing".into())?;
+    // Of the few datagrams of a slow sender it may be that none is lost.
+    let lossless = lab.plan.up.loss.is_some() && counts.lost == 0 && counts.offered > 200;
+    require(!lossless, || "the link lost nothing".into())?;
     let said = format!("{} KiB, {} of {} datagrams lost on the link", len >> 10, counts.lost, counts.offered);
     Ok(unharmed.passed(said).with_figure(piped.mbytes_per_second(), "MB/s"))
 }
