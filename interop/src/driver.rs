@@ -22,6 +22,8 @@ const CHUNK: usize = 16 * 1024;
 const QUEUE: usize = 4;
 /// How long a reply may take; dialling takes the daemon up to 29 s.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// A daemon that shows no change for so long has nothing more to move.
+const STUCK: Duration = Duration::from_secs(20);
 /// Bytes may wait for so long in the daemon before they become a segment.
 const NAGLE: Duration = Duration::from_millis(60);
 
@@ -239,7 +241,9 @@ fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool)
     // each other, and its replies belong to the other thread.
     let mut other = Driver::open(path)?;
     let mut quiet = 0;
-    while quiet < 3 {
+    // A segment that was acknowledged too early stays in its books for ever.
+    let mut last = (serde_json::Value::Null, Instant::now());
+    while quiet < 3 && last.1.elapsed() < STUCK {
         std::thread::sleep(NAGLE);
         let info = other.info()?;
         let ours = info["conn_list"]
@@ -248,6 +252,11 @@ fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool)
         let busy =
             ours.is_some_and(|c| c["unacked"].as_u64() != Some(0) || c["in_flight"].as_u64() != Some(0));
         quiet = if busy { 0 } else { quiet + 1 };
+        let outstanding =
+            ours.map_or(serde_json::Value::Null, |c| serde_json::json!([c["unacked"], c["in_flight"]]));
+        if outstanding != last.0 || !busy {
+            last = (outstanding, Instant::now());
+        }
     }
     Ok(socket.write_all(&frame(CLOSE, &connection.to_be_bytes()))?)
 }

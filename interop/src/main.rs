@@ -5,33 +5,36 @@
 //!   from `PILOT_REF_PYTHON` and `PILOT_REF_NODE`.
 //! * [`scenario`]: what they do together. Three run by a hub in every combination of hub, client and server;
 //!   all others between a client and a server with [`proxy`] in between.
+//! * [`schedule`]: which runs there are and how many at a time; [`ledger`]: what each came to, over several goes.
 //! * [`report`]: the table.
 //!
 //! What cannot run is skipped loudly and counts as skipped.
 
 mod driver;
+mod ledger;
 mod lens;
 mod process;
 mod proxy;
 mod repeat;
 mod report;
 mod scenario;
+mod schedule;
 mod subject;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::process::{Scratch, run as run_program};
+use crate::ledger::{Ledger, Run};
+use crate::process::run as run_program;
 use crate::proxy::Proxy;
 use crate::report::{Cell, Report, Verdict};
-use crate::scenario::{Scenario, hub};
-use crate::subject::{Kind, Programs};
+use crate::scenario::Scenario;
+use crate::schedule::Pairing;
+use crate::subject::Programs;
 
 /// Any failure; the text names the stage.
 type Failure = Box<dyn std::error::Error>;
@@ -51,9 +54,21 @@ struct Options {
     /// Seed of all impairments and contents
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Cases that run at a time; they mostly wait
+    /// Runs at a time of what neither waits nor is compared
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
     jobs: u8,
+    /// Besides, runs at a time of scenarios with the reference whose figures are compared
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    measuring: u8,
+    /// Besides, runs at a time of those that mostly wait
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    waiting: u8,
+    /// Keep every run in this file as it ends; runs that are there are not made again, and --write writes all of them
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// Run nothing: only tell and write what the file of --resume has
+    #[arg(long, requires = "resume")]
+    only_report: bool,
     /// Write interop/RESULTS.md and interop/results.json
     #[arg(long)]
     write: bool,
@@ -69,7 +84,8 @@ struct Options {
     /// Folder of the reference's Node package, built, with its library in `bin`
     #[arg(long, env = "PILOT_REF_NODE")]
     reference_node: Option<PathBuf>,
-    /// How often each scenario with the reference runs; it has passed if all of them did, and its figure is the median
+    /// How often each scenario with the reference runs, each time with the next seed; it has passed if all of them did, and
+    /// its figure is the median
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     repeats: u16,
     /// Only these pairings of scenarios with the reference (comma-separated; client first)
@@ -83,24 +99,6 @@ struct Options {
     keep: bool,
     #[command(subcommand)]
     part: Option<Part>,
-}
-
-/// Client and server of a scenario with the reference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Pairing {
-    OursTheirs,
-    TheirsOurs,
-    TheirsTheirs,
-}
-
-impl Pairing {
-    fn kinds(self) -> (Kind, Kind) {
-        match self {
-            Self::OursTheirs => (P, R),
-            Self::TheirsOurs => (R, P),
-            Self::TheirsTheirs => (R, R),
-        }
-    }
 }
 
 /// Parts of scenarios as processes of their own.
@@ -130,27 +128,6 @@ enum Part {
     #[command(hide = true)]
     TcpSource { address: String },
 }
-
-/// What runs in one go.
-#[derive(Debug, Clone)]
-enum Job {
-    /// Scenarios with a hub and two nodes that they share.
-    ByHub { hub: Kind, client: Kind, server: Kind, scenarios: Vec<Scenario> },
-    /// A scenario through the proxy.
-    Single { scenario: Scenario, client: Kind, server: Kind },
-}
-
-const P: Kind = Kind::Pilotage;
-const R: Kind = Kind::Reference;
-/// Hub, client, server.
-const BY_HUB: &[(Kind, Kind, Kind)] =
-    &[(P, P, P), (R, P, P), (R, P, R), (R, R, P), (P, P, R), (P, R, P), (P, R, R)];
-/// Client, server.
-const PAIRS: &[(Kind, Kind)] = &[(P, P), (P, R), (R, P)];
-/// The same where the reference is the subject; the last is the baseline.
-const FOREIGN_PAIRS: &[(Kind, Kind)] = &[(P, R), (R, P), (R, R)];
-/// The reference's tools and the daemons that they drive.
-const TOOL_PAIRS: &[(Kind, Kind)] = &[(R, P), (R, R)];
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -186,130 +163,22 @@ fn run(options: &Options) -> Result<bool, Failure> {
         options.reference_python.as_deref(),
         options.reference_node.as_deref(),
     )?;
-    let started = Instant::now();
-    let mut cells = run_jobs(options, &programs, jobs(options));
-    cells.sort_by_key(|cell| (cell.scenario, cell.hub, cell.client, cell.server));
-    report::compare_with_baseline(&mut cells);
+    let ledger = Ledger::open(options.resume.as_deref())?;
+    if !options.only_report {
+        schedule::run(options, &programs, &ledger)?;
+    }
     let report = Report {
         pilotage: programs.version()?,
         seed: options.seed,
         quick: options.quick,
-        duration_s: started.elapsed().as_secs_f64().round(),
-        cells,
+        duration_s: schedule::total(&ledger).as_secs_f64().round(),
+        cells: cells(options, &ledger)?,
     };
     if options.write {
         report.write(Path::new(env!("CARGO_MANIFEST_DIR")))?;
     }
     println!("{}", report.closing_line());
     Ok(report.count(Verdict::Failed) == 0 && report.count(Verdict::Passed) > 0)
-}
-
-/// The longest first.
-fn jobs(options: &Options) -> Vec<Job> {
-    let mut wanted: Vec<Scenario> = Scenario::all().to_vec();
-    wanted.retain(|scenario| options.scenario.is_empty() || options.scenario.contains(scenario));
-    wanted.sort_by_key(|scenario| std::cmp::Reverse(scenario.weight()));
-    let (by_hub, single): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|scenario| scenario.is_by_hub());
-    let mut jobs = Vec::new();
-    for scenario in single {
-        let pairs = match scenario.is_foreign() {
-            true if scenario.is_tool() => TOOL_PAIRS,
-            true => FOREIGN_PAIRS,
-            false => PAIRS,
-        };
-        let wanted = |pair: &(Kind, Kind)| {
-            let chosen = options.pairing.iter().any(|pairing| pairing.kinds() == *pair);
-            chosen || options.pairing.is_empty() || !scenario.is_foreign()
-        };
-        jobs.extend(pairs.iter().filter(|pair| wanted(pair)).map(|(client, server)| Job::Single {
-            scenario,
-            client: *client,
-            server: *server,
-        }));
-    }
-    if !by_hub.is_empty() {
-        jobs.extend(BY_HUB.iter().map(|(hub, client, server)| Job::ByHub {
-            hub: *hub,
-            client: *client,
-            server: *server,
-            scenarios: by_hub.clone(),
-        }));
-    }
-    jobs
-}
-
-fn run_jobs(options: &Options, programs: &Programs, jobs: Vec<Job>) -> Vec<Cell> {
-    let (next, cells) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let done = match job {
-                Job::ByHub { hub, client, server, scenarios } => {
-                    run_by_hub(options, programs, (*hub, *client, *server), scenarios)
-                }
-                Job::Single { scenario, client, server } => {
-                    vec![run_single(options, programs, *scenario, (*client, *server))]
-                }
-            };
-            let mut cells = cells.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            done.iter().for_each(|cell| show(cell, options.json));
-            cells.extend(done);
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..options.jobs {
-            scope.spawn(work);
-        }
-    });
-    cells.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-/// All scenarios of one combination with the same hub and responder.
-fn run_by_hub(
-    options: &Options,
-    programs: &Programs,
-    (hub_kind, client, server): (Kind, Kind, Kind),
-    scenarios: &[Scenario],
-) -> Vec<Cell> {
-    let cell = |scenario: &Scenario| Cell::new(*scenario, Some(hub_kind), client, server);
-    if let Some(obstacle) = programs.obstacle(hub_kind, [client, server]) {
-        return scenarios.iter().map(|scenario| cell(scenario).skipped(obstacle)).collect();
-    }
-    let mut done = Vec::new();
-    let staged = Scratch::new(options.keep).and_then(|scratch| {
-        let stage = hub::Stage::start(hub_kind, client, server, programs, &scratch)?;
-        for scenario in scenarios {
-            let started = Instant::now();
-            done.push(match hub::play(*scenario, &stage) {
-                Ok(passed) => cell(scenario).passed(passed, started.elapsed()),
-                Err(error) => cell(scenario).failed(error, started.elapsed()),
-            });
-        }
-        Ok(())
-    });
-    if let Err(error) = staged {
-        let failed = |scenario| cell(scenario).failed(format!("starting: {error}"), Duration::ZERO);
-        return scenarios.iter().map(failed).collect();
-    }
-    done
-}
-
-fn run_single(options: &Options, programs: &Programs, scenario: Scenario, kinds: (Kind, Kind)) -> Cell {
-    let plan = scenario.plan(options.seed, options.quick);
-    let mut cell = Cell::new(scenario, None, kinds.0, kinds.1);
-    cell.settings = Some(plan.clone());
-    if let Some(obstacle) = programs.obstacle(kinds.1, [kinds.0, kinds.1]) {
-        return cell.skipped(obstacle);
-    }
-    let started = Instant::now();
-    let once = |seed: u64| {
-        let plan = scenario.plan(seed, options.quick);
-        Scratch::new(options.keep)
-            .and_then(|scratch| scenario.run(kinds, &plan, programs, &scratch))
-            .map_err(|error| error.to_string())
-    };
-    let runs = if scenario.is_foreign() { u64::from(options.repeats) } else { 1 };
-    let outcomes = repeat::all(scenario.mostly_waits(), options.seed, runs, once);
-    repeat::sum_up(cell, outcomes, started.elapsed())
 }
 
 /// The proxy alone, until standard input ends.
@@ -321,13 +190,35 @@ fn run_proxy(scenario: Scenario, server: SocketAddr, seed: u64) -> Result<(), Fa
     Ok(())
 }
 
-fn show(cell: &Cell, json: bool) {
-    match (json, serde_json::to_string(cell)) {
-        (true, Ok(line)) => println!("{line}"),
-        _ if cell.result == Verdict::Passed => println!("{}", cell.line()),
-        // Loudly: also where only errors are looked at.
-        _ => eprintln!("{}", cell.line()),
+fn show(run: &Run, options: &Options) {
+    if options.json {
+        return;
     }
+    let cell = repeat::sum_up(run.row, std::slice::from_ref(run));
+    match cell.result {
+        Verdict::Passed => println!("{}", cell.line()),
+        // Loudly: also where only errors are looked at.
+        _ => eprintln!("{}, seed {}", cell.line(), run.seed),
+    }
+}
+
+/// All rows of the table.
+fn cells(options: &Options, ledger: &Ledger) -> Result<Vec<Cell>, Failure> {
+    let mut cells = Vec::new();
+    for (row, runs) in ledger.rows() {
+        let mut cell = repeat::sum_up(row, &runs);
+        cell.settings = row.hub.is_none().then(|| row.scenario.plan(options.seed, options.quick));
+        cells.push(cell);
+    }
+    report::compare_with_baseline(&mut cells);
+    for cell in &cells {
+        match options.json {
+            true => println!("{}", serde_json::to_string(cell)?),
+            false if options.repeats > 1 => println!("{}", cell.line()),
+            false => {}
+        }
+    }
+    Ok(cells)
 }
 
 impl Programs {

@@ -5,9 +5,14 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
+
+/// Where ports are taken from, and how many there are.
+const FIRST_PORT: u16 = 12_000;
+const PORTS: u16 = 20_000;
 
 /// A folder that is removed in the end, unless it is to be kept.
 #[derive(Debug)]
@@ -268,10 +273,13 @@ fn read_all(mut from: impl Read) -> Vec<u8> {
 
 /// A loopback port that is free for TCP and UDP just now.
 pub(crate) fn free_address() -> Result<SocketAddr, Failure> {
-    for _ in 0..64 {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let addr = listener.local_addr()?;
-        if UdpSocket::bind(addr).is_ok() {
+    // Below those that the system gives to sockets without a wish, which would take one that was free a moment ago.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = std::process::id() as u16;
+    for _ in 0..PORTS {
+        let number = own.wrapping_mul(61).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
+        let addr = SocketAddr::from(([127, 0, 0, 1], FIRST_PORT + number));
+        if TcpListener::bind(addr).is_ok() && UdpSocket::bind(addr).is_ok() {
             return Ok(addr);
         }
     }

@@ -1,118 +1,94 @@
-//! One scenario several times.
+//! One row of the table from all of its runs.
 
 use std::time::Duration;
 
+use crate::ledger::{Ended, Row, Run};
 use crate::report::Cell;
-use crate::scenario::{Outcome, Passed};
+use crate::scenario::Passed;
 
-/// Runs that only wait may do so together, this many at a time.
-const TOGETHER: u64 = 5;
-
-/// Runs `once` with seeds from `seed` on; an error ends the series.
-pub(crate) fn all(
-    together: bool,
-    seed: u64,
-    runs: u64,
-    once: impl Fn(u64) -> Result<Outcome, String> + Sync,
-) -> Vec<Result<Outcome, String>> {
-    let mut outcomes = Vec::new();
-    let width = if together { TOGETHER } else { 1 };
-    let mut next = 0;
-    while next < runs && outcomes.iter().all(|outcome| matches!(outcome, Ok(Outcome::Passed(_)))) {
-        let batch = next..(next + width).min(runs);
-        next = batch.end;
-        let done = std::thread::scope(|scope| {
-            let threads: Vec<_> = batch
-                .map(|run| {
-                    scope.spawn({
-                        let once = &once;
-                        move || once(seed + run)
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err("the runner panicked".into())))
-                .collect::<Vec<_>>()
-        });
-        outcomes.extend(done);
-    }
-    outcomes
-}
-
-/// One cell of all runs: passed if all did.
-pub(crate) fn sum_up(cell: Cell, outcomes: Vec<Result<Outcome, String>>, took: Duration) -> Cell {
-    let total = outcomes.len();
-    let mut passed: Vec<Passed> = Vec::new();
+/// Passed if all runs did; its figure is the median.
+pub(crate) fn sum_up(row: Row, runs: &[Run]) -> Cell {
+    let mut cell = Cell::new(row);
+    let took = Duration::from_secs_f64(runs.iter().map(|run| run.took_s).sum());
+    let mut passed: Vec<&Passed> = Vec::new();
     let mut troubles = Vec::new();
-    for outcome in outcomes {
-        match outcome {
-            Ok(Outcome::Passed(one)) => passed.push(one),
-            Ok(Outcome::Skipped(reason)) => return cell.skipped(reason),
-            Err(error) => troubles.push(error),
+    let mut skipped = None;
+    for run in runs {
+        match &run.ended {
+            Ended::Passed(one) => passed.push(one),
+            Ended::Failed(why) => troubles.push(why),
+            Ended::Skipped(reason) => skipped = Some(reason),
+        }
+        let how = run.how.to_string();
+        if !matches!(run.ended, Ended::Skipped(_)) && !cell.how.contains(&how) {
+            cell.how.push(how);
         }
     }
-    let Some(last) = passed.last().cloned() else {
-        let why = troubles.first().cloned().unwrap_or_default();
-        return cell.failed_or_baseline(why, took);
+    cell.runs = passed.len() + troubles.len();
+    cell.runs_passed = passed.len();
+    if let (0, Some(reason)) = (cell.runs, skipped) {
+        return cell.skipped(reason);
+    }
+    cell.quiet = passed.iter().filter_map(|one| one.quiet).reduce(f64::max);
+    let Some(last) = passed.last() else {
+        return cell.failed_or_baseline(troubles.first().map_or("", |why| why), took);
     };
-    let mut figures: Vec<f64> =
-        passed.iter().filter_map(|one| one.figure.map(|(figure, _)| figure)).collect();
+    let mut figures: Vec<f64> = passed.iter().filter_map(|one| one.figure.as_ref().map(|f| f.0)).collect();
     figures.sort_by(f64::total_cmp);
     let median = figures.get(figures.len() / 2).copied();
-    let unit = last.figure.map(|(_, unit)| unit);
-    let mut reason = last.reason;
-    if total > 1 {
-        let range = match (figures.first(), figures.last(), unit) {
-            (Some(low), Some(high), Some(unit)) => format!(", {low:.2} to {high:.2} {unit}"),
-            _ => String::new(),
-        };
-        reason = format!("{} of {total} runs{range}; the last: {reason}", passed.len());
+    let unit = last.figure.as_ref().map(|(_, unit)| unit.clone());
+    if let (Some(low), Some(high), true) = (figures.first(), figures.last(), cell.runs > 1) {
+        cell.range = Some((*low, *high));
     }
-    let summary = Passed { figure: median.zip(unit), reason };
-    match troubles.first() {
-        None => cell.passed(summary, took),
-        Some(why) => {
-            let text = format!("{} of {total} runs passed; the first that did not: {why}", passed.len());
-            let cell = cell.passed(summary, took);
-            cell.failed_or_baseline(text, took)
-        }
+    let said = if cell.runs > 1 { format!("the last: {}", last.reason) } else { last.reason.clone() };
+    let summary = Passed { figure: median.zip(unit), reason: said, quiet: None };
+    let failed = troubles.first().map(|why| format!("the first that failed: {why}"));
+    let cell = cell.passed(summary, took);
+    match failed {
+        None => cell,
+        Some(text) => cell.failed_or_baseline(text, took),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::How;
     use crate::report::Verdict;
     use crate::scenario::Scenario;
     use crate::subject::Kind;
 
-    fn cell(server: Kind) -> Cell {
-        Cell::new(Scenario::StreamUp, None, Kind::Reference, server)
+    fn sum_of(server: Kind, ends: &[Ended]) -> Cell {
+        let row = Row { scenario: Scenario::StreamUp, hub: None, client: Kind::Reference, server };
+        let how = How { program: "ab12".into(), together: 2, quick: false };
+        let run = |(seed, ended): (usize, &Ended)| {
+            Run::new(row, seed as u64, how.clone(), Duration::from_secs(2), ended.clone())
+        };
+        sum_up(row, &ends.iter().enumerate().map(run).collect::<Vec<_>>())
     }
 
-    fn figure(value: f64) -> Result<Outcome, String> {
-        Ok(Outcome::Passed(Passed::because("well").with_figure(value, "MB/s")))
+    fn figure(value: f64, quiet: f64) -> Ended {
+        Ended::Passed(Passed::because("well").with_figure(value, "MB/s").quiet(quiet))
     }
 
     #[test]
-    fn a_series_passes_as_a_whole_with_its_median() {
-        let runs = [3.0, 1.0, 2.0];
-        let outcomes = all(false, 7, 3, |seed| figure(runs[seed as usize - 7]));
-        let cell = sum_up(cell(Kind::Pilotage), outcomes, Duration::ZERO);
+    fn a_row_passes_as_a_whole_with_its_median_and_its_loudest_end() {
+        let cell = sum_of(Kind::Pilotage, &[figure(3.0, 0.0), figure(1.0, 4.0), figure(2.0, 1.0)]);
         assert_eq!((cell.result, cell.figure), (Verdict::Passed, Some(2.0)));
-        assert!(cell.reason.starts_with("3 of 3 runs, 1.00 to 3.00 MB/s"), "{}", cell.reason);
+        assert_eq!((cell.runs_passed, cell.runs, cell.range), (3, 3, Some((1.0, 3.0))));
+        assert_eq!((cell.quiet, cell.duration_s), (Some(4.0), 6.0));
+        assert_eq!(cell.how.len(), 1);
     }
 
     #[test]
-    fn one_failure_ends_the_series_and_fails_it_but_for_the_baseline() {
-        let run = |seed| if seed == 1 { figure(1.0) } else { Err("no".to_owned()) };
-        let outcomes = all(false, 1, 20, run);
-        assert_eq!(outcomes.len(), 2);
-        let ours = sum_up(cell(Kind::Pilotage), outcomes.clone(), Duration::ZERO);
-        assert_eq!(ours.result, Verdict::Failed);
-        assert!(ours.reason.contains("1 of 2 runs passed"), "{}", ours.reason);
-        assert_eq!(sum_up(cell(Kind::Reference), outcomes, Duration::ZERO).result, Verdict::Baseline);
-        assert_eq!(all(true, 1, 20, |_| Err("no".into())).len(), 5);
+    fn one_failure_fails_the_row_but_for_the_baseline() {
+        let ends = [figure(1.0, 0.0), Ended::Failed("no".into())];
+        let ours = sum_of(Kind::Pilotage, &ends);
+        assert_eq!((ours.result, ours.runs_passed, ours.runs), (Verdict::Failed, 1, 2));
+        assert!(ours.reason.contains("no"), "{}", ours.reason);
+        let baseline = sum_of(Kind::Reference, &ends);
+        assert_eq!((baseline.result, baseline.figure), (Verdict::Baseline, Some(1.0)));
+        let skipped = sum_of(Kind::Pilotage, &[Ended::Skipped("not here".into())]);
+        assert_eq!((skipped.result, skipped.runs), (Verdict::Skipped, 0));
     }
 }

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::driver::Driver;
 use crate::process::{Background, accepts, free_address, run};
 
 /// Which implementation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Kind {
     /// This repository.
@@ -209,14 +209,15 @@ impl Programs {
         let process = match kind {
             Kind::Pilotage => {
                 let mut command = self.pilotage("up", &folder, hub);
-                command.args(["--bind", "127.0.0.1:0", "--name", name]);
+                // At a hub of the reference a node is private unless it says otherwise.
+                command.args(["--bind", "127.0.0.1:0", "--name", name, "--public"]);
                 let mut process = Background::start(&mut command, &folder.join("log"))?;
                 let mut status = Command::new(&self.pilotage);
                 status.args(["status", "--json", "--state"]).arg(&folder);
                 process.wait_until("responder", || is_registered(&mut status))?;
                 process
             }
-            Kind::Reference => self.start_daemon(&folder, name, free_address()?, hub)?,
+            Kind::Reference => self.start_daemon(&folder, name, free_address()?, hub, false)?,
         };
         Ok(Node { kind, folder, name, address: String::new(), process: Some(process) })
     }
@@ -231,7 +232,7 @@ impl Programs {
     ) -> Result<Node, Failure> {
         let process = match kind {
             Kind::Pilotage => None,
-            Kind::Reference => Some(self.start_daemon(&folder, name, free_address()?, hub)?),
+            Kind::Reference => Some(self.start_daemon(&folder, name, free_address()?, hub, false)?),
         };
         Ok(Node { kind, folder, name, address: String::new(), process })
     }
@@ -243,8 +244,9 @@ impl Programs {
         name: &'static str,
         endpoint: SocketAddr,
         hub: &Hub,
+        private: bool,
     ) -> Result<Node, Failure> {
-        let process = self.start_daemon(&folder, name, endpoint, hub)?;
+        let process = self.start_daemon(&folder, name, endpoint, hub, private)?;
         let info = Driver::open(&folder.join("pilot.sock"))?.info()?;
         let address = info["address"].as_str().ok_or("info without address")?.to_owned();
         Ok(Node { kind: Kind::Reference, folder, name, address, process: Some(process) })
@@ -257,8 +259,11 @@ impl Programs {
         name: &'static str,
         endpoint: SocketAddr,
         hub: &Hub,
+        private: bool,
     ) -> Result<Node, Failure> {
-        self.start_up_with(folder, name, endpoint, hub, &[])
+        // At a hub of ours a node is public unless it says otherwise.
+        let options: &[&str] = if private { &["--private", "--guard"] } else { &[] };
+        self.start_up_with(folder, name, endpoint, hub, options)
     }
 
     /// The same with more options.
@@ -341,6 +346,7 @@ impl Programs {
         name: &str,
         endpoint: SocketAddr,
         hub: &Hub,
+        private: bool,
     ) -> Result<Background, Failure> {
         // A socket that an earlier process left behind would answer nobody.
         let _ = std::fs::remove_file(folder.join("pilot.sock"));
@@ -348,7 +354,10 @@ impl Programs {
         // Without these its defaults are public addresses.
         let beacon = hub.beacon.map(|beacon| beacon.to_string()).unwrap_or_default();
         command.args(["-registry", &hub.registry.to_string(), "-beacon", &beacon]);
-        command.args(["-listen", &endpoint.to_string(), "-public", "-hostname", name]);
+        command.args(["-listen", &endpoint.to_string(), "-hostname", name]);
+        if !private {
+            command.arg("-public");
+        }
         command.args(["-email", &format!("{name}@example.test")]);
         command.arg("-socket").arg(folder.join("pilot.sock"));
         command.arg("-identity").arg(folder.join("identity.json"));

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::lab::Lab;
-use super::require;
+use super::{Passed, require};
 use crate::Failure;
 use crate::lens::Lens;
 use crate::process::{Background, free_address, run};
@@ -42,6 +42,37 @@ pub(crate) struct Meeting<'a> {
     _hub: Hub,
 }
 
+/// How a server serves. A reference daemon runs in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A Pilotage server's place is prepared, for commands that are nodes of their own.
+    Command,
+    /// It offers its services to everybody.
+    Node,
+    /// It answers only whom it trusts.
+    PrivateNode,
+}
+
+/// What was seen after everything was closed.
+#[derive(Debug)]
+pub(crate) struct Unharmed {
+    packets_per_second: f64,
+    text: String,
+}
+
+impl Unharmed {
+    /// A scenario that passed and left it quiet.
+    pub(crate) fn passed(self, reason: impl std::fmt::Display) -> Passed {
+        Passed::because(format!("{reason}{}", self.text)).quiet(self.packets_per_second)
+    }
+}
+
+impl std::fmt::Display for Unharmed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.0} packets/s after the end{}", self.packets_per_second, self.text)
+    }
+}
+
 /// One end of a pipe: a process that joins a stream to its input and output.
 pub(crate) struct PipeEnd {
     process: Background,
@@ -63,18 +94,17 @@ impl Piped {
 }
 
 impl<'a> Meeting<'a> {
-    /// Starts a hub of ours and both nodes. With `up` a Pilotage server offers its services; without it only its place
-    /// is prepared, for commands that are nodes of their own.
-    pub(crate) fn start(lab: &'a Lab<'a>, kinds: (Kind, Kind), up: bool) -> Result<Self, Failure> {
+    /// Starts a hub of ours and both nodes.
+    pub(crate) fn start(lab: &'a Lab<'a>, kinds: (Kind, Kind), place: Place) -> Result<Self, Failure> {
         let programs = lab.programs;
         let real = programs.start_hub(Kind::Pilotage, &lab.scratch.folder("hub")?)?;
         let endpoint = free_address()?;
         let proxy = Proxy::start(lab.plan.setup(endpoint))?;
         let lens = Lens::start(real.registry, endpoint, proxy.address())?;
         let hub = real.seen_at(lens.address());
-        let server = start_node(programs, kinds.1, lab.scratch.folder("b")?, "bnode", endpoint, &hub, up)?;
-        let client =
-            start_node(programs, kinds.0, lab.scratch.folder("a")?, "anode", free_address()?, &hub, false)?;
+        let server = start_node(programs, kinds.1, lab.scratch.folder("b")?, "bnode", endpoint, &hub, place)?;
+        let (folder, own) = (lab.scratch.folder("a")?, free_address()?);
+        let client = start_node(programs, kinds.0, folder, "anode", own, &hub, Place::Command)?;
         let memory = [server.memory_kb(), client.memory_kb()];
         Ok(Self { lab, proxy, client, server, endpoint, hub, memory, _lens: lens, _hub: real })
     }
@@ -104,7 +134,7 @@ impl<'a> Meeting<'a> {
     pub(crate) fn client_up(&mut self) -> Result<(), Failure> {
         if self.client.kind == Kind::Pilotage {
             let (folder, programs) = (self.client.folder.clone(), self.lab.programs);
-            self.client = programs.start_up_at(folder, "anode", free_address()?, &self.hub)?;
+            self.client = programs.start_up_at(folder, "anode", free_address()?, &self.hub, false)?;
         }
         Ok(())
     }
@@ -113,8 +143,8 @@ impl<'a> Meeting<'a> {
     pub(crate) fn restart_server(&mut self) -> Result<(), Failure> {
         self.server.stop();
         let folder = self.server.folder.clone();
-        self.server =
-            start_node(self.lab.programs, self.server.kind, folder, "bnode", self.endpoint, &self.hub, true)?;
+        let (programs, kind) = (self.lab.programs, self.server.kind);
+        self.server = start_node(programs, kind, folder, "bnode", self.endpoint, &self.hub, Place::Node)?;
         self.memory[0] = self.server.memory_kb();
         Ok(())
     }
@@ -126,8 +156,8 @@ impl<'a> Meeting<'a> {
         }
         self.client.stop();
         let (folder, programs) = (self.client.folder.clone(), self.lab.programs);
-        self.client =
-            start_node(programs, self.client.kind, folder, "anode", free_address()?, &self.hub, false)?;
+        let (kind, own) = (self.client.kind, free_address()?);
+        self.client = start_node(programs, kind, folder, "anode", own, &self.hub, Place::Command)?;
         self.memory[1] = self.client.memory_kb();
         Ok(())
     }
@@ -162,13 +192,8 @@ impl<'a> Meeting<'a> {
     /// A short text to the server's echo service and back.
     pub(crate) fn echo(&self) -> Result<Duration, Failure> {
         let started = Instant::now();
-        let name = self.server.name;
         match self.client.kind {
-            Kind::Pilotage => {
-                let back =
-                    self.client_runs(&["connect", "--connect-timeout", "60s", name, "7"], b"hello\n")?;
-                require(back == b"hello\n", || format!("{} bytes of echo instead of 6", back.len()))?;
-            }
+            Kind::Pilotage => return self.echo_of_ours(),
             Kind::Reference => {
                 let words = ["connect", &self.server.address, "7", "--message", "hello", "--timeout", "30s"];
                 let back = self.client_runs(&words, &[])?;
@@ -177,6 +202,28 @@ impl<'a> Meeting<'a> {
             }
         }
         Ok(started.elapsed())
+    }
+
+    /// Ours ends only when a reference server was silent for a while (it has no half-close): that is no part of the echo.
+    fn echo_of_ours(&self) -> Result<Duration, Failure> {
+        let started = Instant::now();
+        let words = ["connect", "--connect-timeout", "60s", self.server.name, "7"];
+        let folder = &self.client.folder;
+        let (output, log) = (folder.join("echo.out"), folder.join("echo.log"));
+        let mut command = self.client_command(&words)?;
+        let mut process = Background::start_split(&mut command, Stdio::piped(), &output, &log)?;
+        let mut input = process.take_input().ok_or("no input")?;
+        // A process that ended early says why below.
+        let _ = std::io::Write::write_all(&mut input, b"hello\n");
+        let back = || std::fs::read(&output).unwrap_or_default();
+        while back().len() < 6 && !process.has_ended()? && started.elapsed() < self.lab.plan.limit() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let took = started.elapsed();
+        drop(input);
+        process.ends_well("the echo", PATIENCE)?;
+        require(back() == b"hello\n", || format!("{} bytes of echo instead of 6", back().len()))?;
+        Ok(took)
     }
 
     /// The server waits for a connection to `port` and joins it to `input` and a file.
@@ -290,7 +337,7 @@ impl<'a> Meeting<'a> {
     }
 
     /// After everything was closed nothing more passes, and no daemon has grown without bound.
-    pub(crate) fn is_unharmed(&self) -> Result<String, Failure> {
+    pub(crate) fn is_unharmed(&self) -> Result<Unharmed, Failure> {
         std::thread::sleep(LAST_WORDS);
         let count = || {
             let seen = self.proxy.seen();
@@ -300,7 +347,7 @@ impl<'a> Meeting<'a> {
         std::thread::sleep(LOOK);
         let rate = (count() - before) as f64 / LOOK.as_secs_f64();
         if (self.client.kind, self.server.kind) == (Kind::Reference, Kind::Reference) {
-            return Ok(format!("{rate:.0} packets/s after the end"));
+            return Ok(Unharmed { packets_per_second: rate, text: String::new() });
         }
         require(rate <= QUIET_PPS, || format!("{rate:.0} packets/s after the end"))?;
         let mut most = 0;
@@ -310,7 +357,7 @@ impl<'a> Meeting<'a> {
             }
         }
         require(most <= MAX_GROWTH_KB, || format!("a daemon holds {most} KiB more than before"))?;
-        Ok(format!("{rate:.0} packets/s after the end, daemons grew by {most} KiB"))
+        Ok(Unharmed { packets_per_second: rate, text: format!("; daemons grew by {most} KiB") })
     }
 }
 
@@ -331,11 +378,12 @@ fn start_node(
     name: &'static str,
     endpoint: SocketAddr,
     hub: &Hub,
-    up: bool,
+    place: Place,
 ) -> Result<Node, Failure> {
+    let private = place == Place::PrivateNode;
     match kind {
-        Kind::Reference => programs.start_daemon_at(folder, name, endpoint, hub),
-        Kind::Pilotage if up => programs.start_up_at(folder, name, endpoint, hub),
-        Kind::Pilotage => programs.place_for(folder, name),
+        Kind::Reference => programs.start_daemon_at(folder, name, endpoint, hub, private),
+        Kind::Pilotage if place == Place::Command => programs.place_for(folder, name),
+        Kind::Pilotage => programs.start_up_at(folder, name, endpoint, hub, private),
     }
 }

@@ -16,11 +16,12 @@ mod services;
 mod tools;
 mod transfer;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 use crate::process::Scratch;
@@ -32,7 +33,7 @@ use lab::Lab;
 const MIB: usize = 1 << 20;
 
 /// One thing to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Scenario {
     /// By a hub, no impairment: three pings, all answered
@@ -75,9 +76,9 @@ pub(crate) enum Scenario {
     Goodput,
     /// 25 MiB against a kernel TCP flow (CUBIC) on the same link
     CrossTraffic,
-    /// With the reference: 64 MiB from client to server (8 MiB between reference nodes)
+    /// With the reference: 64 MiB from client to server (4 MiB between reference nodes)
     StreamUp,
-    /// With the reference: 64 MiB from server to client (8 MiB between reference nodes)
+    /// With the reference: 64 MiB from server to client (4 MiB between reference nodes)
     StreamDown,
     /// With the reference: 64 MiB from client to server at 1 % loss and 50 ms of round trip (2 MiB if the reference sends)
     StreamLoss1,
@@ -85,6 +86,8 @@ pub(crate) enum Scenario {
     StreamLoss1Down,
     /// With the reference: 64 MiB from client to server at 5 % loss and 50 ms of round trip (256 KiB if the reference sends)
     StreamLoss5,
+    /// With the reference: the same from server to client, at 5 %
+    StreamLoss5Down,
     /// With the reference: an echo before and after the server is restarted with its identity
     RestartServer,
     /// With the reference: an echo before and after the client is restarted with its identity
@@ -95,20 +98,24 @@ pub(crate) enum Scenario {
     Simultaneous,
     /// With the reference: five echo connections, then silence, and none is held any more
     Close,
-    /// With the reference: 64 MiB (16 from the reference) to a reader that reads nothing for 4 s
+    /// With the reference: 64 MiB (16 from the reference, 4 between reference nodes) to a reader that reads nothing for 4 s
     SlowReader,
-    /// With the reference: 20 datagrams of 1,000 bytes
+    /// With the reference: 20 datagrams of 1,000 bytes from client to server, then 20 back
     Datagrams,
+    /// With the reference: a file of 256 KiB by the data exchange on port 1001
+    File,
     /// With the reference: a line to port 1000
     Stdio,
     /// With the reference: data exchange on port 1001 (text, JSON, binary)
     Messages,
-    /// With the reference: an event to a subscriber on port 1002
+    /// With the reference: an event to a subscriber by the server's port 1002
     Events,
     /// With the reference: a task submitted on port 1003
     Tasks,
-    /// With the reference: trust asked for on port 444 and given
+    /// With the reference: trust asked for on port 444 and given, then revoked
     Trust,
+    /// With the reference: a private node answers nobody; asked by way of the registry it gives trust, then it answers
+    Private,
     /// The reference's command line on two daemons (of the server's kind): every command that concerns a running one
     Pilotctl,
     /// The reference's Python SDK on two daemons (of the server's kind): every call that it offers
@@ -135,20 +142,26 @@ pub(crate) struct Plan {
 }
 
 /// What a scenario that passed has to say.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Passed {
     /// What was measured, with its unit.
-    pub(crate) figure: Option<(f64, &'static str)>,
+    pub(crate) figure: Option<(f64, Cow<'static, str>)>,
     pub(crate) reason: String,
+    /// Packets per second after the end, where they were counted.
+    pub(crate) quiet: Option<f64>,
 }
 
 impl Passed {
     pub(crate) fn because(reason: impl Into<String>) -> Self {
-        Self { figure: None, reason: reason.into() }
+        Self { figure: None, reason: reason.into(), quiet: None }
+    }
+
+    pub(crate) fn quiet(self, packets_per_second: f64) -> Self {
+        Self { quiet: Some(packets_per_second), ..self }
     }
 
     pub(crate) fn with_figure(self, value: f64, unit: &'static str) -> Self {
-        Self { figure: Some((value, unit)), ..self }
+        Self { figure: Some((value, unit.into())), ..self }
     }
 }
 
@@ -188,7 +201,7 @@ impl Scenario {
 
     /// Whether many runs at a time do not disturb each other.
     pub(crate) fn mostly_waits(self) -> bool {
-        matches!(self, Self::Idle | Self::Close)
+        matches!(self, Self::Idle | Self::Close | Self::Trust | Self::Private)
     }
 
     /// What is measured must be no less than this many times the reference's figure with itself, if ours (`true`) or the
@@ -197,13 +210,14 @@ impl Scenario {
         match self {
             Self::StreamUp | Self::StreamDown => Some(1.0),
             Self::StreamLoss1 | Self::StreamLoss1Down => Some(if ours_sends { 5.0 } else { 1.0 }),
+            Self::StreamLoss5 | Self::StreamLoss5Down => Some(1.0),
             _ => None,
         }
     }
 
     /// Whether the server sends.
     pub(crate) fn is_down(self) -> bool {
-        matches!(self, Self::StreamDown | Self::StreamLoss1Down)
+        matches!(self, Self::StreamDown | Self::StreamLoss1Down | Self::StreamLoss5Down)
     }
 
     /// Begins early, because it takes long.
@@ -212,7 +226,7 @@ impl Scenario {
             Self::CrossTraffic => 3,
             Self::HandshakeLoss | Self::HandshakeCorruption | Self::RebindPort | Self::RebindAddr => 2,
             Self::Blackhole | Self::MtuDrop | Self::Goodput | Self::LongRtt => 1,
-            Self::Idle | Self::Close => 4,
+            Self::Idle | Self::Close | Self::Private => 4,
             Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => 3,
             _ => 0,
         }
@@ -268,15 +282,18 @@ impl Scenario {
             }
             Self::Goodput => link(plain, &ten),
             Self::StreamUp | Self::StreamDown => {
-                Plan { limit_s: 600, ..link(Impairment::NONE, &[64 * MIB, 64 * MIB]) }
+                Plan { limit_s: 600, ..link(Impairment::NONE, &[64 * MIB, 64 * MIB, 4 * MIB]) }
             }
             Self::StreamLoss1 | Self::StreamLoss1Down => {
-                Plan { limit_s: 600, ..link(Impairment::far_losing(1), &[64 * MIB, 2 * MIB]) }
+                Plan { limit_s: 600, ..link(Impairment::far_losing(1), &[64 * MIB, 2 * MIB, 2 * MIB]) }
             }
-            Self::StreamLoss5 => {
-                Plan { limit_s: 600, ..link(Impairment::far_losing(5), &[64 * MIB, MIB / 4]) }
+            Self::StreamLoss5 | Self::StreamLoss5Down => {
+                Plan { limit_s: 900, ..link(Impairment::far_losing(5), &[64 * MIB, MIB / 4, MIB / 4]) }
             }
-            Self::SlowReader => link(Impairment::NONE, &[64 * MIB, 16 * MIB]),
+            Self::SlowReader => {
+                Plan { limit_s: 120, ..link(Impairment::NONE, &[64 * MIB, 16 * MIB, 4 * MIB]) }
+            }
+            Self::File => link(Impairment::NONE, &[MIB / 4]),
             Self::Idle => Plan { limit_s: 300, ..link(Impairment::NONE, &[]) },
             Self::RestartServer
             | Self::RestartClient
@@ -287,7 +304,8 @@ impl Scenario {
             | Self::Messages
             | Self::Events
             | Self::Tasks
-            | Self::Trust => link(Impairment::NONE, &[]),
+            | Self::Trust
+            | Self::Private => link(Impairment::NONE, &[]),
             Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => {
                 Plan { limit_s: 300, ..link(Impairment::NONE, &[]) }
             }
@@ -356,7 +374,9 @@ impl Scenario {
             Self::PythonSdk => return tools::python(lab, kinds.1),
             Self::NodeSdk => return tools::node(lab, kinds.1),
             Self::StreamUp | Self::StreamLoss1 | Self::StreamLoss5 => foreign::stream(lab, kinds, false),
-            Self::StreamDown | Self::StreamLoss1Down => foreign::stream(lab, kinds, true),
+            Self::StreamDown | Self::StreamLoss1Down | Self::StreamLoss5Down => {
+                foreign::stream(lab, kinds, true)
+            }
             Self::RestartServer => foreign::restart(lab, kinds, true),
             Self::RestartClient => foreign::restart(lab, kinds, false),
             Self::Idle => foreign::idle(lab, kinds),
@@ -364,6 +384,7 @@ impl Scenario {
             Self::Close => foreign::close(lab, kinds),
             Self::SlowReader => foreign::slow_reader(lab, kinds),
             Self::Datagrams => return foreign::datagrams(lab, kinds),
+            Self::File => foreign::file(lab, kinds),
             _ => Err("this scenario is not about the reference".into()),
         }
         .map(Outcome::Passed)

@@ -5,8 +5,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::lab::Lab;
-use super::meeting::Meeting;
-use super::{Outcome, Passed, Scenario, require};
+use super::meeting::{Meeting, Place};
+use super::{Outcome, Scenario, require};
 use crate::Failure;
 use crate::process::{Background, run};
 use crate::subject::{Kind, Node};
@@ -16,6 +16,8 @@ type Words = &'static [&'static str];
 
 /// How long a background step may take to be ready, and to its end after the last step.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// What the registry keeps for a node is fetched each 30 s; answers are first tried directly.
+const POLLED: Duration = Duration::from_secs(75);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
@@ -35,7 +37,11 @@ struct Step {
     meanwhile: bool,
     /// Is in its output.
     says: &'static str,
-    /// It may take this long until `says` is there: the command is run again meanwhile.
+    /// Is not in its output.
+    lacks: &'static str,
+    /// It must not succeed.
+    fails: bool,
+    /// It may take this long until its output is right: the command is run again meanwhile.
     within: Duration,
 }
 
@@ -46,6 +52,8 @@ const STEP: Step = Step {
     input: "",
     meanwhile: false,
     says: "",
+    lacks: "",
+    fails: false,
     within: Duration::ZERO,
 };
 
@@ -53,8 +61,7 @@ const STEP: Step = Step {
 struct Service {
     /// Command of ours without which it cannot run.
     needs: &'static str,
-    /// The server runs `up`; else its step is a node of its own.
-    server_up: bool,
+    server: Place,
     client_up: bool,
     steps: &'static [Step],
 }
@@ -63,7 +70,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 const STDIO: Service = Service {
     needs: "listen",
-    server_up: false,
+    server: Place::Command,
     client_up: false,
     steps: &[
         Step {
@@ -85,7 +92,7 @@ const STDIO: Service = Service {
 
 const MESSAGES: Service = Service {
     needs: "message",
-    server_up: true,
+    server: Place::Node,
     client_up: false,
     steps: &[
         Step {
@@ -112,7 +119,7 @@ const MESSAGES: Service = Service {
 
 const EVENTS: Service = Service {
     needs: "subscribe",
-    server_up: true,
+    server: Place::Node,
     client_up: false,
     steps: &[
         Step {
@@ -132,7 +139,7 @@ const EVENTS: Service = Service {
 
 const TASKS: Service = Service {
     needs: "task",
-    server_up: true,
+    server: Place::Node,
     client_up: false,
     steps: &[
         Step { who: Who::Server, theirs: &["enable-tasks"], ..STEP },
@@ -154,7 +161,7 @@ const TASKS: Service = Service {
 
 const TRUST: Service = Service {
     needs: "trust",
-    server_up: true,
+    server: Place::Node,
     client_up: true,
     steps: &[
         Step {
@@ -183,6 +190,64 @@ const TRUST: Service = Service {
             within: PATIENCE,
             ..STEP
         },
+        Step { ours: &["trust", "revoke", "{server}"], theirs: &["untrust", "{server-number}"], ..STEP },
+        Step {
+            who: Who::Server,
+            ours: &["trust", "list", "--json"],
+            theirs: &["trust"],
+            lacks: "{client-number}",
+            within: PATIENCE,
+            ..STEP
+        },
+    ],
+};
+
+/// The registry names a private node to nobody, so the request goes by way of the registry; both sides ask it each 30 s.
+const PRIVATE: Service = Service {
+    needs: "trust",
+    server: Place::PrivateNode,
+    client_up: true,
+    steps: &[
+        Step {
+            ours: &["connect", "--connect-timeout", "5s", "{server}", "7"],
+            theirs: &["connect", "{server}", "7", "--message", "hello", "--timeout", "5s"],
+            input: "hello",
+            fails: true,
+            ..STEP
+        },
+        Step {
+            ours: &["trust", "request", "{server}", "--why", "we met"],
+            theirs: &["handshake", "{server-number}", "we met"],
+            ..STEP
+        },
+        Step {
+            who: Who::Server,
+            ours: &["trust", "pending"],
+            theirs: &["pending"],
+            says: "we met",
+            within: POLLED,
+            ..STEP
+        },
+        Step {
+            who: Who::Server,
+            ours: &["trust", "approve", "{client}"],
+            theirs: &["approve", "{client-number}"],
+            ..STEP
+        },
+        Step {
+            ours: &["trust", "list", "--json"],
+            theirs: &["trust"],
+            says: "{server-number}",
+            within: POLLED,
+            ..STEP
+        },
+        Step {
+            ours: &["connect", "--connect-timeout", "40s", "{server}", "7"],
+            theirs: &["connect", "{server}", "7", "--message", "hello", "--timeout", "30s"],
+            input: "hello",
+            says: "hello",
+            ..STEP
+        },
     ],
 };
 
@@ -193,6 +258,7 @@ fn service(scenario: Scenario) -> Option<&'static Service> {
         Scenario::Events => Some(&EVENTS),
         Scenario::Tasks => Some(&TASKS),
         Scenario::Trust => Some(&TRUST),
+        Scenario::Private => Some(&PRIVATE),
         _ => None,
     }
 }
@@ -204,7 +270,7 @@ pub(super) fn play(scenario: Scenario, lab: &Lab<'_>, kinds: (Kind, Kind)) -> Re
     if ours && !lab.programs.has_command(service.needs) {
         return Ok(Outcome::Skipped(format!("this pilotage has no command `{}`", service.needs)));
     }
-    let mut meeting = Meeting::start(lab, kinds, service.server_up)?;
+    let mut meeting = Meeting::start(lab, kinds, service.server)?;
     if service.client_up {
         meeting.client_up()?;
     }
@@ -222,7 +288,7 @@ pub(super) fn play(scenario: Scenario, lab: &Lab<'_>, kinds: (Kind, Kind)) -> Re
         require(process.output().contains(step.says), || format!("{what} said {}", process.output()))?;
     }
     let unharmed = meeting.is_unharmed()?;
-    Ok(Outcome::Passed(Passed::because(format!("{} steps; {unharmed}", service.steps.len()))))
+    Ok(Outcome::Passed(unharmed.passed(format!("{} steps", service.steps.len()))))
 }
 
 fn words_of(meeting: &Meeting<'_>, step: &Step) -> Vec<String> {
@@ -259,13 +325,16 @@ fn take(meeting: &Meeting<'_>, step: &Step) -> Result<(), Failure> {
         return Ok(());
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (node, says) = (whose(meeting, step), meeting.fill_in(step.says));
+    let (node, says, lacks) = (whose(meeting, step), meeting.fill_in(step.says), meeting.fill_in(step.lacks));
     let deadline = Instant::now() + step.within;
     loop {
         let mut command = meeting.command_of(node, &words)?;
-        let output = run(&mut command, step.input.as_bytes(), meeting.lab.plan.limit())?;
-        let text = String::from_utf8_lossy(&output).into_owned();
-        if text.contains(&says) {
+        let result = run(&mut command, step.input.as_bytes(), meeting.lab.plan.limit());
+        if step.fails {
+            return require(result.is_err(), || format!("`{}` succeeded", words.join(" ")));
+        }
+        let text = String::from_utf8_lossy(&result?).into_owned();
+        if text.contains(&says) && (lacks.is_empty() || !text.contains(&lacks)) {
             return Ok(());
         }
         require(Instant::now() < deadline, || format!("`{}` said {}", words.join(" "), text.trim()))?;
@@ -282,6 +351,7 @@ mod tests {
         for scenario in Scenario::all().iter().filter(|s| s.is_service()) {
             let service = service(*scenario).expect("a list of steps");
             assert!(service.steps.iter().any(|step| !step.says.is_empty()), "{scenario:?}");
+            assert!(service.steps.iter().all(|step| !step.fails || step.says.is_empty()), "{scenario:?}");
             for word in service.steps.iter().flat_map(|step| step.ours.iter().chain(step.theirs)) {
                 let rest =
                     Meeting::NAMES.iter().fold((*word).to_owned(), |text, name| text.replace(name, ""));

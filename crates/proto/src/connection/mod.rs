@@ -179,6 +179,10 @@ pub(crate) struct Connection {
     ack_pending: bool,
     /// In-order segments since the last acknowledgement.
     unacked_segments: u32,
+    /// What acknowledgements may say, what they said, and what they may say next (see [`Connection::announce`]).
+    ripe: u64,
+    told: u64,
+    ripening: Option<(u64, Instant)>,
     /// Payload-free duplicate acknowledgements owed to a reference sender (rule C14).
     bare_duplicates: u8,
     /// A hole is open that rule C14 was already applied to.
@@ -287,6 +291,9 @@ impl Connection {
             eof_read: false,
             ack_pending: false,
             unacked_segments: 0,
+            ripe: 0,
+            told: 0,
+            ripening: None,
             bare_duplicates: 0,
             hole_announced: false,
             sacks_kept: Vec::new(),

@@ -1,5 +1,7 @@
 //! The receiving half: segments in, acknowledgements owed (spec/stream.md §3, §5, §6).
 
+use std::time::Duration;
+
 use pilotage_fault as fault;
 use pilotage_wire::packet::{Flags, Header};
 use pilotage_wire::sack;
@@ -11,6 +13,8 @@ use crate::tunnel::path::Path;
 
 /// Unread bytes that a connection may hold while the endpoint is short of memory.
 const SQUEEZED_UNREAD: usize = 64 * 1024;
+/// How long a reference peer may take to write down that it sent a segment (`Connection::ripen`).
+pub(super) const RIPENING: Duration = Duration::from_millis(3);
 /// SACK acknowledgements kept for one batch.
 const SACKS_KEPT: usize = 64;
 
@@ -379,7 +383,14 @@ impl Connection {
         let had_unread = self.recv.readable() > 0;
         let inserted = self.recv.insert(offset, payload);
         if inserted.duplicate {
+            let owed = self.ack_pending;
             self.note_duplicate();
+            if cx.dialect == Dialect::Draft && self.sacks_kept.len() < SACKS_KEPT {
+                // It may never see that this was acknowledged (`announce`), and ends the connection after eight tries; what
+                // is in a SACK block it repeats no more (RFC 2883 reports duplicates so).
+                self.sacks_kept.push(([(offset, offset + payload.len() as u64); sack::MAX_BLOCKS], 1));
+                self.ack_pending = owed;
+            }
             return;
         }
         if inserted.refused {
@@ -393,14 +404,11 @@ impl Connection {
                 self.bare_duplicates = 3; // rule C14: reference senders count only payload-free duplicates
             }
             self.hole_announced = inserted.out_of_order;
+            self.ripe = self.recv.next();
+            self.ripening = None;
             self.keep_sack_if_full();
         } else {
-            self.unacked_segments += 1;
-            if self.unacked_segments >= 2 {
-                self.ack_pending = true;
-            } else if self.timers.delayed_ack.is_none() {
-                self.timers.delayed_ack = Some(cx.now + cx.cfg.delayed_ack);
-            }
+            self.owe_ack(cx);
         }
         if inserted.advanced {
             if self.detached {
@@ -409,6 +417,58 @@ impl Connection {
                 self.notify.readable = true;
             }
             self.check_fin_reached(cx);
+        }
+    }
+
+    /// A segment came in order: every second one is acknowledged, a single one after a while.
+    fn owe_ack(&mut self, cx: &Cx<'_>) {
+        self.unacked_segments += 1;
+        let mut wait = cx.cfg.delayed_ack;
+        if cx.dialect == Dialect::Draft {
+            self.ripening.get_or_insert((self.recv.next(), cx.now + RIPENING));
+        }
+        if self.unacked_segments >= 2 {
+            if cx.dialect == Dialect::Pilotage {
+                self.ack_pending = true;
+                return;
+            }
+            wait = RIPENING;
+        }
+        let until = cx.now + wait;
+        self.timers.delayed_ack = Some(self.timers.delayed_ack.map_or(until, |set| set.min(until)));
+    }
+
+    /// Up to where a reference peer may be told now that its bytes arrived.
+    ///
+    /// It sends a segment first and writes down afterwards that it did. An acknowledgement that comes in between is wasted:
+    /// if nothing follows, it repeats the segment eight times, takes our answers for duplicates, and resets the connection.
+    /// So what arrived is announced a little later. While bytes are missing more must come, and nothing is held back.
+    pub(super) fn ripen(&mut self, cx: &Cx<'_>) {
+        let next = self.recv.next();
+        if cx.dialect == Dialect::Pilotage || self.recv.has_holes() || self.peer_fin_reached {
+            self.ripe = next;
+            self.ripening = None;
+        } else if let Some((offset, _)) = self.ripening.filter(|(_, at)| *at <= cx.now) {
+            self.ripe = self.ripe.max(offset);
+            self.ripening = (next > offset).then_some((next, cx.now + RIPENING));
+        }
+    }
+
+    /// The acknowledgement number for a packet that leaves now.
+    pub(super) fn announce(&mut self, cx: &Cx<'_>) -> u32 {
+        self.ripen(cx);
+        self.told = self.ripe;
+        let held_back = self.recv.next() - self.ripe;
+        self.ack_number().wrapping_sub(held_back as u32)
+    }
+
+    /// A single segment has waited long enough for its acknowledgement.
+    pub(super) fn on_delayed_ack(&mut self, cx: &Cx<'_>) {
+        self.ripen(cx);
+        if cx.dialect == Dialect::Pilotage || self.ripe > self.told {
+            self.ack_pending = true;
+        } else {
+            self.timers.delayed_ack = self.ripening.map(|(_, at)| at);
         }
     }
 

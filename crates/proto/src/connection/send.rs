@@ -262,7 +262,7 @@ impl Connection {
         let mut hdr = self.header(flags);
         hdr.seq = self.seq_of(range.start);
         if flags.contains(Flags::ACK) {
-            hdr.ack = self.ack_number();
+            hdr.ack = self.announce(cx);
             hdr.window = self.advertise(cx);
             if !self.recv.has_holes() {
                 self.clear_ack();
@@ -395,7 +395,7 @@ impl Connection {
     fn ack_header(&mut self, cx: &Cx<'_>) -> Header {
         let mut hdr = self.header(Flags::ACK);
         hdr.seq = self.seq_of(self.board.nxt());
-        hdr.ack = self.ack_number();
+        hdr.ack = self.announce(cx);
         hdr.window = self.advertise(cx);
         hdr
     }
@@ -403,7 +403,8 @@ impl Connection {
     fn clear_ack(&mut self) {
         self.ack_pending = false;
         self.unacked_segments = 0;
-        self.timers.delayed_ack = None;
+        // What a reference peer was not told yet (`announce`).
+        self.timers.delayed_ack = self.ripening.map(|(_, at)| at);
     }
 
     // ------------------------------------------------------------------ questions of the tunnel

@@ -151,6 +151,7 @@ fn a_repeated_or_foreign_syn_ack_is_acknowledged_and_changes_nothing() {
     for dialect in BOTH {
         let mut side = Side::connected(dialect);
         side.takes_data(0, 0, b"data");
+        side.wait(10);
         side.sent();
         let syn_ack = header(Flags::SYN | Flags::ACK, PEER_ISN, OUR_ISN + 1);
         assert_eq!(side.takes(&syn_ack, b""), SegmentFate::Accepted);
@@ -300,6 +301,7 @@ fn a_reference_peer_is_never_told_a_window_of_zero() {
         for offset in (0..buffer).step_by(chunk.len()) {
             side.takes_data(offset, 0, &chunk);
         }
+        side.wait(10);
         let sent = side.sent();
         let window = sent.last().expect("an ACK").0.window;
         assert_eq!(window, u16::from(dialect == Dialect::Draft));

@@ -208,7 +208,7 @@ impl Connection {
             self.syn_pending = true;
         }
         if due(&mut self.timers.delayed_ack, now) {
-            self.ack_pending = true;
+            self.on_delayed_ack(cx);
         }
         if due(&mut self.timers.nagle, now) {
             self.nagle_over = true;

@@ -110,7 +110,7 @@ impl<'a> Stage<'a> {
         let daemon = |folder: &str, name: &'static str| -> Result<Node, Failure> {
             let folder = scratch.folder(folder)?;
             match kind {
-                Kind::Reference => programs.start_daemon_at(folder, name, free_address()?, &hub),
+                Kind::Reference => programs.start_daemon_at(folder, name, free_address()?, &hub, false),
                 Kind::Pilotage => {
                     // Where pilotctl looks for received files.
                     let received = scratch.folder(&format!("{}/.pilot/received", folder_name(&folder)))?;

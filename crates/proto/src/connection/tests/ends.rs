@@ -58,6 +58,7 @@ fn a_fin_from_outside_of_the_window_or_at_a_second_place_is_not_the_end() {
     for dialect in BOTH {
         let mut side = Side::connected(dialect);
         side.takes_data(0, 0, b"abc");
+        side.wait(10);
         let beyond = side.cfg.recv_buffer as u32 + 100;
         for seq in [PEER_ISN + 1 + beyond, PEER_ISN + 1 + 1, PEER_ISN.wrapping_sub(9_000)] {
             side.takes(&header(Flags::FIN | Flags::ACK, seq, OUR_ISN + 1), b"");
@@ -187,7 +188,9 @@ fn a_half_close_does_not_cut_off_what_a_reference_peer_still_says() {
     let mut got = [0; 64];
     assert_eq!(side.with(|c, cx| c.read(&mut got, cx)), Ok(16));
     side.sent();
-    side.wait(4_999);
+    side.wait(40);
+    assert_eq!(side.sent().iter().map(|(h, _)| h.ack).collect::<Vec<_>>(), [PEER_ISN + 17]);
+    side.wait(4_959);
     assert!(side.sent().is_empty());
     side.wait(1);
     assert_eq!(side.sent().iter().map(|(h, _)| h.flags).collect::<Vec<_>>(), [Flags::FIN]);

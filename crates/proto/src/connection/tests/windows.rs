@@ -96,6 +96,12 @@ fn the_second_segment_and_a_filled_hole_are_acknowledged_at_once_and_a_lone_one_
         side.takes_data(0, 0, &[1; 100]);
         assert!(side.sent().is_empty());
         side.takes_data(100, 0, &[1; 100]);
+        if dialect == Dialect::Draft {
+            assert!(side.sent().is_empty(), "a little later");
+            side.wait(3);
+            assert_eq!(side.sent().len(), 1);
+            side.wait(3);
+        }
         let sent = side.sent();
         assert_eq!((sent.len(), sent[0].0.ack), (1, PEER_ISN + 201));
         side.takes_data(200, 0, &[1; 100]);
@@ -175,4 +181,70 @@ fn what_names_offsets_below_the_acknowledgement_is_data_of_a_reference_peer() {
     let len = sack::encode(&[(OUR_ISN + 101, OUR_ISN + 301)], &mut look);
     side.takes_data(0, 500, &look[..len]);
     assert_eq!(side.conn.readable(), len, "no SACK could say that");
+}
+
+#[test]
+fn a_reference_peer_hears_of_its_bytes_only_after_it_wrote_down_that_it_sent_them() {
+    let mut side = Side::connected(Dialect::Draft);
+    let acks = |sent: Vec<Sent>| sent.iter().map(|(h, _)| h.ack - PEER_ISN - 1).collect::<Vec<_>>();
+    side.takes_data(0, 0, &[1; 100]);
+    side.wait(1);
+    side.takes_data(100, 0, &[1; 100]);
+    // An answer says nothing of them either.
+    side.writes(b"answer");
+    assert_eq!(acks(side.sent()), [0]);
+    side.wait(1);
+    assert!(side.sent().is_empty());
+    side.wait(1);
+    assert_eq!(acks(side.sent()), [100]);
+    side.wait(3);
+    assert_eq!(acks(side.sent()), [200]);
+    side.wait(100);
+    assert!(acks(side.sent()).iter().all(|ack| *ack == 200), "the answer again, and nothing else");
+    let mut ours = Side::connected(Dialect::Pilotage);
+    ours.takes_data(0, 0, &[1; 100]);
+    ours.takes_data(100, 0, &[1; 100]);
+    assert_eq!(acks(ours.sent()), [200]);
+}
+
+#[test]
+fn a_steady_stream_of_a_reference_peer_is_acknowledged_within_six_milliseconds() {
+    let mut side = Side::connected(Dialect::Draft);
+    let mut told = 0;
+    for ms in 0..500_u32 {
+        side.takes_data(ms * 10, 0, &[1; 10]);
+        told = side.sent().last().map_or(told, |(h, _)| h.ack - PEER_ISN - 1);
+        assert!(told <= ms.saturating_sub(2) * 10, "at {ms} ms: {told}");
+        assert!(told >= ms.saturating_sub(6) * 10, "at {ms} ms: {told}");
+        side.wait(1);
+    }
+    // A single segment has the time that every single one has.
+    for _ in 0..2 {
+        side.wait(3);
+        told = side.sent().last().map_or(told, |(h, _)| h.ack - PEER_ISN - 1);
+    }
+    assert_eq!(told, 5_000);
+    side.takes_data(5_000, 0, &[1; 10]);
+    side.wait(4);
+    assert!(side.sent().is_empty());
+    side.wait(side.cfg.delayed_ack.as_millis() as u64);
+    assert_eq!(side.sent().last().map(|(h, _)| h.ack), Some(PEER_ISN + 1 + 5_010));
+}
+
+#[test]
+fn bytes_that_a_reference_peer_repeats_for_ever_are_reported_in_a_sack_block() {
+    for dialect in BOTH {
+        let mut side = Side::connected(dialect);
+        side.takes_data(0, 0, &[1; 100]);
+        side.wait(100);
+        assert_eq!(side.sent().len(), 1);
+        for _ in 0..200 {
+            side.takes_data(0, 0, &[1; 100]);
+        }
+        let sent = side.sent();
+        assert!(sent.iter().all(|(h, _)| h.ack == PEER_ISN + 101) && sent.len() <= 65, "{}", sent.len());
+        let blocks = sack::decode(&sent[0].1).map(|blocks| blocks.as_slice().to_vec());
+        let expected = (dialect == Dialect::Draft).then(|| vec![(PEER_ISN + 1, PEER_ISN + 101)]);
+        assert_eq!(blocks, expected);
+    }
 }
