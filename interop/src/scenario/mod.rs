@@ -294,7 +294,9 @@ impl Scenario {
                 Plan { limit_s: 120, ..link(Impairment::NONE, &[64 * MIB, 16 * MIB, 4 * MIB]) }
             }
             Self::File => link(Impairment::NONE, &[MIB / 4]),
-            Self::Idle => Plan { limit_s: 300, ..link(Impairment::NONE, &[]) },
+            Self::Idle | Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => {
+                Plan { limit_s: 300, ..link(Impairment::NONE, &[]) }
+            }
             Self::RestartServer
             | Self::RestartClient
             | Self::Simultaneous
@@ -306,9 +308,6 @@ impl Scenario {
             | Self::Tasks
             | Self::Trust
             | Self::Private => link(Impairment::NONE, &[]),
-            Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => {
-                Plan { limit_s: 300, ..link(Impairment::NONE, &[]) }
-            }
             Self::CrossTraffic => {
                 Plan { limit_s: 120, ..link(plain, &[if quick { 10 * MIB } else { 25 * MIB }]) }
             }
