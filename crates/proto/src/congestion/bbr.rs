@@ -110,7 +110,7 @@ impl Bbr {
     pub fn new(mss: u64, initial_window: u64, max_window: u64) -> Self {
         let mss = mss.max(1);
         let max_window = max_window.max(MIN_SEGMENTS * mss);
-        let window = initial_window.clamp(2 * mss, max_window);
+        let window = initial_window.max(first_window(mss)).clamp(2 * mss, max_window);
         Self {
             mss,
             window,
@@ -500,8 +500,8 @@ impl Controller for Bbr {
     fn set_mss(&mut self, mss: u64) {
         self.mss = mss.max(1);
         self.max_window = self.max_window.max(MIN_SEGMENTS * self.mss);
-        let floor = if self.full.reached || self.after_rto { self.floor() } else { initial_window(self.mss) };
-        self.initial = self.initial.max(initial_window(self.mss).min(self.max_window));
+        let floor = if self.full.reached || self.after_rto { self.floor() } else { first_window(self.mss) };
+        self.initial = self.initial.max(first_window(self.mss).min(self.max_window));
         self.window = self.window.max(floor).min(self.max_window);
     }
 
@@ -520,6 +520,12 @@ impl Controller for Bbr {
         let by_window = rate(self.window.max(self.initial), round_trip, 8);
         Some(measured.max(by_window).max(1))
     }
+}
+
+/// R5.17: three times the usual first window, because it is spread over the round trip that the key exchange has measured.
+/// Not more than 32 segments of Ethernet's size, or what is usual.
+fn first_window(mss: u64) -> u64 {
+    (FIRST_SEGMENTS * mss).min(FIRST_SEGMENTS * 1_472).max(initial_window(mss))
 }
 
 /// 4 ln 2: the pace at which each round doubles (draft §2.4).
@@ -551,6 +557,7 @@ const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// Rounds after which a flow of NewReno would have grown back (draft §4.3.3.5.1).
 const RENO_ROUNDS_MAX: u64 = 63;
 const MIN_SEGMENTS: u64 = 4;
+const FIRST_SEGMENTS: u64 = 32;
 /// One GSO batch.
 const QUANTUM_MAX: u64 = 64 << 10;
 /// What hosts need to wake up and answer, however short the wire is; the shortest round trip seen does not have it.
