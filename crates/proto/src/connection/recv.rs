@@ -18,6 +18,8 @@ const SQUEEZED_UNREAD: usize = 64 * 1024;
 pub(super) const RIPENING: Duration = Duration::from_millis(3);
 /// By how many segments the window in a reference peer's data may be too large.
 const WINDOW_AGED: u64 = 256;
+/// What a reference peer sends at most before it hears an acknowledgement: ten segments of 4,096 bytes.
+const FIRST_FLIGHT: u32 = 40_960;
 /// Bytes after a loss for which a reference peer gets no more segments than it can hold beyond a hole.
 const CAREFUL: u64 = 4 << 20;
 /// SACK acknowledgements kept for one batch.
@@ -93,7 +95,7 @@ impl Connection {
                 if hdr.ack != self.isn.wrapping_add(1) {
                     return SegmentFate::Refused; // half open at the peer since an earlier life of ours
                 }
-                self.peer_isn = hdr.seq;
+                self.peer_isn = self.isn_of(hdr, cx.dialect);
                 if let (1, Some(sent)) = (self.syn_transmissions, self.syn_first_sent) {
                     cx.path.rtt.update(cx.now.saturating_duration_since(sent)); // Karn: only if sent once
                 }
@@ -124,6 +126,13 @@ impl Connection {
             }
             _ => SegmentFate::Dropped,
         }
+    }
+
+    /// spec/stream.md §3.3b: a reference acceptor answers a repeated SYN with the number before its next byte. If it has
+    /// sent data by then, that is not its ISN, which is always 0; taken for it, the first bytes would be missing.
+    fn isn_of(&self, syn_ack: &Header, dialect: Dialect) -> u32 {
+        let repeated = self.syn_transmissions > 1;
+        if dialect == Dialect::Draft && repeated && syn_ack.seq <= FIRST_FLIGHT { 0 } else { syn_ack.seq }
     }
 
     fn establish(&mut self, cx: &Cx<'_>) {

@@ -178,3 +178,22 @@ fn a_reference_dialler_is_asked_for_its_ack_by_a_byte() {
         assert!(side.sent().is_empty());
     }
 }
+
+#[test]
+fn the_first_bytes_of_a_reference_acceptor_are_not_lost_with_its_syn_ack() {
+    for (dialect, repeated, seq, expected) in [
+        (Dialect::Draft, true, 40_960, 0),
+        (Dialect::Draft, true, 40_961, 40_961),
+        (Dialect::Draft, false, 40_960, 40_960),
+        (Dialect::Pilotage, true, 40_960, 40_960),
+    ] {
+        let mut side = Side::dialling(dialect);
+        side.sent();
+        if repeated {
+            side.wait(2_000);
+            assert_eq!(side.sent()[0].0.flags, Flags::SYN);
+        }
+        side.takes(&header(Flags::SYN | Flags::ACK, seq, OUR_ISN + 1), b"");
+        assert_eq!(side.sent()[0].0.ack, expected + 1, "{dialect:?} {repeated} {seq}");
+    }
+}
