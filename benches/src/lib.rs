@@ -4,6 +4,7 @@
 //! written once over small traits ([`transport`]). The parent ([`runner`]) interleaves the repeats, watches
 //! for foreign load, and hands [records](record) to the [report].
 
+pub mod certificate;
 pub mod control;
 pub mod measure;
 pub mod record;

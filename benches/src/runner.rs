@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::Failure;
 use crate::measure::{LoadGuard, wait_for_idle};
-use crate::record::Record;
+use crate::record::{PEER, Record};
 use crate::settings::{Options, Role};
 use crate::side::{Addresses, Side};
 use crate::subject::Subject;
@@ -48,8 +48,11 @@ pub fn run_all(options: &Options) -> Result<Vec<Record>, Failure> {
 
 /// Repeats a run that foreign load spoiled; returns the last one if none was clean (the record says so).
 fn run_clean(options: &Options, work: Work, subject: Subject, repeat: u32) -> Record {
-    let record =
-        || Record { settings: work.settings(options), ..Record::new(work.name(), subject.name(), repeat) };
+    let record = || {
+        let record =
+            Record { settings: work.settings(options), ..Record::new(work.name(), subject.name(), repeat) };
+        if repeat == 1 { record.setting(PEER, subject.settings(options)) } else { record }
+    };
     let mut attempt = 0;
     loop {
         let run = wait_for_idle(options.foreign_limit, Duration::from_secs(options.idle_wait))

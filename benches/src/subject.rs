@@ -16,7 +16,7 @@ pub enum Subject {
     PilotageLarge,
     /// The raw encrypted UDP loop, 1,452-byte datagrams: no protocol, only what the machine can do.
     Ceiling,
-    /// The raw encrypted UDP loop, datagrams of 65,507 bytes.
+    /// The raw encrypted UDP loop, 8,952-byte datagrams (its best size here).
     CeilingLarge,
     /// QUIC: quinn with its defaults.
     Quinn,
@@ -81,8 +81,8 @@ impl Suite {
 /// Largest UDP payload of the "large" quinn subject: ten of them, quinn's batch bound, still fit one
 /// segmentation-offload send of 65,507 bytes; with 8,952 bytes quinn loses offload and becomes slower.
 pub const QUINN_LARGE: u16 = 6_500;
-/// Largest UDP payload of the "large" s2n-quic subject: its best here, one jumbo frame.
-pub const S2N_LARGE: u16 = 8_952;
+/// UDP payload of the "large" s2n-quic subject and of the ceiling: a jumbo frame of 9,000 bytes less headers.
+pub const JUMBO_PAYLOAD: u16 = 8_952;
 /// Largest UDP payload over IPv4.
 pub const LARGEST_PAYLOAD: u16 = 65_507;
 
@@ -151,9 +151,9 @@ impl Subject {
             Self::Pilotage | Self::Ceiling | Self::QuinnTuned | Self::QuinnChacha | Self::S2nTuned => {
                 Some(ETHERNET_PAYLOAD)
             }
-            Self::PilotageLarge | Self::CeilingLarge => Some(LARGEST_PAYLOAD),
+            Self::PilotageLarge => Some(LARGEST_PAYLOAD),
             Self::QuinnLarge => Some(QUINN_LARGE),
-            Self::S2nLarge => Some(S2N_LARGE),
+            Self::S2nLarge | Self::CeilingLarge => Some(JUMBO_PAYLOAD),
             Self::Quinn | Self::S2n | Self::Tls | Self::TlsChacha | Self::Tcp | Self::TcpBbr => None,
         }
     }

@@ -17,14 +17,23 @@ pub struct Table {
 }
 
 /// Metrics in the order of the columns; others follow in the order of the alphabet.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 25] = [
     "goodput_gbps",
     "goodput_mbps",
-    "seconds_s",
+    "time_s",
+    "of_link_ratio",
+    "wire_ratio",
+    "jain",
+    "share_ratio",
+    "alone_ms",
+    "added_mean_ms",
+    "added_p50_ms",
+    "added_p95_ms",
     "p50_us",
     "p99_us",
     "p999_us",
     "p50_ms",
+    "p90_ms",
     "p99_ms",
     "requests_per_s",
     "fetches_per_s",
@@ -35,6 +44,9 @@ const ORDER: [&str; 16] = [
     "to_established_ratio",
     "cpu_s_per_gb",
 ];
+/// Metrics that stay in the raw records: whether the laboratory kept up, counts.
+const HIDDEN: [&str; 7] =
+    ["lab_late", "lab_overrun", "packets_out", "packets_back", "queue_drops", "cut", "back_ratio"];
 
 /// The tables of all works, in the order in which the works first appear.
 pub fn tables(records: &[Record]) -> Vec<Table> {
@@ -55,7 +67,7 @@ fn table(records: &[Record], work: &str) -> Table {
         if !subjects.contains(&record.subject.as_str()) {
             subjects.push(&record.subject);
         }
-        names.extend(record.metrics.keys().map(String::as_str));
+        names.extend(record.metrics.keys().map(String::as_str).filter(|name| !HIDDEN.contains(name)));
     }
     let known = ORDER.iter().copied().filter(|name| names.contains(name));
     let other = names.iter().copied().filter(|name| !ORDER.contains(name));
@@ -72,17 +84,25 @@ fn table(records: &[Record], work: &str) -> Table {
         row.push(runs(&here, subject));
         rows.push(row);
     }
-    Table { work: work.to_owned(), settings: settings(&here), rows }
+    Table { work: work.to_owned(), settings: settings(records, work), rows }
 }
 
-/// Settings that all runs of the table share.
-fn settings(here: &[&Record]) -> String {
-    let Some((first, rest)) = here.split_first() else { return String::new() };
-    let shared = first
-        .settings
-        .iter()
-        .filter(|(name, value)| rest.iter().all(|record| record.settings.get(*name) == Some(*value)));
-    shared.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join("; ")
+/// Names of the settings that are the same in all runs of a work.
+pub fn common<'a>(records: &'a [Record], work: &str) -> BTreeSet<&'a str> {
+    let mut here = records.iter().filter(|record| record.work == work);
+    let Some(first) = here.next() else { return BTreeSet::new() };
+    let mut shared: BTreeSet<&str> = first.settings.keys().map(String::as_str).collect();
+    for record in here {
+        shared.retain(|name| record.settings.get(*name) == first.settings.get(*name));
+    }
+    shared
+}
+
+fn settings(records: &[Record], work: &str) -> String {
+    let Some(first) = records.iter().find(|record| record.work == work) else { return String::new() };
+    let shared = common(records, work);
+    let shown = first.settings.iter().filter(|(name, _)| shared.contains(name.as_str()));
+    shown.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join("; ")
 }
 
 fn runs(here: &[&Record], subject: &str) -> String {

@@ -5,7 +5,6 @@
 //! can also run it on plain threads: their streams are wrapped in [`Blocking`], which is always ready after the
 //! call returned, so nothing ever waits in a scheduler. [`Api`] says which of the two is used.
 
-pub mod certificate;
 pub mod exec;
 pub mod pilotage;
 pub mod quinn;
