@@ -53,8 +53,18 @@ impl Report {
         text += &format!("{}, on {}, with\n\n```sh\n{}\n```\n\n", today(), self.machine, command(options));
         text += "Figures are medians of the repeats, [smallest–largest]. Read the ratios, not the absolute figures.\n";
         text += "\n## Goals\n\n| | ratio of medians | measured | goal | |\n|---|---|--:|--:|---|\n";
-        for verdict in self.verdicts() {
+        let (measured, not): (Vec<_>, Vec<_>) =
+            self.verdicts().into_iter().partition(|verdict| verdict.met.is_some());
+        for verdict in &measured {
             text += &format!("| {} |\n", verdict.row().join(" | "));
+        }
+        if let [first, .., last] = &not[..] {
+            text += &format!(
+                "\n{} goals (of number {} to {}) were not measured in this run.\n",
+                not.len(),
+                first.number,
+                last.number
+            );
         }
         for table in table::tables(&self.records) {
             text += &format!("\n## {}\n\n", table.work);
@@ -119,7 +129,9 @@ mod tests {
         let kept: Vec<Record> = serde_json::from_value(json["records"].clone()).expect("records");
         assert_eq!(kept, records);
         let text = read("RESULTS.md");
-        for needed in ["cargo xtask bench", "## bulk-1", "8.00", "not measured", "it broke", "plots/bulk-1"] {
+        for needed in
+            ["cargo xtask bench", "## bulk-1", "8.00", "were not measured", "it broke", "plots/bulk-1"]
+        {
             assert!(text.contains(needed), "{needed}");
         }
         assert!(folder.path().join("plots/bulk-1-goodput-gbps.svg").exists());
