@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod control;
 pub mod measure;
 pub mod record;
+pub mod reference;
 pub mod report;
 pub mod runner;
 pub mod settings;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::Failure;
 use crate::measure::{LoadGuard, wait_for_idle};
 use crate::record::{PEER, Record};
+use crate::reference;
 use crate::settings::{Options, Role};
 use crate::side::{Addresses, Side};
 use crate::subject::Subject;
@@ -23,6 +24,11 @@ pub fn run_all(options: &Options) -> Result<Vec<Record>, Failure> {
         if let Err(error) = std::fs::write("/proc/self/autogroup", "-20") {
             eprintln!("transfer: --boost has no effect: {error}");
         }
+    }
+    let wanted = options.works().contains(&Work::EchoMib)
+        && (options.only.is_empty() || options.only.contains(&Subject::Reference));
+    if wanted && reference::folder().is_none() {
+        eprintln!("SKIPPED: the Go reference: set {} to the folder of its programs", reference::FOLDER);
     }
     let mut file = options.records.as_ref().map(File::create).transpose()?;
     let mut records = Vec::new();
@@ -81,6 +87,10 @@ fn run_clean(options: &Options, work: Work, subject: Subject, repeat: u32) -> Re
 fn run_once(options: &Options, work: Work, subject: Subject) -> Result<(Outcome, Option<f64>), Failure> {
     let scratch = Scratch::new()?;
     let guard = LoadGuard::start()?;
+    if subject == Subject::Reference {
+        let outcome = reference::run(work, options.cores_of(work), &scratch.0, free_address)?;
+        return Ok((outcome, guard.foreign_percent()?));
+    }
     let addresses = Addresses { server: free_address()?, client: free_address()?, control: free_address()? };
     let mut server = Side::start(options, work, subject, Role::Server, addresses, &scratch.0)?;
     if server.line().map_err(|e| format!("server: {e}"))? != "ready" {

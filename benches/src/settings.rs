@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::reference;
 use crate::subject::Subject;
 use crate::work::Work;
 
@@ -123,7 +124,9 @@ impl Options {
     /// The subjects asked for that take part in a work.
     pub fn subjects(&self, work: Work) -> Vec<Subject> {
         let chosen = |subject: &Subject| self.only.is_empty() || self.only.contains(subject);
-        Subject::all().iter().copied().filter(chosen).filter(|subject| work.suits(*subject)).collect()
+        let present = |subject: &Subject| *subject != Subject::Reference || reference::folder().is_some();
+        let suited = Subject::all().iter().copied().filter(|subject| work.suits(*subject));
+        suited.filter(chosen).filter(present).collect()
     }
 
     /// Core of the server and of the client in this work.

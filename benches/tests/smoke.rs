@@ -13,6 +13,7 @@ fn every_subject_does_every_work_and_is_in_the_report() {
     let records = folder.path().join("records.jsonl");
     let cores = if std::thread::available_parallelism().map_or(1, usize::from) > 1 { "1,0" } else { "0" };
     let run = Command::new(env!("CARGO_BIN_EXE_transfer"))
+        .env_remove("PILOT_REF_BIN")
         .args(["--quick", "--size", "256KiB", "--round-trips", "20", "--fetches", "20", "--contacts", "2"])
         .args(["--idle", "12", "--cores", cores])
         .args(["--command", "the smoke test"])
@@ -29,7 +30,8 @@ fn every_subject_does_every_work_and_is_in_the_report() {
     let done: BTreeSet<(&str, &str)> =
         records.iter().map(|record| (record.work.as_str(), record.subject.as_str())).collect();
     for work in Work::all() {
-        for subject in Subject::all().iter().filter(|subject| work.suits(**subject)) {
+        let here = |subject: &&Subject| work.suits(**subject) && **subject != Subject::Reference;
+        for subject in Subject::all().iter().filter(here) {
             assert!(done.contains(&(work.name(), subject.name())), "{} {}", work.name(), subject.name());
         }
     }

@@ -125,7 +125,7 @@ pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Resu
         Family::Quinn => quinn::serve(setup, announce, handler),
         Family::S2n => s2n::serve(setup, announce, handler),
         Family::Pilotage => pilotage::serve(setup, announce, handler),
-        Family::Ceiling => Err("the ceiling has no streams".into()),
+        Family::Ceiling | Family::Reference => Err("this subject has no streams of ours".into()),
     }
 }
 
@@ -137,7 +137,7 @@ pub fn drive<J: Job>(setup: &Setup, job: J) -> Result<Outcome, Failure> {
         Family::Quinn => quinn::drive(setup, job),
         Family::S2n => s2n::drive(setup, job),
         Family::Pilotage => pilotage::drive(setup, job),
-        Family::Ceiling => Err("the ceiling has no streams".into()),
+        Family::Ceiling | Family::Reference => Err("this subject has no streams of ours".into()),
     }
 }
 

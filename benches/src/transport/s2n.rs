@@ -28,6 +28,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// What IPv4 and UDP add to a datagram: s2n-quic counts whole IP packets.
 const HEADERS: u16 = 28;
 
+/// Packets that one of many streams may fill in its turn (default 1): one offload batch. Best here of 1, 8, 32 and 128.
+const STREAM_BATCH: u8 = 32;
+
 fn limits(setup: &Setup) -> Result<Limits, Failure> {
     let mut limits = Limits::new().with_max_idle_timeout(IDLE_TIMEOUT)?;
     if setup.many_streams > 0 {
@@ -40,7 +43,8 @@ fn limits(setup: &Setup) -> Result<Limits, Failure> {
             .with_data_window(QUIC_CONNECTION_WINDOW.into())?
             .with_bidirectional_local_data_window(QUIC_STREAM_WINDOW.into())?
             .with_bidirectional_remote_data_window(QUIC_STREAM_WINDOW.into())?
-            .with_max_send_buffer_size(QUIC_STREAM_WINDOW)?;
+            .with_max_send_buffer_size(QUIC_STREAM_WINDOW)?
+            .with_stream_batch_size(STREAM_BATCH)?;
     }
     Ok(limits)
 }

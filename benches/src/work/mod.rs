@@ -3,6 +3,7 @@
 pub mod bulk;
 pub mod ceiling;
 pub mod contact;
+pub mod echo;
 pub mod fetch;
 pub mod idle;
 pub mod request;
@@ -56,6 +57,9 @@ pub enum Work {
     IdleTunnels,
     /// Memory of idle connections (QUIC: streams) in one tunnel.
     IdleConnections,
+    /// 1 MiB to an echo service and back: what the Go reference has a command for.
+    #[value(name = "echo-1mib")]
+    EchoMib,
 }
 
 /// Streams of [`Work::Bulk100`].
@@ -88,6 +92,7 @@ impl Work {
             Self::Warm => "warm",
             Self::IdleTunnels => "idle-tunnels",
             Self::IdleConnections => "idle-connections",
+            Self::EchoMib => "echo-1mib",
         }
     }
 
@@ -98,6 +103,9 @@ impl Work {
 
     /// Whether a subject takes part. Those that differ from another only for bulk data do bulk data only.
     pub fn suits(self, subject: Subject) -> bool {
+        if self == Self::EchoMib || subject == Subject::Reference {
+            return self == Self::EchoMib && matches!(subject, Subject::Pilotage | Subject::Reference);
+        }
         match self {
             Self::Bulk1 => true,
             Self::Bulk100 => subject.family() != Family::Ceiling,
@@ -119,6 +127,7 @@ impl Work {
             Self::Bulk1 | Self::Request1 | Self::Request1Core | Self::Fetch1 | Self::Cold | Self::Warm => 1,
             // One at a time, but each is kept: threads would be many.
             Self::IdleTunnels => 1,
+            Self::EchoMib => 1,
         }
     }
 
@@ -151,6 +160,7 @@ impl Work {
             Self::Request64 | Self::Request64Core => ("requests", u64::from(request::total(options, self))),
             Self::Fetch1 | Self::Fetch20 => ("fetches", u64::from(fetch::total(options, self))),
             Self::Cold | Self::Warm => ("contacts", u64::from(options.contacts)),
+            Self::EchoMib => ("bytes", echo::SIZE as u64),
             Self::IdleTunnels | Self::IdleConnections => ("idle", u64::from(options.idle)),
         };
         settings.insert(amount.0.to_owned(), amount.1.to_string());
@@ -190,6 +200,7 @@ pub fn serve(
     let service = match work {
         Work::Bulk1 | Work::Bulk100 => Service::Bulk,
         Work::Fetch1 | Work::Fetch20 => Service::Fetch,
+        Work::EchoMib => Service::EchoAll,
         _ => Service::Echo,
     };
     transport::serve(setup, announce, &service)
@@ -216,6 +227,7 @@ pub fn drive(work: Work, options: &Options, setup: &Setup, control: SocketAddr) 
         }
         Work::Cold => transport::drive(setup, contact::Cold { contacts: options.contacts, control }),
         Work::Warm => transport::drive(setup, contact::Warm { contacts: options.contacts, control }),
+        Work::EchoMib => transport::drive(setup, echo::Echo { control }),
         Work::IdleTunnels if setup.subject.family() == Family::Pilotage => {
             idle::pilotage_tunnels(setup, options.idle, control)
         }
@@ -231,6 +243,8 @@ pub enum Service {
     Bulk,
     /// Answers 64 bytes with the same.
     Echo,
+    /// Gives back whatever comes.
+    EchoAll,
     /// Answers a length with as many bytes.
     Fetch,
 }
@@ -240,6 +254,7 @@ impl Handler for Service {
         match self {
             Self::Bulk => bulk::take(stream).await,
             Self::Echo => request::echo(stream).await,
+            Self::EchoAll => echo::give_back(stream).await,
             Self::Fetch => fetch::give(stream).await,
         }
     }
