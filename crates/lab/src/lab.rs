@@ -74,19 +74,21 @@ impl Lab {
         }
         sweep()?;
         let number = LABS.fetch_add(1, Ordering::Relaxed);
-        let mut lab = Self { namespaces: Vec::new(), links: Vec::new(), threads: Vec::new(), real_time: true };
+        let mut lab =
+            Self { namespaces: Vec::new(), links: Vec::new(), threads: Vec::new(), real_time: true };
         let mut devices: Vec<SyncDevice> = Vec::new();
         for (index, link) in links.iter().enumerate() {
             // Interface names have at most 15 characters; process numbers at most 7.
-            let made = device::create(&format!("pl{}x{number}x{index}", std::process::id()), config.device_mtu)?;
+            let made =
+                device::create(&format!("pl{}x{number}x{index}", std::process::id()), config.device_mtu)?;
             lab.namespaces.push(Namespace::make(number, index as u8, &made, config.device_mtu)?);
-            lab.links.push(Arc::new(Shared::new(Link::new(link.clone(), config.seed.wrapping_add(index as u64)))?));
+            let link = Link::new(link.clone(), config.seed.wrapping_add(index as u64)).with_lead(pump::LEAD);
+            lab.links.push(Arc::new(Shared::new(link)?));
             devices.push(made);
         }
         let devices: Arc<[SyncDevice]> = devices.into();
         for (index, shared) in lab.links.iter().enumerate() {
-            let (thread, real_time) =
-                pump::start(index, devices.clone(), shared.clone(), config.priority)?;
+            let (thread, real_time) = pump::start(index, devices.clone(), shared.clone(), config.priority)?;
             lab.threads.push(thread);
             lab.real_time &= real_time;
         }

@@ -32,12 +32,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// Makes the namespace and moves the device into it.
-    pub(crate) fn make(
-        lab: u32,
-        index: u8,
-        device: &SyncDevice,
-        mtu: u16,
-    ) -> Result<Self, LabError> {
+    pub(crate) fn make(lab: u32, index: u8, device: &SyncDevice, mtu: u16) -> Result<Self, LabError> {
         let name = format!("{PREFIX}{}-{lab}-{index}", std::process::id());
         ip(&["netns", "add", &name])?;
         let made = Self { name, address: address_of(index) };

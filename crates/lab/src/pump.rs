@@ -15,6 +15,9 @@ use crate::link::Link;
 
 /// Packets taken from the kernel before the due ones are delivered.
 const BATCH: usize = 32;
+/// What it costs, on a virtual machine, that the thread is woken to take a packet in and by the timer to deliver it.
+/// The link's delay is shorter by this, so that what is measured from inside is what was set.
+pub(crate) const LEAD: Duration = Duration::from_micros(80);
 /// Longest sleep: a bound on what a lost wake-up could do.
 const NAP: Duration = Duration::from_millis(100);
 
@@ -77,7 +80,7 @@ pub(crate) fn start(
 }
 
 /// By `chrt` of util-linux: there is no safe call for it in the crates that we have.
-fn make_real_time(priority: u8) -> bool {
+pub(crate) fn make_real_time(priority: u8) -> bool {
     let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
     let status = Command::new("chrt")
         .args(["--fifo", "--pid", &priority.to_string(), &thread])
@@ -112,12 +115,7 @@ fn run(index: usize, devices: &[SyncDevice], shared: &Shared) {
 }
 
 /// Delivers what is due and takes in one batch. Says when the next is due and whether more waits to be taken in.
-fn turn(
-    index: usize,
-    devices: &[SyncDevice],
-    shared: &Shared,
-    buffer: &mut [u8],
-) -> (Option<Instant>, bool) {
+fn turn(index: usize, devices: &[SyncDevice], shared: &Shared, buffer: &mut [u8]) -> (Option<Instant>, bool) {
     let mut link = shared.link();
     let mut taken = 0;
     while taken < BATCH {

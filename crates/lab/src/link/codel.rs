@@ -38,7 +38,13 @@ pub(super) struct Head {
 impl CoDel {
     /// Whether this packet is dropped instead of sent. Called for one head after the other (`first` for the first of
     /// them) until one is kept; no head says that the queue is empty.
-    pub(super) fn drops(&mut self, now: Instant, head: Option<Head>, config: CoDelConfig, first: bool) -> bool {
+    pub(super) fn drops(
+        &mut self,
+        now: Instant,
+        head: Option<Head>,
+        config: CoDelConfig,
+        first: bool,
+    ) -> bool {
         let too_long = self.too_long(now, head, config);
         match self.phase {
             Phase::Idle if too_long => {

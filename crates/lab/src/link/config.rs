@@ -190,8 +190,9 @@ impl LinkConfig {
     /// As [`LinkConfig::set`]; what comes before the mistake has been set.
     pub fn set_all(&mut self, text: &str) -> Result<(), LabError> {
         for part in text.split([',', ' ']).filter(|part| !part.is_empty()) {
-            let (key, value) =
-                part.split_once('=').ok_or_else(|| LabError::Setting(format!("`{part}` is not key=value")))?;
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| LabError::Setting(format!("`{part}` is not key=value")))?;
             self.set(key, value)?;
         }
         Ok(())
@@ -280,7 +281,8 @@ fn parse_time(text: &str) -> Option<Duration> {
         "us" => value / 1e6,
         _ => return None,
     };
-    Some(Duration::from_nanos((seconds * 1e9).round() as u64)).filter(|time| *time <= Duration::from_secs(3_600))
+    Some(Duration::from_nanos((seconds * 1e9).round() as u64))
+        .filter(|time| *time <= Duration::from_secs(3_600))
 }
 
 fn parse_share(text: &str) -> Option<f64> {
@@ -352,8 +354,21 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for text in [
-            "rate=0mbit", "rate=fast", "delay=20", "loss=101%", "loss=-1%", "burst=2%", "burst=2%x0.5", "queue=1",
-            "queue=2p+2p", "codel=5ms", "colour=red", "rate", "mtu=-1", "delay=9999999s", "rate=..mbit",
+            "rate=0mbit",
+            "rate=fast",
+            "delay=20",
+            "loss=101%",
+            "loss=-1%",
+            "burst=2%",
+            "burst=2%x0.5",
+            "queue=1",
+            "queue=2p+2p",
+            "codel=5ms",
+            "colour=red",
+            "rate",
+            "mtu=-1",
+            "delay=9999999s",
+            "rate=..mbit",
         ] {
             assert!(text.parse::<LinkConfig>().is_err(), "{text}");
         }

@@ -114,6 +114,7 @@ struct UnderWay {
 #[derive(Debug)]
 pub struct Link {
     config: LinkConfig,
+    lead: Duration,
     rng: ChaCha8Rng,
     in_burst: bool,
     waiting: VecDeque<Waiting>,
@@ -134,6 +135,7 @@ impl Link {
     pub fn new(config: LinkConfig, seed: u64) -> Self {
         Self {
             config,
+            lead: Duration::ZERO,
             rng: ChaCha8Rng::seed_from_u64(seed),
             in_burst: false,
             waiting: VecDeque::new(),
@@ -146,6 +148,12 @@ impl Link {
             spare: Vec::new(),
             counters: Counters::default(),
         }
+    }
+
+    /// Shortens the delay by what the caller itself needs to move a packet (a delay never falls below zero).
+    #[must_use]
+    pub fn with_lead(self, lead: Duration) -> Self {
+        Self { lead, ..self }
     }
 
     /// What it is set to.
@@ -219,7 +227,7 @@ impl Link {
     #[must_use]
     pub fn next_arrival(&self) -> Option<Instant> {
         let first = self.under_way.peek().map(|first| first.0.at);
-        let ends = self.transmitting.as_ref().map(|sending| sending.ends + self.config.delay);
+        let ends = self.transmitting.as_ref().map(|sending| sending.ends + self.delay());
         match (first, ends) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -307,7 +315,7 @@ impl Link {
     }
 
     fn send_on(&mut self, now: Instant, packet: Vec<u8>) {
-        let mut at = now + self.config.delay;
+        let mut at = now + self.delay();
         if !self.config.jitter.is_zero() {
             at += self.config.jitter.mul_f64(fraction(&mut self.rng));
         }
@@ -320,6 +328,10 @@ impl Link {
         }
         self.number += 1;
         self.under_way.push(Reverse(UnderWay { at, number: self.number, packet }));
+    }
+
+    fn delay(&self) -> Duration {
+        self.config.delay.saturating_sub(self.lead)
     }
 
     fn falls_into_burst(&mut self) -> bool {
@@ -340,5 +352,7 @@ fn fraction(rng: &mut ChaCha8Rng) -> f64 {
 }
 
 fn on_the_wire(bytes: usize, rate: u64) -> Duration {
-    Duration::from_nanos((bytes as u128 * 8 * 1_000_000_000 / u128::from(rate.max(1))).min(u128::from(u64::MAX)) as u64)
+    Duration::from_nanos(
+        (bytes as u128 * 8 * 1_000_000_000 / u128::from(rate.max(1))).min(u128::from(u64::MAX)) as u64,
+    )
 }

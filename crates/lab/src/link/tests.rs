@@ -194,7 +194,8 @@ fn codel_drops_at_the_pace_of_the_control_law() {
 #[test]
 fn the_lateness_of_the_caller_is_counted_and_changes_no_rate() {
     let start = Instant::now();
-    let mut link = Link::new(LinkConfig { queue: Queue::Packets(10), ..LinkConfig::new(10_000_000, ms(1)) }, 1);
+    let mut link =
+        Link::new(LinkConfig { queue: Queue::Packets(10), ..LinkConfig::new(10_000_000, ms(1)) }, 1);
     link.offer(start, &PACKET);
     link.offer(start, &PACKET);
     assert!(link.poll(start + ms(7)).is_some());
@@ -212,21 +213,22 @@ fn any_config() -> impl Strategy<Value = LinkConfig> {
     ];
     let burst = prop_oneof![Just(None), (0.0..0.5, 1.0..8.0).prop_map(|(s, l)| Some(Bursts::new(s, l)))];
     let codel = prop_oneof![Just(None), Just(Some(CoDelConfig::default()))];
-    ((rate, queue, burst, codel), (0_u64..50, 0_u64..20, 0.0..0.3, 0.0..0.3, 0.0..0.3, 500_usize..3_000)).prop_map(
-        |((rate, queue, bursts, codel), (delay, jitter, loss, duplicate, reorder, mtu))| LinkConfig {
-            rate,
-            delay: ms(delay),
-            jitter: ms(jitter),
-            loss,
-            bursts,
-            reorder,
-            reorder_by: ms(3),
-            duplicate,
-            queue,
-            codel,
-            mtu,
-        },
-    )
+    ((rate, queue, burst, codel), (0_u64..50, 0_u64..20, 0.0..0.3, 0.0..0.3, 0.0..0.3, 500_usize..3_000))
+        .prop_map(|((rate, queue, bursts, codel), (delay, jitter, loss, duplicate, reorder, mtu))| {
+            LinkConfig {
+                rate,
+                delay: ms(delay),
+                jitter: ms(jitter),
+                loss,
+                bursts,
+                reorder,
+                reorder_by: ms(3),
+                duplicate,
+                queue,
+                codel,
+                mtu,
+            }
+        })
 }
 
 proptest! {
