@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod measure;
 pub mod pilotage_peer;
 pub mod quic;
+pub mod record;
 pub mod report;
 pub mod runner;
 pub mod settings;
