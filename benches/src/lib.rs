@@ -6,6 +6,7 @@
 
 pub mod certificate;
 pub mod exchange;
+pub mod links;
 pub mod measure;
 pub mod pilotage_peer;
 pub mod quic;
