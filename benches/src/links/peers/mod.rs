@@ -116,11 +116,18 @@ mod tls {
 
     use crate::{Failure, certificate};
 
+    /// s2n-quic insists on a name for what is spoken.
+    const PROTOCOL: &[u8] = b"links";
+
     pub(super) fn server(scratch: &Path, quic: bool) -> Result<rustls::ServerConfig, Failure> {
-        certificate::server_config(scratch, quic)
+        let mut config = certificate::server_config(scratch, quic)?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
     }
 
     pub(super) fn client(scratch: &Path, quic: bool) -> Result<rustls::ClientConfig, Failure> {
-        certificate::client_config(scratch, quic)
+        let mut config = certificate::client_config(scratch, quic)?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(config)
     }
 }

@@ -89,8 +89,9 @@ pub(super) fn server(peer: Peer, place: &Place) -> Result<Box<dyn Server>, Failu
     let (runtime, socket) = (runtime()?, socket(peer, place.server)?);
     let (give, streams) = tokio::sync::mpsc::unbounded_channel();
     let handle = runtime.handle().clone();
-    let _inside = runtime.enter();
+    let inside = runtime.enter();
     let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))?;
+    drop(inside);
     runtime.spawn(async move {
         while let Some(incoming) = endpoint.accept().await {
             // A connection that does not come about is the client's to report.
@@ -104,7 +105,6 @@ pub(super) fn server(peer: Peer, place: &Place) -> Result<Box<dyn Server>, Failu
             }
         }
     });
-    drop(_inside);
     Ok(Box::new(QuinnServer { runtime, streams }))
 }
 
@@ -121,8 +121,10 @@ impl Client for QuinnClient {
         let connection = match &*kept {
             Some(connection) => connection.clone(),
             None => {
-                let connecting = self.endpoint.connect(self.server, "localhost")?;
-                let connection = self.runtime.block_on(connecting)?;
+                // Its timers need the runtime, from the first call on.
+                let begin =
+                    async { Ok::<_, Failure>(self.endpoint.connect(self.server, "localhost")?.await?) };
+                let connection = self.runtime.block_on(begin)?;
                 kept.insert(connection).clone()
             }
         };
