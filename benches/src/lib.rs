@@ -6,6 +6,7 @@
 
 pub mod certificate;
 pub mod control;
+pub mod links;
 pub mod measure;
 pub mod record;
 pub mod reference;
