@@ -33,7 +33,7 @@ pub fn run_all(options: &Options) -> Result<Vec<Record>, Failure> {
     let mut file = options.records.as_ref().map(File::create).transpose()?;
     let mut records = Vec::new();
     for repeat in 1..=options.repeats {
-        for work in options.works() {
+        for work in options.works().into_iter().filter(|work| work.wants_repeat(repeat)) {
             for subject in options.subjects(work) {
                 eprintln!(
                     "transfer: repeat {repeat}/{}: {}: {}",

@@ -34,8 +34,8 @@ pub struct Options {
     /// Fetch works: objects of 64 KiB with one at a time; ten times as many with 20 at a time.
     #[arg(long, default_value_t = 2_000)]
     pub fetches: u32,
-    /// Contact works: contacts.
-    #[arg(long, default_value_t = 300)]
+    /// Contact works: contacts. Pilotage takes 200 key exchanges at once (rule C10), then delays what comes faster.
+    #[arg(long, default_value_t = 150)]
     pub contacts: u32,
     /// Memory works: idle tunnels or connections.
     #[arg(long, default_value_t = 10_000)]

@@ -112,7 +112,7 @@ impl Verdict {
         vec![
             self.number.to_owned(),
             self.text.clone(),
-            self.ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.2}")),
+            self.ratio.map_or("–".to_owned(), |ratio| format!("{ratio:.3}")),
             self.goal.clone(),
             match self.met {
                 Some(true) => "met".to_owned(),

@@ -73,7 +73,7 @@ fn settings(records: &[Record]) -> Vec<(String, String)> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}; median [smallest–largest] of the repeats\n", self.machine)?;
-        for table in table::tables(&self.records) {
+        for table in table::tables(&self.records).iter().chain(&table::overview(&self.records)) {
             writeln!(f, "{}", table.text())?;
         }
         for verdict in self.verdicts().iter().filter(|verdict| verdict.met.is_some()) {

@@ -66,6 +66,10 @@ impl Report {
                 last.number
             );
         }
+        if let Some(table) = table::overview(&self.records) {
+            text +=
+                &format!("\n## Overview\n\nMedians; spread and settings are below.\n\n{}", table.markdown());
+        }
         for table in table::tables(&self.records) {
             text += &format!("\n## {}\n\n", table.work);
             if !table.settings.is_empty() {

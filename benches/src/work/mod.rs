@@ -68,6 +68,8 @@ pub const BULK_STREAMS: u32 = 100;
 pub const REQUESTS_IN_FLIGHT: u32 = 64;
 /// Fetches at a time of [`Work::Fetch20`].
 pub const FETCHES_AT_ONCE: u32 = 20;
+/// Repeats of the works about memory.
+const MEMORY_REPEATS: u32 = 2;
 /// Streams that QUIC libraries permit without being told.
 const USUAL_STREAMS: u32 = 100;
 
@@ -115,6 +117,11 @@ impl Work {
             }
             _ => !subject.is_for_bulk_only(),
         }
+    }
+
+    /// Whether another repeat says something: memory hardly differs from run to run, and takes long to fill.
+    pub fn wants_repeat(self, repeat: u32) -> bool {
+        repeat <= MEMORY_REPEATS || !matches!(self, Self::IdleTunnels | Self::IdleConnections)
     }
 
     /// How many streams at once.
