@@ -48,7 +48,7 @@ fn once(options: &Options, peer: Peer, repeat: u32) -> Result<Record, Failure> {
     let time = START + Duration::from_secs(if options.quick { 7 } else { 15 });
     let config = LabConfig { seed: u64::from(repeat), ..LabConfig::default() };
     let lab = Lab::pair(&link, &config)?;
-    let pair = Pair::serve(&lab, peer, 0)?;
+    let pair = Pair::serve(&lab, peer, 0, options.real_time)?;
     let pings = Pings::new(&lab)?;
     let (times, received) = std::thread::scope(|scope| -> Result<_, Failure> {
         let running = Running(&pings);

@@ -55,7 +55,9 @@ fn once(options: &Options, contest: &Contest, repeat: u32) -> Result<Record, Fai
     let config = LabConfig { seed: u64::from(repeat), ..LabConfig::default() };
     let lab = Lab::pair(&link, &config)?;
     let flows = contest.flows.iter().enumerate();
-    let pairs = flows.map(|(i, peer)| Pair::serve(&lab, *peer, i as u16)).collect::<Result<Vec<_>, _>>()?;
+    let pairs = flows
+        .map(|(i, peer)| Pair::serve(&lab, *peer, i as u16, options.real_time))
+        .collect::<Result<Vec<_>, _>>()?;
     let begun = (Instant::now(), SystemTime::now());
     let task = Task::Transfer { bytes: ENDLESS };
     let mut clients = pairs.iter().map(|pair| pair.start(&lab, task)).collect::<Result<Vec<_>, _>>()?;

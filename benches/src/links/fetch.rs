@@ -56,7 +56,7 @@ fn once(options: &Options, name: &str, peer: Peer, way: Way, repeat: u32) -> Res
     let link = LinkConfig::new(100_000_000, Duration::from_millis(25)).losing(0.01);
     let config = LabConfig { seed: u64::from(repeat), ..LabConfig::default() };
     let lab = Lab::pair(&link, &config)?;
-    let pair = Pair::serve(&lab, peer, 0)?;
+    let pair = Pair::serve(&lab, peer, 0, options.real_time)?;
     // Two rounds to open the window, which do not count.
     let warm = options.parallel * 2;
     let count = warm + if options.quick { 200 } else { 400 };

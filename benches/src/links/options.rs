@@ -41,6 +41,9 @@ pub struct Options {
     /// Parallel fetches
     #[arg(long, default_value_t = 20)]
     pub parallel: u32,
+    /// Both ends get real-time priority (below the emulator's): for a machine that is busy with other work
+    #[arg(long)]
+    pub real_time: bool,
     /// Lines of JSON instead of tables
     #[arg(long)]
     pub json: bool,

@@ -19,6 +19,9 @@ const READY_WITHIN: Duration = Duration::from_secs(10);
 const SERVER_PORT: u16 = 5_000;
 const CLIENT_PORT: u16 = 6_000;
 
+/// Real-time priority of the ends, if they are to have one.
+const PRIORITY: &str = "10";
+
 /// A folder that is removed in the end.
 pub(super) struct Scratch(PathBuf);
 
@@ -43,26 +46,29 @@ pub(super) struct Pair {
     pub(super) server: Process,
     addresses: (SocketAddr, SocketAddr),
     peer: Peer,
+    real_time: bool,
     scratch: Scratch,
 }
 
 impl Pair {
     /// Starts the server in the second namespace and waits until it listens.
-    pub(super) fn serve(lab: &Lab, peer: Peer, flow: u16) -> Result<Self, Failure> {
+    pub(super) fn serve(lab: &Lab, peer: Peer, flow: u16, real_time: bool) -> Result<Self, Failure> {
         let scratch = Scratch::new()?;
         let server = SocketAddr::from((lab.namespace(1).address(), SERVER_PORT + flow));
         let client = SocketAddr::from((lab.namespace(0).address(), CLIENT_PORT + flow));
-        let mut process = Process::start(lab, 1, peer, Task::Serve, (server, client), &scratch.0)?;
+        let what = (&*serde_json::to_string(&(peer.to_string(), Task::Serve))?, real_time);
+        let mut process = Process::start(lab, 1, what, (server, client), &scratch.0)?;
         match process.line(Instant::now() + READY_WITHIN)? {
             Some(line) if line == "ready" => {}
             other => return Err(format!("server of {peer}: {other:?} instead of ready").into()),
         }
-        Ok(Self { server: process, addresses: (server, client), peer, scratch })
+        Ok(Self { server: process, addresses: (server, client), peer, real_time, scratch })
     }
 
     /// Starts the client in the first namespace.
     pub(super) fn start(&self, lab: &Lab, task: Task) -> Result<Process, Failure> {
-        Process::start(lab, 0, self.peer, task, self.addresses, &self.scratch.0)
+        let what = (&*serde_json::to_string(&(self.peer.to_string(), task))?, self.real_time);
+        Process::start(lab, 0, what, self.addresses, &self.scratch.0)
     }
 
     /// What the server has received by now, with the time in microseconds since 1970, each time it told.
@@ -87,15 +93,20 @@ impl Process {
     fn start(
         lab: &Lab,
         namespace: usize,
-        peer: Peer,
-        task: Task,
+        (side, real_time): (&str, bool),
         (server, client): (SocketAddr, SocketAddr),
         scratch: &Path,
     ) -> Result<Self, Failure> {
-        let mut child = lab
-            .namespace(namespace)
-            .command(std::env::current_exe()?)
-            .args(["--side", &serde_json::to_string(&(peer.to_string(), task))?])
+        let own = std::env::current_exe()?;
+        let mut command = if real_time {
+            let mut command = lab.namespace(namespace).command("chrt");
+            command.args(["--fifo", PRIORITY]).arg(own);
+            command
+        } else {
+            lab.namespace(namespace).command(own)
+        };
+        let mut child = command
+            .args(["--side", side])
             .args(["--server", &server.to_string(), "--client", &client.to_string()])
             .arg("--scratch")
             .arg(scratch)

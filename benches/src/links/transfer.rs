@@ -100,7 +100,7 @@ fn jobs(options: &Options) -> Vec<Job> {
 fn once(options: &Options, job: &Job, peer: Peer, repeat: u32) -> Result<Record, Failure> {
     let config = LabConfig { seed: u64::from(repeat), ..LabConfig::default() };
     let lab = Lab::pair(&job.link, &config)?;
-    let pair = Pair::serve(&lab, peer, 0)?;
+    let pair = Pair::serve(&lab, peer, 0, options.real_time)?;
     let (before_out, before_back) = (lab.counters(0), lab.counters(1));
     let begun = Instant::now();
     let mut client = pair.start(&lab, Task::Transfer { bytes: job.bytes })?;
