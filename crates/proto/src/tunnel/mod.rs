@@ -29,6 +29,7 @@ use crate::config::{Config, PeerConfig, PeerPolicy};
 use crate::connection::{Connection, Cx, Dialect};
 use crate::crypto::Identity;
 use crate::event::{ConnectError, EndpointStats, Event, TunnelInfo};
+use crate::timer_table::Registered;
 
 pub(crate) use control::PendingPing;
 pub(crate) use exchange::{Candidate, ExchangeFate, KeyExchange};
@@ -133,7 +134,7 @@ pub(crate) struct Tunnel {
     /// In the endpoint's list of tunnels to settle.
     pub(crate) dirty: bool,
     /// The deadline that the endpoint's timer table holds for this tunnel.
-    pub(crate) registered: Option<Instant>,
+    pub(crate) registered: Option<Registered>,
     mtu_probe: Option<control::MtuProbe>,
     /// Scratch for trying several keys on one frame (opening destroys what does not verify).
     trial: Vec<u8>,
