@@ -204,6 +204,11 @@ impl Assembler {
         self.unreported = 0;
     }
 
+    /// Frees memory that was not needed since the last call, if everything received is read.
+    pub fn trim(&mut self) {
+        self.ring.trim();
+    }
+
     /// Frees memory that nothing occupies. For connections that fell idle.
     pub fn release(&mut self) {
         self.ring.release();

@@ -105,6 +105,11 @@ impl SendBuffer {
         self.acked() == self.end
     }
 
+    /// Frees memory that was not needed since the last call, if everything written is acknowledged.
+    pub fn trim(&mut self) {
+        self.ring.trim();
+    }
+
     /// Frees memory if everything written is acknowledged. For connections that fell idle.
     pub fn release(&mut self) {
         self.ring.release();

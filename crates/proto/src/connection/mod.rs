@@ -317,6 +317,9 @@ impl Connection {
                 self.notify.readable = true;
             }
             self.maybe_update_window(cx);
+            if cx.path.squeezed {
+                self.recv.release();
+            }
             return Ok(n);
         }
         if buf.is_empty() {

@@ -363,6 +363,9 @@ impl Endpoint {
             let ports = (conn.local.port, conn.remote.port);
             tunnel.slots.remember(ports, conn.final_numbers(), now + time_wait);
         }
+        if tunnel.slots.len() == 0 {
+            tunnel.release();
+        }
         self.timers.remove(&mut conn.registered);
         self.unread -= conn.counted_unread;
         self.open_connections -= 1;

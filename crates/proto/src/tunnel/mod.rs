@@ -286,6 +286,14 @@ impl Tunnel {
         }
     }
 
+    /// Gives back memory that only connections in use need. For a tunnel that has none left.
+    pub(crate) fn release(&mut self) {
+        self.path.release();
+        if self.datagrams.is_empty() {
+            self.datagrams = VecDeque::new();
+        }
+    }
+
     /// Whether packets can leave now: keys, or the permission to do without.
     pub(crate) fn can_send(&self) -> bool {
         self.current.is_some() || self.policy.allow_plaintext
@@ -350,6 +358,9 @@ impl Tunnel {
         self.on_proof_timeout(now);
         if self.previous.as_ref().is_some_and(|(_, until)| *until <= now) {
             self.previous = None;
+        }
+        if self.previous.is_none() && self.candidates.is_empty() {
+            self.trial = Vec::new();
         }
         if self.path.paced_until.is_some_and(|t| t <= now) {
             self.path.paced_until = None;
