@@ -7,7 +7,6 @@
 pub mod certificate;
 pub mod exchange;
 pub mod measure;
-pub mod pair;
 pub mod pilotage_peer;
 pub mod quic;
 pub mod report;

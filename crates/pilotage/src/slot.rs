@@ -132,15 +132,13 @@ impl Slot {
         let mut waiters = side.lock();
         side.epoch.fetch_add(1, Ordering::AcqRel);
         let threads = waiters.threads;
-        // One task waits nearly always; its place in the table is used again.
-        let first = waiters.wakers.pop();
-        let more = if waiters.wakers.is_empty() { Vec::new() } else { std::mem::take(&mut waiters.wakers) };
+        let wakers = std::mem::take(&mut waiters.wakers);
         drop(waiters);
         // Notifying costs a system call even when nobody waits.
         if threads > 0 {
             side.changed.notify_all();
         }
-        for waker in more.into_iter().chain(first) {
+        for waker in wakers {
             waker.wake();
         }
     }

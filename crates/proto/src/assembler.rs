@@ -129,6 +129,8 @@ impl Assembler {
         let len = self.readable().min(buf.len());
         let base = self.ring.base();
         let (a, b) = self.ring.slices(base..base + len as u64);
+        #[cfg(debug_assertions)]
+        crate::audit::count_copy(len);
         buf[..a.len()].copy_from_slice(a);
         buf[a.len()..len].copy_from_slice(b);
         self.ring.advance_to(base + len as u64);

@@ -136,6 +136,8 @@ fn copy_in(buf: &mut [u8], offset: u64, data: &[u8]) {
     if data.is_empty() {
         return;
     }
+    #[cfg(debug_assertions)]
+    crate::audit::count_copy(data.len());
     let at = place(offset, buf.len());
     let first = data.len().min(buf.len() - at);
     buf[at..at + first].copy_from_slice(&data[..first]);

@@ -94,6 +94,8 @@ impl SendBuffer {
             "copy of bytes that are not held"
         );
         let (a, b) = self.slices(range);
+        #[cfg(debug_assertions)]
+        crate::audit::count_copy(a.len() + b.len());
         let first = a.len().min(dst.len());
         dst[..first].copy_from_slice(&a[..first]);
         let second = b.len().min(dst.len() - first);

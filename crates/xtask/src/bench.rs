@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: the transport comparison and the micro benches.
 
+mod micro;
+
 use clap::Args;
 
 use crate::Failure;
@@ -7,20 +9,21 @@ use crate::process::{cargo, succeeds};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Run the micro benches (criterion) instead of the transport comparison
+    #[command(flatten)]
+    micro: micro::Options,
+    /// With --micro: write benches/MICRO.md
     #[arg(long)]
-    micro: bool,
+    write: bool,
     /// Passed on, such as `--size 1GiB --repeats 5 --only pilotage,tls,quinn --json`
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
-    let mut command = cargo();
-    if options.micro {
-        command.args(["bench", "--package", "pilotage-benches", "--benches", "--"]);
-    } else {
-        command.args(["run", "--release", "--package", "pilotage-benches", "--bin", "transfer", "--"]);
+    if options.micro.wanted() {
+        return micro::run(&options.micro, options.write, &options.arguments);
     }
+    let mut command = cargo();
+    command.args(["run", "--release", "--package", "pilotage-benches", "--bin", "transfer", "--"]);
     succeeds(command.args(&options.arguments))
 }

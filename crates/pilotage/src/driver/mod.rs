@@ -27,6 +27,7 @@ pub(crate) mod socket;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,7 @@ impl Driver {
                 // Spinning towards a close deadline: let others use this core meanwhile.
                 std::thread::yield_now();
             }
+            self.shared.counters.polls.fetch_add(1, Ordering::Relaxed);
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -181,6 +183,7 @@ impl Driver {
             if !self.readable {
                 break;
             }
+            self.shared.counters.receives.fetch_add(1, Ordering::Relaxed);
             match self.slab.fill(&self.socket, &self.io) {
                 Ok(more) => self.readable = more,
                 Err(error) => {

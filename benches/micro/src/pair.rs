@@ -271,6 +271,11 @@ impl Bulk {
             // Full: it is tried again next time.
             let _ = self.pair.a.endpoint.write(self.pair.now, *ours, &self.source);
         }
+        self.drain(time)
+    }
+
+    /// As [`Self::turn`], without writing.
+    pub fn drain(&mut self, time: Duration) -> usize {
         let delivered = self.pair.step(time);
         for (_, theirs) in &self.streams {
             while let Ok(len @ 1..) = self.pair.b.endpoint.read(self.pair.now, *theirs, &mut self.sink) {
