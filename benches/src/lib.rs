@@ -1,19 +1,19 @@
-//! Transport comparisons: the same bytes through Pilotage, TLS 1.3 over TCP, QUIC and plain TCP.
+//! Transport comparisons: the same work over Pilotage, QUIC, TLS 1.3 over TCP, and plain TCP.
 //!
-//! Every contender runs as two fresh operating-system processes, each pinned to one core, and speaks
-//! the same tiny exchange ([`exchange`]) over its stream. The parent ([`runner`]) interleaves the
-//! repeats, watches for foreign load, and prints medians with their spread ([`report`]).
+//! Every subject runs as two fresh operating-system processes, each pinned to one core. The works ([`work`]) are
+//! written once over small traits ([`transport`]). The parent ([`runner`]) interleaves the repeats, watches
+//! for foreign load, and hands [records](record) to the [report].
 
-pub mod certificate;
-pub mod exchange;
+pub mod control;
 pub mod measure;
-pub mod pilotage_peer;
-pub mod quic;
+pub mod record;
 pub mod report;
 pub mod runner;
 pub mod settings;
-pub mod tcp;
-pub mod tls;
+pub mod side;
+pub mod subject;
+pub mod transport;
+pub mod work;
 
 /// Any failure of a bench program; the text names the stage.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,13 +1,14 @@
-//! `transfer`: compares Pilotage with TLS over TCP, QUIC and plain TCP on this machine.
+//! `transfer`: compares Pilotage with QUIC, TLS over TCP and plain TCP on this machine.
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use pilotage_benches::report::Report;
 use pilotage_benches::settings::Options;
-use pilotage_benches::{Failure, runner};
+use pilotage_benches::{Failure, record, runner, side};
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
+    match run(&Options::parse().resolved()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -17,17 +18,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everything was verified.
+/// Whether nothing failed.
 fn run(options: &Options) -> Result<bool, Failure> {
     if let Some(role) = options.role {
-        runner::run_side(options, role)?;
+        side::run(options, role)?;
         return Ok(true);
     }
-    let report = runner::run_all(options)?;
+    let records = if options.report.is_empty() {
+        runner::run_all(options)?
+    } else {
+        let files: Result<Vec<_>, _> = options.report.iter().map(|path| record::read_file(path)).collect();
+        files?.into_iter().flatten().collect()
+    };
+    let report = Report::new(options, records);
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        let mut out = std::io::stdout().lock();
+        for record in &report.records {
+            record.write_line(&mut out)?;
+        }
     } else {
         print!("{report}");
     }
-    Ok(report.verified)
+    Ok(report.is_complete())
 }

@@ -53,6 +53,15 @@ fn machine_busy_ticks() -> Option<u64> {
     Some(columns.iter().take(8).enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, v)| v).sum())
 }
 
+/// Resident memory of this process, in bytes.
+pub fn resident_bytes() -> Result<u64, Failure> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("/proc/self/status: no VmRSS")?;
+    let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kilobytes << 10)
+}
+
 /// Watches how much CPU others used while our children ran.
 #[derive(Debug)]
 pub struct LoadGuard {
@@ -80,12 +89,12 @@ fn own_time() -> Result<Duration, Failure> {
     Ok(cpu_time(UsageWho::RUSAGE_SELF)? + cpu_time(UsageWho::RUSAGE_CHILDREN)?)
 }
 
-/// Waits until others use less than `limit_percent` of one core over half a second, or until `patience` is over.
+/// Waits until others use less than `limit_percent` of one core over 0.3 s, or until `patience` is over.
 pub fn wait_for_idle(limit_percent: f64, patience: Duration) -> Result<bool, Failure> {
     let deadline = Instant::now() + patience;
     loop {
         let guard = LoadGuard::start()?;
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(300));
         match guard.foreign_percent()? {
             Some(foreign) if foreign > limit_percent => {
                 if Instant::now() >= deadline {

@@ -1,69 +1,159 @@
-//! What can be chosen, and what every contender was set to.
+//! What can be chosen on the command line of `transfer`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use serde::{Deserialize, Serialize};
 
-/// Compares Pilotage with TLS over TCP, QUIC and plain TCP: one core per side, same bytes, same run.
+use crate::subject::Subject;
+use crate::work::Work;
+
+/// Compares Pilotage with QUIC, TLS over TCP and plain TCP on loopback: same work, same run, one core per side.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "transfer", version)]
 pub struct Options {
-    /// Bytes to transfer, such as 64MiB or 1GiB.
-    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
-    pub size: u64,
-    /// Repeats of every contender; they are interleaved.
+    /// Only these works (comma-separated).
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub work: Vec<Work>,
+    /// Only these subjects (comma-separated).
+    #[arg(long, visible_alias = "peers", value_enum, value_delimiter = ',')]
+    pub only: Vec<Subject>,
+    /// Repeats of every subject; they are interleaved.
     #[arg(long, default_value_t = 5)]
     pub repeats: u32,
-    /// Only these contenders (comma-separated).
-    #[arg(long, value_enum, value_delimiter = ',')]
-    pub only: Vec<Subject>,
-    /// Request/reply round trips of 64 bytes per repeat.
-    #[arg(long, default_value_t = 5_000)]
+    /// Small amounts and few repeats: seconds instead of a quarter of an hour. Shows that everything works; says little about speed.
+    #[arg(long)]
+    pub quick: bool,
+    /// Bulk works: bytes to transfer, such as 64MiB or 1GiB.
+    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Request/reply works: round trips with one in flight; twenty times as many with 64 in flight.
+    #[arg(long, default_value_t = 10_000)]
     pub round_trips: u32,
-    /// Cores of the receiver and the sender; give the same number twice for both on one core.
+    /// Fetch works: objects of 64 KiB with one at a time; ten times as many with 20 at a time.
+    #[arg(long, default_value_t = 2_000)]
+    pub fetches: u32,
+    /// Contact works: contacts.
+    #[arg(long, default_value_t = 300)]
+    pub contacts: u32,
+    /// Memory works: idle tunnels or connections.
+    #[arg(long, default_value_t = 10_000)]
+    pub idle: u32,
+    /// Cores of the server and the client; works on one core use the first.
     #[arg(long, value_delimiter = ',', num_args = 1..=2, default_value = "1,0")]
     pub cores: Vec<usize>,
-    /// When the receiver hashes the bytes.
-    #[arg(long, value_enum, default_value_t = Verify::After)]
-    pub verify: Verify,
-    /// TCP congestion control of the plain TCP and TLS contenders.
-    #[arg(long, default_value = "cubic")]
-    pub tcp_congestion: String,
-    /// Congestion control of the Pilotage contenders.
+    /// Congestion control of the Pilotage subjects.
     #[arg(long, value_enum, default_value_t)]
     pub congestion: Congestion,
+    /// Calls used by subjects that have both. Default: blocking for one stream, tokio for many.
+    #[arg(long, value_enum)]
+    pub api: Option<Api>,
     /// Seed of the transferred bytes.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Seconds to wait for an idle machine before each run.
     #[arg(long, default_value_t = 20)]
     pub idle_wait: u64,
-    /// Share of foreign CPU time (percent of both cores) above which a run is repeated, at most twice.
+    /// Share of foreign CPU time (percent of one core) above which a run is repeated, at most twice.
     #[arg(long, default_value_t = 8.0)]
     pub foreign_limit: f64,
     /// Raise the scheduling priority of this session (needs root; other work on the machine slows down).
     #[arg(long)]
     pub boost: bool,
-    /// Print one JSON object instead of the table.
+    /// Print the raw records, one JSON object on a line, instead of tables.
     #[arg(long)]
     pub json: bool,
-    /// Internal: run as one side of one contender.
+    /// Also write the raw records to this file, one JSON object on a line.
+    #[arg(long)]
+    pub records: Option<PathBuf>,
+    /// Take no measurements: report the records of these files (from --records, or of `links`).
+    #[arg(long)]
+    pub report: Vec<PathBuf>,
+    /// Write RESULTS.md, results.json and the plots into this folder.
+    #[arg(long)]
+    pub write: Option<PathBuf>,
+    /// The command to name in RESULTS.md. Default: this one.
+    #[arg(long, hide = true)]
+    pub command: Option<String>,
+    /// Internal: run as one side of one subject.
     #[arg(long, hide = true, value_enum)]
     pub role: Option<Role>,
-    /// Internal: address of the receiver.
+    /// Internal: address of the server.
     #[arg(long, hide = true)]
     pub server_addr: Option<SocketAddr>,
-    /// Internal: UDP address of the sender.
+    /// Internal: UDP address of the client.
     #[arg(long, hide = true)]
     pub client_addr: Option<SocketAddr>,
-    /// Internal: where the receiver leaves its certificate.
+    /// Internal: TCP address over which the two sides agree on when clocks start and stop.
+    #[arg(long, hide = true)]
+    pub control_addr: Option<SocketAddr>,
+    /// Internal: where the server leaves its certificate.
     #[arg(long, hide = true)]
     pub scratch: Option<PathBuf>,
 }
 
-/// Congestion control of the Pilotage contenders.
+/// Amounts of a quick run.
+const QUICK_SIZE: u64 = 8 << 20;
+const QUICK_ROUND_TRIPS: u32 = 200;
+const QUICK_FETCHES: u32 = 20;
+const QUICK_CONTACTS: u32 = 10;
+const QUICK_IDLE: u32 = 100;
+
+impl Options {
+    /// Turns `--quick` into the amounts that it stands for.
+    #[must_use]
+    pub fn resolved(mut self) -> Self {
+        if self.quick {
+            self.size = self.size.min(QUICK_SIZE);
+            self.round_trips = self.round_trips.min(QUICK_ROUND_TRIPS);
+            self.fetches = self.fetches.min(QUICK_FETCHES);
+            self.contacts = self.contacts.min(QUICK_CONTACTS);
+            self.idle = self.idle.min(QUICK_IDLE);
+            self.repeats = self.repeats.min(1);
+            self.idle_wait = 0;
+        }
+        self
+    }
+
+    /// The works asked for.
+    pub fn works(&self) -> Vec<Work> {
+        Work::all().iter().copied().filter(|work| self.work.is_empty() || self.work.contains(work)).collect()
+    }
+
+    /// The subjects asked for that take part in a work.
+    pub fn subjects(&self, work: Work) -> Vec<Subject> {
+        let chosen = |subject: &Subject| self.only.is_empty() || self.only.contains(subject);
+        Subject::all().iter().copied().filter(chosen).filter(|subject| work.suits(*subject)).collect()
+    }
+
+    /// Core of the server and of the client in this work.
+    pub fn cores_of(&self, work: Work) -> (usize, usize) {
+        let server = self.cores.first().copied().unwrap_or_default();
+        let client = self.cores.last().copied().unwrap_or(server);
+        (server, if work.is_on_one_core() { server } else { client })
+    }
+}
+
+/// Which calls a subject that has both uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Api {
+    /// Blocking calls, a thread for each stream.
+    Blocking,
+    /// A single-threaded tokio runtime.
+    Tokio,
+}
+
+impl Api {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Blocking => "blocking",
+            Self::Tokio => "tokio",
+        }
+    }
+}
+
+/// Congestion control of the Pilotage subjects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Congestion {
     /// The draft's AIMD.
@@ -86,115 +176,13 @@ impl Congestion {
     }
 }
 
-/// One side of a contender.
+/// One side of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Role {
-    /// The receiver.
+    /// The side that waits.
     Server,
-    /// The sender.
+    /// The side that begins and measures.
     Client,
-}
-
-/// When the receiver hashes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verify {
-    /// Keep all bytes in memory touched beforehand, hash after the clock has stopped.
-    After,
-    /// Hash while receiving, with the clock running.
-    Inline,
-}
-
-/// A contender.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Subject {
-    /// Pilotage, UDP payloads of at most 1,452 bytes.
-    Pilotage,
-    /// Pilotage, UDP payloads as large as the path takes.
-    PilotageLarge,
-    /// TLS 1.3 over TCP: rustls with aws-lc-rs.
-    Tls,
-    /// QUIC: quinn, UDP payloads of at most 1,452 bytes (its default).
-    Quinn,
-    /// QUIC: quinn, UDP payloads of 6,500 bytes.
-    QuinnLarge,
-    /// Kernel TCP, not encrypted.
-    Tcp,
-}
-
-/// Largest UDP payload of the "large" quinn contender: ten of them, quinn's batch bound, still fit one
-/// segmentation-offload send of 65,507 bytes; with 8,952 bytes quinn loses offload and becomes slower.
-pub const QUINN_LARGE: u16 = 6_500;
-/// UDP payload of the 1,500-byte-MTU contenders (quinn's own default bound).
-pub const ETHERNET_PAYLOAD: u16 = 1_452;
-/// Socket buffers asked for by the QUIC contenders, in bytes.
-pub const SOCKET_BUFFER: usize = 4 << 20;
-/// quinn's stream window, in bytes.
-pub const QUIC_STREAM_WINDOW: u32 = 32 << 20;
-/// quinn's connection window and send window, in bytes.
-pub const QUIC_CONNECTION_WINDOW: u32 = 64 << 20;
-/// Bytes handed to one write call and offered to one read call.
-pub const IO_CHUNK: usize = 1 << 20;
-
-impl Subject {
-    /// All contenders in the order of the table.
-    pub const ALL: [Subject; 6] = [
-        Subject::Pilotage,
-        Subject::PilotageLarge,
-        Subject::Tls,
-        Subject::Quinn,
-        Subject::QuinnLarge,
-        Subject::Tcp,
-    ];
-
-    /// The name on the command line and in the table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Subject::Pilotage => "pilotage",
-            Subject::PilotageLarge => "pilotage-large",
-            Subject::Tls => "tls",
-            Subject::Quinn => "quinn",
-            Subject::QuinnLarge => "quinn-large",
-            Subject::Tcp => "tcp",
-        }
-    }
-
-    /// Largest UDP payload this contender may use; `None` for TCP.
-    pub fn max_datagram(self) -> Option<u16> {
-        match self {
-            Subject::Pilotage | Subject::Quinn => Some(ETHERNET_PAYLOAD),
-            Subject::PilotageLarge => Some(65_507),
-            Subject::QuinnLarge => Some(QUINN_LARGE),
-            Subject::Tls | Subject::Tcp => None,
-        }
-    }
-
-    /// Everything that was set on this contender, for the report.
-    pub fn settings(self, options: &Options) -> String {
-        match self {
-            Subject::Pilotage | Subject::PilotageLarge => format!(
-                "AES-256-GCM (aws-lc-rs), {}, default configuration except max_datagram_size {}; driver thread and application thread on one core",
-                options.congestion.name(),
-                self.max_datagram().unwrap_or_default()
-            ),
-            Subject::Tls => format!(
-                "rustls 0.23 + aws-lc-rs, TLS 1.3, TLS_AES_256_GCM_SHA384, X25519, blocking std::net, kernel-tuned socket buffers, {}, TCP_NODELAY",
-                options.tcp_congestion
-            ),
-            Subject::Quinn | Subject::QuinnLarge => format!(
-                "quinn 0.11, rustls + aws-lc-rs, TLS_AES_256_GCM_SHA384, tokio current_thread, CUBIC, stream window {} MiB, connection and send window {} MiB, socket buffers {} MiB, MTU discovery up to {}",
-                QUIC_STREAM_WINDOW >> 20,
-                QUIC_CONNECTION_WINDOW >> 20,
-                SOCKET_BUFFER >> 20,
-                self.max_datagram().unwrap_or_default()
-            ),
-            Subject::Tcp => format!(
-                "kernel TCP, no encryption, blocking std::net, kernel-tuned socket buffers, {}, TCP_NODELAY",
-                options.tcp_congestion
-            ),
-        }
-    }
 }
 
 /// Reads sizes such as `1048576`, `64MiB`, `1GB`, `100k`.
@@ -231,7 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn ten_large_quinn_datagrams_fit_one_offload_send() {
-        assert!(usize::from(QUINN_LARGE) * 10 <= 65_507);
+    fn a_quick_run_is_small_and_never_larger_than_asked() {
+        let quick = Options::parse_from(["transfer", "--quick", "--size", "1k", "--repeats", "9"]).resolved();
+        assert_eq!((quick.size, quick.repeats, quick.idle), (1024, 1, QUICK_IDLE));
     }
 }

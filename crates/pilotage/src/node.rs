@@ -191,11 +191,9 @@ impl Node {
         } else {
             self.begin_connect(&peer, port)?
         };
-        std::future::poll_fn(|cx| {
-            stream.slot().poll_once(Direction::Write, cx, || self.connect_outcome(&stream, &peer))
-        })
-        .await
-        .map(|()| stream)
+        std::future::poll_fn(|cx| stream.poll(Direction::Write, cx, || self.connect_outcome(&stream, &peer)))
+            .await
+            .map(|()| stream)
     }
 
     /// Sends control echoes (port 0) until one is answered, one each second.

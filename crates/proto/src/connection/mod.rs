@@ -136,6 +136,12 @@ pub(crate) struct Connection {
     window_edge: u64,
     /// Segments that a reference peer's queue can take (its window counts segments).
     window_segments: u64,
+    /// A segment was sent again in pieces.
+    was_split: bool,
+    /// Blocks that a reference peer reports for ever although everything in them is acknowledged.
+    stale_blocks: sack::Blocks,
+    /// Until this offset is acknowledged a reference peer gets no more than it can hold beyond a hole.
+    careful_until: u64,
     /// The application ended its direction.
     fin_queued: bool,
     /// FIN was given an offset and sent.
@@ -233,7 +239,7 @@ impl Connection {
         c.peer_isn = syn.seq;
         // Longer than the dialler waits: its side may be established while its last ACK was lost.
         c.timers.handshake = Some(cx.now + cx.cfg.connect_timeout * 2);
-        c.take_window(syn, 0, cx.dialect);
+        c.take_window(syn, 0, 0, cx.dialect);
         c
     }
 
@@ -266,6 +272,9 @@ impl Connection {
             counted_in_flight: 0,
             window_edge: 0,
             window_segments: 0,
+            was_split: false,
+            stale_blocks: sack::Blocks::EMPTY,
+            careful_until: 0,
             fin_queued: false,
             fin_sent: false,
             fin_acked: false,

@@ -268,7 +268,7 @@ impl Connection {
 
     /// RFC 9293 §3.8.6.1: the persist timer runs while the peer's window keeps data back and nothing is under way.
     pub(crate) fn arm_persist(&mut self, cx: &Cx<'_>) {
-        let closed = self.window_edge <= self.send.next();
+        let closed = self.window_edge <= self.send.next() || self.window_segments == 0;
         let waiting = self.state == State::Established && self.send.unsent() > 0 && self.board.is_empty();
         if closed && waiting && !self.window_probe {
             if self.timers.persist.is_none() {

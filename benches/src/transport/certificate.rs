@@ -1,22 +1,31 @@
-//! A fresh self-signed certificate per run, pinned by the client, and the one cipher suite for all.
+//! A fresh self-signed certificate per run, pinned by the client, and one cipher suite for all.
+//!
+//! No tickets are given and none are kept: every connection is a first one.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 
 use crate::Failure;
+use crate::subject::Suite;
 
 /// Name of the file that the receiver leaves its certificate in.
 pub const FILE_NAME: &str = "server.der";
+/// Protocol name; QUIC wants one.
+const ALPN: &[u8] = b"bench";
 
-/// Only TLS_AES_256_GCM_SHA384 and X25519, so that all encrypted contenders do the same work.
-fn provider(quic: bool) -> Arc<CryptoProvider> {
+/// Only the suite of the subject and X25519, so that all encrypted subjects do the same work.
+fn provider(suite: Suite, quic: bool) -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites = vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384];
+    provider.cipher_suites = vec![match suite {
+        Suite::Aes256 => aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        Suite::ChaCha20 => aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    }];
     if quic {
         // QUIC protects its first packets with this suite (RFC 9001 §5.2); listed second it is never negotiated.
         provider.cipher_suites.push(aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256);
@@ -26,27 +35,33 @@ fn provider(quic: bool) -> Arc<CryptoProvider> {
 }
 
 /// Makes a certificate, leaves it in `scratch` for the client, and returns the server's configuration.
-pub fn server_config(scratch: &Path, quic: bool) -> Result<ServerConfig, Failure> {
+pub fn server_config(scratch: &Path, suite: Suite, quic: bool) -> Result<ServerConfig, Failure> {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     std::fs::write(scratch.join(FILE_NAME), &certificate)?;
-    Ok(ServerConfig::builder_with_provider(provider(quic))
+    let mut config = ServerConfig::builder_with_provider(provider(suite, quic))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)?)
+        .with_single_cert(vec![certificate], key)?;
+    config.send_tls13_tickets = 0;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
 }
 
 /// The client's configuration: accepts exactly the certificate in `scratch`.
-pub fn client_config(scratch: &Path, quic: bool) -> Result<ClientConfig, Failure> {
-    let provider = provider(quic);
+pub fn client_config(scratch: &Path, suite: Suite, quic: bool) -> Result<ClientConfig, Failure> {
+    let provider = provider(suite, quic);
     let pinned = CertificateDer::from(std::fs::read(scratch.join(FILE_NAME))?);
     let verifier = Arc::new(PinnedCertificate { pinned, provider: provider.clone() });
-    Ok(ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
 }
 
 /// Accepts one certificate and checks the handshake signature made with it.

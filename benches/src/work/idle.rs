@@ -1,0 +1,168 @@
+//! Memory of what is open and silent: growth of resident memory of each process, divided by the number.
+//!
+//! What the harness itself keeps for each (a tokio task with a 64-byte buffer on the server's side while a stream is
+//! open) is in the figure, for everybody alike. Kernel memory (TCP) is not.
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use ::pilotage::{Address, Identity, PeerConfig, PeerPolicy};
+use pilotage_proto::{Endpoint, Event, RecvMeta, TransmitBuf};
+
+use super::Outcome;
+use super::request::round_trip;
+use crate::Failure;
+use crate::control::Control;
+use crate::measure::resident_bytes;
+use crate::transport::exec::Exec;
+use crate::transport::pilotage::{config, introduction, server_introduction};
+use crate::transport::{Client, Job, Link, Setup, local_for};
+
+/// Silence before memory is read: closed streams are forgotten, delayed acknowledgements sent.
+const SETTLE: Duration = Duration::from_millis(1_500);
+/// How long one tunnel may take.
+const TUNNEL_WAIT: Duration = Duration::from_secs(5);
+/// Made beforehand, so that what a process needs once is not counted.
+const WARM_UP: u32 = 10;
+
+/// Tunnels (QUIC: connections; TCP, TLS: connections with their stream), each used for one round trip.
+#[derive(Debug)]
+pub struct Tunnels {
+    /// How many.
+    pub count: u32,
+    /// To the server's memory.
+    pub control: Control,
+}
+
+impl Job for Tunnels {
+    async fn run<C: Client>(mut self, client: C, _: Exec) -> Result<Outcome, Failure> {
+        let mut kept = Vec::with_capacity((self.count + WARM_UP) as usize);
+        let mut before = (0, 0);
+        for number in 0..self.count + WARM_UP {
+            if number == WARM_UP {
+                before = (resident_bytes()?, self.control.resident_bytes()?);
+            }
+            let link = client.dial().await?;
+            let mut stream = link.open().await?;
+            round_trip(&mut stream, 1).await?;
+            kept.push((link, stream));
+        }
+        settle().await;
+        let outcome = growth(before, self.count, &mut self.control)?;
+        self.control.quit()?;
+        Ok(outcome)
+    }
+}
+
+/// Connections (QUIC: streams) in one tunnel, each used for one round trip.
+#[derive(Debug)]
+pub struct Connections {
+    /// How many.
+    pub count: u32,
+    /// To the server's memory.
+    pub control: Control,
+}
+
+impl Job for Connections {
+    async fn run<C: Client>(mut self, client: C, _: Exec) -> Result<Outcome, Failure> {
+        let link = client.dial().await?;
+        let mut kept = Vec::with_capacity((self.count + WARM_UP) as usize);
+        let mut before = (0, 0);
+        for number in 0..self.count {
+            if number == WARM_UP {
+                before = (resident_bytes()?, self.control.resident_bytes()?);
+            }
+            let mut stream = link.open().await?;
+            round_trip(&mut stream, 1).await?;
+            kept.push(stream);
+        }
+        settle().await;
+        let outcome = growth(before, self.count.saturating_sub(WARM_UP).max(1), &mut self.control)?;
+        self.control.quit()?;
+        Ok(outcome)
+    }
+}
+
+/// The transports' own tasks must run meanwhile.
+async fn settle() {
+    if tokio::runtime::Handle::try_current().is_ok() {
+        tokio::time::sleep(SETTLE).await;
+    } else {
+        std::thread::sleep(SETTLE);
+    }
+}
+
+fn growth(before: (u64, u64), count: u32, control: &mut Control) -> Result<Outcome, Failure> {
+    let after = (resident_bytes()?, control.resident_bytes()?);
+    let each = |before: u64, after: u64| after.saturating_sub(before) as f64 / f64::from(count);
+    Ok(Outcome::default()
+        .with("client_bytes_each", each(before.0, after.0))
+        .with("server_bytes_each", each(before.1, after.1)))
+}
+
+/// Tunnels of as many different peers with one Pilotage node. The peers are bare cores (no threads), dropped once their
+/// tunnel is up, so only the server's memory is told.
+pub fn pilotage_tunnels(setup: &Setup, count: u32, mut control: Control) -> Result<Outcome, Failure> {
+    let mut sockets = Vec::with_capacity((count + WARM_UP) as usize);
+    let mut before = 0;
+    for number in 0..count + WARM_UP {
+        if number == WARM_UP {
+            before = control.resident_bytes()?;
+        }
+        sockets.push(tunnel(setup, number)?);
+    }
+    std::thread::sleep(SETTLE);
+    let after = control.resident_bytes()?;
+    control.quit()?;
+    let each = after.saturating_sub(before) as f64 / f64::from(count);
+    Ok(Outcome::default().with("server_bytes_each", each))
+}
+
+/// Makes one tunnel and returns its socket, which stays open so that nothing sent there is refused.
+fn tunnel(setup: &Setup, number: u32) -> Result<UdpSocket, Failure> {
+    let socket = UdpSocket::bind(local_for(setup.server))?;
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let mut seed = [7; 32];
+    seed[..4].copy_from_slice(&number.to_be_bytes());
+    let (own, _) = introduction(seed)?;
+    let (server, key) = server_introduction()?;
+    let identity = Identity::from_seed(seed);
+    // Random enough for a peer that lives for a millisecond on loopback.
+    let mut endpoint = Endpoint::new(config(setup), identity, own, seed, Instant::now());
+    let peer = PeerConfig {
+        address: server,
+        key: Some(key),
+        endpoint: Some(setup.server),
+        policy: PeerPolicy::default(),
+    };
+    endpoint.add_peer(Instant::now(), peer)?;
+    wait_for_pong(&mut endpoint, &socket, server)?;
+    Ok(socket)
+}
+
+/// A ping goes through the tunnel, but makes no connection.
+fn wait_for_pong(endpoint: &mut Endpoint, socket: &UdpSocket, server: Address) -> Result<(), Failure> {
+    endpoint.ping(Instant::now(), server)?;
+    let deadline = Instant::now() + TUNNEL_WAIT;
+    let mut out = TransmitBuf::new(1);
+    let mut buffer = vec![0; 1 << 16];
+    while Instant::now() < deadline {
+        while let Some(transmit) = endpoint.poll_transmit(Instant::now(), &mut out) {
+            socket.send_to(out.bytes(transmit.size), transmit.destination)?;
+        }
+        if let Ok((len, remote)) = socket.recv_from(&mut buffer) {
+            let meta = RecvMeta { remote, local_ip: None };
+            endpoint.handle_datagram(Instant::now(), &meta, &mut buffer[..len]);
+        }
+        let now = Instant::now();
+        if endpoint.poll_timeout().is_some_and(|due| due <= now) {
+            endpoint.handle_timeout(now);
+        }
+        while let Some(event) = endpoint.poll_event() {
+            if matches!(event, Event::Pong { .. }) {
+                return Ok(());
+            }
+        }
+    }
+    Err("idle: a tunnel did not come up".into())
+}
