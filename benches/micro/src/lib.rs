@@ -1,4 +1,4 @@
-//! What the parts of the stack cost: time, instructions, allocations, memory (spec/benchmarks.md §4).
+//! What the parts of the stack cost: time, instructions, allocations, memory (spec/decisions/0006-memory-copies.md).
 //!
 //! * [`workloads`]: small pieces of work that criterion times and valgrind counts the instructions of
 //!   (`cargo xtask bench --micro --instructions`).

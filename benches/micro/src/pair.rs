@@ -9,9 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::{
-    Config, ConnectionId, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf,
-};
+use pilotage_proto::{Config, ConnectionId, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf};
 use pilotage_wire::addressing::derive_node_id;
 use pilotage_wire::{Address, NetworkId, SocketAddress};
 
@@ -272,6 +270,11 @@ impl Bulk {
             let _ = self.pair.a.endpoint.write(self.pair.now, *ours, &self.source);
         }
         self.drain(time)
+    }
+
+    /// So many turns.
+    pub fn turns(&mut self, count: usize, time: Duration) -> usize {
+        (0..count).map(|_| self.turn(time)).sum()
     }
 
     /// As [`Self::turn`], without writing.

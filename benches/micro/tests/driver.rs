@@ -26,7 +26,13 @@ fn node(max_datagram_size: usize) -> Node {
     let bind: SocketAddr = "127.0.0.1:0".parse().expect("address");
     let config = ProtoConfig { max_datagram_size, ..ProtoConfig::default() };
     let buffer = 4 << 20;
-    Node::builder().bind(bind).config(config).recv_buffer_bytes(buffer).send_buffer_bytes(buffer).start().expect("node")
+    Node::builder()
+        .bind(bind)
+        .config(config)
+        .recv_buffer_bytes(buffer)
+        .send_buffer_bytes(buffer)
+        .start()
+        .expect("node")
 }
 
 /// What both nodes did since `before`.
@@ -39,9 +45,7 @@ struct Calls {
 }
 
 fn calls(before: &[NodeStats; 2], after: &[NodeStats; 2]) -> Calls {
-    let sum = |f: fn(&NodeStats) -> u64| {
-        after.iter().map(f).sum::<u64>() - before.iter().map(f).sum::<u64>()
-    };
+    let sum = |f: fn(&NodeStats) -> u64| after.iter().map(f).sum::<u64>() - before.iter().map(f).sum::<u64>();
     Calls {
         packets: sum(|s| s.endpoint.datagrams_sent),
         sent_in: sum(|s| s.send_calls),
@@ -98,13 +102,10 @@ fn a_bulk_stream_over_sockets_allocates_nothing_and_sends_batches() {
         let (offload, rounds) = rounds(datagram);
         let quiet = rounds.iter().filter(|(allocations, _)| *allocations == 0).count();
         assert!(quiet * 2 > rounds.len(), "{datagram}: allocations in most rounds");
-        // Nowhere more than a few when a queue grows.
-        for (allocations, calls) in &rounds {
-            assert!(*allocations as u64 * 50 <= calls.packets, "{allocations} allocations, {calls:?}");
-        }
-        let per_packet = |(_, c): &(usize, Calls)| {
-            (c.sent_in + c.received_in + c.polls) as f64 / c.packets as f64
-        };
+        // Nowhere more than some rings take that grow again, in doublings.
+        assert!(rounds.iter().all(|(allocations, _)| *allocations <= 60), "{datagram}: {rounds:?}");
+        let per_packet =
+            |(_, c): &(usize, Calls)| (c.sent_in + c.received_in + c.polls) as f64 / c.packets as f64;
         let best = rounds.iter().map(per_packet).fold(f64::INFINITY, f64::min);
         println!("{datagram}: {best:.3} system calls per packet, both nodes together");
         if datagram > 60_000 {

@@ -1,4 +1,4 @@
-//! What an idle connection and an idle tunnel hold, in bytes of heap (spec/benchmarks.md §4).
+//! What an idle connection and an idle tunnel hold, in bytes of heap (spec/decisions/0006-memory-copies.md).
 //!
 //! Counted by the allocator, so the machine's load changes nothing. What the C library of the cryptography holds is not
 //! in it (one key context per tunnel, below 1 KiB); `node_memory` looks at the whole process.

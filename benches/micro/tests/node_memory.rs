@@ -18,8 +18,11 @@ fn resident() -> Option<usize> {
 
 fn node() -> Node {
     let bind: SocketAddr = "127.0.0.1:0".parse().expect("address");
-    let config =
-        ProtoConfig { max_connections_per_peer: 2 * COUNT, max_datagram_size: 1_452, ..ProtoConfig::default() };
+    let config = ProtoConfig {
+        max_connections_per_peer: 2 * COUNT,
+        max_datagram_size: 1_452,
+        ..ProtoConfig::default()
+    };
     Node::builder().bind(bind).config(config).start().expect("node")
 }
 
@@ -54,7 +57,9 @@ fn ten_thousand_connections_of_two_nodes_with_their_handles() {
         held.push((ours, theirs));
     }
     let each = resident().unwrap_or_default().saturating_sub(before) / COUNT / 2;
-    println!("connection with its handle: {each} bytes resident each of {COUNT}, mean of both ends (bound {CONNECTION})");
+    println!(
+        "connection with its handle: {each} bytes resident each of {COUNT}, mean of both ends (bound {CONNECTION})"
+    );
     assert_eq!(server.stats().connections, COUNT + 100);
     assert!(each <= CONNECTION, "{each} bytes each");
     // Ten thousand farewells one after the other would take longer than everything before.

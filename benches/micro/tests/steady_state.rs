@@ -50,10 +50,10 @@ impl Case {
         let _alone = alone();
         let mut bulk = Bulk::new(&self.config, self.wire, self.streams, self.chunk, Instant::now())
             .expect("connections in memory come to be");
-        (0..self.turns).for_each(|_| drop(bulk.turn(self.step)));
+        bulk.turns(self.turns, self.step);
         let before = bulk.delivered;
         let region = Region::new(ALLOCATOR);
-        let packets = (0..self.turns).map(|_| bulk.turn(self.step)).sum();
+        let packets = bulk.turns(self.turns, self.step);
         let change = region.change();
         assert!(bulk.delivered > before + self.turns as u64, "it carried something");
         println!("{packets} packets, {} payload bytes: {change:?}", bulk.delivered - before);
@@ -98,8 +98,12 @@ fn loss_and_reordering() {
     let config = || Config { recv_buffer: 512 << 10, ..fixed_size(1_452) };
     let step = Duration::from_millis(1);
     let wire = Wire { delay, lose_every: 101, swap_every: 0 };
-    let (packets, allocations) = Case { config: config(), wire, step, turns: 6_000, ..Case::default() }.allocations();
-    assert!(allocations * 10_000 <= packets, "tables of recovery grew {allocations} times in {packets} packets");
+    let (packets, allocations) =
+        Case { config: config(), wire, step, turns: 6_000, ..Case::default() }.allocations();
+    assert!(
+        allocations * 10_000 <= packets,
+        "tables of recovery grew {allocations} times in {packets} packets"
+    );
     let wire = Wire { delay, lose_every: 0, swap_every: 7 };
     Case { config: config(), wire, step, turns: 4_000, ..Case::default() }.allocates_nothing();
 }
@@ -118,19 +122,26 @@ fn each_payload_byte_is_copied_four_times() {
     use pilotage_proto::audit;
     let _alone = alone();
     for datagram in [1_452, 65_507] {
-        let mut bulk =
-            Bulk::new(&fixed_size(datagram), Wire::default(), 1, 64 << 10, Instant::now()).expect("a connection");
+        let mut bulk = Bulk::new(&fixed_size(datagram), Wire::default(), 1, 64 << 10, Instant::now())
+            .expect("a connection");
         let step = Duration::from_micros(50);
-        (0..500).for_each(|_| drop(bulk.turn(step)));
+        bulk.turns(500, step);
         // The end of a run is where nothing is under way.
-        let settle = |bulk: &mut Bulk| (0..100).for_each(|_| drop(bulk.drain(Duration::from_millis(10))));
+        let settle = |bulk: &mut Bulk| {
+            for _ in 0..100 {
+                bulk.drain(Duration::from_millis(10));
+            }
+        };
         settle(&mut bulk);
         let (delivered, copied) = (bulk.delivered, audit::copied());
-        (0..500).for_each(|_| drop(bulk.turn(step)));
+        bulk.turns(500, step);
         settle(&mut bulk);
         let (delivered, copied) = (bulk.delivered - delivered, audit::copied() - copied);
         assert!(delivered > 1 << 20);
-        assert_eq!(copied, 4 * delivered, "{datagram}-byte datagrams: {delivered} bytes");
+        println!("{datagram}-byte datagrams: {delivered} payload bytes, {copied} copied");
+        // Besides: a ring that grows, and the last packet of a burst, which is sent again as a probe.
+        let besides = copied.checked_sub(4 * delivered).expect("four times at least");
+        assert!(besides <= delivered / 100, "{copied} copied of {delivered} delivered");
     }
 }
 

@@ -72,7 +72,11 @@ fn frames(list: &mut List) {
         let mut pils = sealed();
         move || {
             for _ in 0..MANY {
-                let _ = black_box(frame::encode_pils_header(black_box(NodeId(1)), black_box(&[7; 12]), &mut pils));
+                let _ = black_box(frame::encode_pils_header(
+                    black_box(NodeId(1)),
+                    black_box(&[7; 12]),
+                    &mut pils,
+                ));
             }
         }
     });

@@ -29,9 +29,12 @@ pub(super) fn add(list: &mut List) {
 }
 
 fn replay(list: &mut List) {
-    for (name, step, flip) in
-        [("in order", 1, 0), ("with gaps", 100, 0), ("the window jumps", 10_000, 0), ("neighbours swapped", 1, 1)]
-    {
+    for (name, step, flip) in [
+        ("in order", 1, 0),
+        ("with gaps", 100, 0),
+        ("the window jumps", 10_000, 0),
+        ("neighbours swapped", 1, 1),
+    ] {
         list.add(format!("replay/{name}"), MANY, 0, move || {
             let (mut window, mut counter) = (<ReplayWindow>::new(), 1_u64);
             move || {

@@ -39,14 +39,19 @@ impl Flow {
 
 pub(super) fn add(list: &mut List) {
     for per_ack in [1, 2, 32] {
-        list.add(format!("scoreboard/no loss, segments per acknowledgement/{per_ack}"), per_ack, 0, move || {
-            let mut flow = Flow::new();
+        list.add(
+            format!("scoreboard/no loss, segments per acknowledgement/{per_ack}"),
+            per_ack,
+            0,
             move || {
-                (0..per_ack).for_each(|_| flow.send());
-                let una = flow.board.una() + per_ack * SEGMENT;
-                black_box(flow.board.on_ack(flow.now, una, &[], &mut flow.rtt));
-            }
-        });
+                let mut flow = Flow::new();
+                move || {
+                    (0..per_ack).for_each(|_| flow.send());
+                    let una = flow.board.una() + per_ack * SEGMENT;
+                    black_box(flow.board.on_ack(flow.now, una, &[], &mut flow.rtt));
+                }
+            },
+        );
     }
     with_loss(list);
     timers(list);

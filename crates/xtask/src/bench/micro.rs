@@ -57,7 +57,8 @@ pub(crate) fn run(options: &Options, write: bool, arguments: &[String]) -> Resul
         return Ok(false);
     }
     let times = estimates(&results)?;
-    let mut rows: Vec<Row> = list(&program)?.into_iter().filter(|row| times.contains_key(&row.name)).collect();
+    let mut rows: Vec<Row> =
+        list(&program)?.into_iter().filter(|row| times.contains_key(&row.name)).collect();
     for row in &mut rows {
         row.nanoseconds = times.get(&row.name).map(|run| run / row.operations as f64);
     }
@@ -94,7 +95,9 @@ fn build() -> Result<PathBuf, Failure> {
 
 fn list(micro: &Path) -> Result<Vec<Row>, Failure> {
     let text = output(program(micro).arg("--list"))?;
-    text.lines().map(|line| parse_listed(line).ok_or_else(|| format!("`{line}` is no workload").into())).collect()
+    text.lines()
+        .map(|line| parse_listed(line).ok_or_else(|| format!("`{line}` is no workload").into()))
+        .collect()
 }
 
 fn parse_listed(line: &str) -> Option<Row> {
@@ -142,7 +145,12 @@ fn count(micro: &Path, row: &Row) -> Result<f64, Failure> {
 
 fn instructions(micro: &Path, row: &Row, runs: u64) -> Result<f64, Failure> {
     let mut command = program("valgrind");
-    command.args(["--tool=cachegrind", "--cache-sim=no", "--branch-sim=no", "--cachegrind-out-file=/dev/null"]);
+    command.args([
+        "--tool=cachegrind",
+        "--cache-sim=no",
+        "--branch-sim=no",
+        "--cachegrind-out-file=/dev/null",
+    ]);
     let out = command.arg(micro).args(["--run", &row.name, &runs.to_string()]).output()?;
     let text = String::from_utf8_lossy(&out.stderr);
     read_instructions(&text)
