@@ -225,11 +225,13 @@ impl Driver {
 fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool) -> Result<(), Failure> {
     let mut input = std::io::stdin().lock();
     let mut chunk = vec![0; CHUNK];
+    let mut written = 0;
     loop {
         let len = input.read(&mut chunk)?;
         if len == 0 {
             break;
         }
+        written += len as u64;
         let mut payload = connection.to_be_bytes().to_vec();
         payload.extend(&chunk[..len]);
         socket.write_all(&frame(SEND, &payload))?;
@@ -249,11 +251,16 @@ fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool)
         let ours = info["conn_list"]
             .as_array()
             .and_then(|list| list.iter().find(|c| c["id"].as_u64() == Some(u64::from(connection))));
-        let busy =
-            ours.is_some_and(|c| c["unacked"].as_u64() != Some(0) || c["in_flight"].as_u64() != Some(0));
+        // What it has not sent yet is in none of these counts but the first.
+        let busy = ours.is_some_and(|c| {
+            c["bytes_sent"].as_u64().is_some_and(|sent| sent < written)
+                || c["unacked"].as_u64() != Some(0)
+                || c["in_flight"].as_u64() != Some(0)
+        });
         quiet = if busy { 0 } else { quiet + 1 };
-        let outstanding =
-            ours.map_or(serde_json::Value::Null, |c| serde_json::json!([c["unacked"], c["in_flight"]]));
+        let outstanding = ours.map_or(serde_json::Value::Null, |c| {
+            serde_json::json!([c["bytes_sent"], c["unacked"], c["in_flight"]])
+        });
         if outstanding != last.0 || !busy {
             last = (outstanding, Instant::now());
         }

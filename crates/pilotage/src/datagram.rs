@@ -100,7 +100,8 @@ impl DatagramSocket {
     /// # Errors
     /// `NotConnected` once the node is closed.
     pub async fn recv_async(&self) -> io::Result<DatagramIn> {
-        std::future::poll_fn(|cx| self.slot.poll_once(Direction::Read, cx, || self.try_recv())).await
+        std::future::poll_fn(|cx| self.node.shared.poll(&self.slot, Direction::Read, cx, || self.try_recv()))
+            .await
     }
 
     fn try_recv(&self) -> Option<io::Result<DatagramIn>> {

@@ -52,6 +52,7 @@ mod listener;
 mod lookup;
 mod node;
 mod peer;
+mod relay;
 mod resolve;
 mod shared;
 mod slot;

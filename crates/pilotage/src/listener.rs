@@ -60,7 +60,10 @@ impl Listener {
     /// # Errors
     /// `NotConnected` once the node is closed.
     pub async fn accept_async(&self) -> io::Result<Stream> {
-        std::future::poll_fn(|cx| self.slot.poll_once(Direction::Read, cx, || self.try_accept())).await
+        std::future::poll_fn(|cx| {
+            self.node.shared.poll(&self.slot, Direction::Read, cx, || self.try_accept())
+        })
+        .await
     }
 
     /// The streams as they come; ends once the node is closed.

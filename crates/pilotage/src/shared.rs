@@ -10,8 +10,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event};
@@ -21,11 +23,15 @@ use crate::driver::send::{Pending, SendCounters, SendOutcome, SendSlab};
 use crate::events::{EventHub, NodeEvent};
 use crate::keeper::Mailbox;
 use crate::lookup::Lookup;
+use crate::relay::Relay;
 use crate::slot::{Direction, Slot};
 use crate::state::PeerBook;
 
 /// Most batches that one application call sends before it hands over to the driver.
 const APP_BATCHES: usize = 16;
+
+/// Bytes of an application call that may wait for the driver, if that is awake.
+const SMALL: usize = 2 << 10;
 
 /// Most rounds of "send, then handle events that ask for more to be sent" in one go.
 const EVENT_ROUNDS: usize = 4;
@@ -41,6 +47,9 @@ pub(crate) struct Shared {
     pub(crate) local: SocketAddr,
     pub(crate) waker: mio::Waker,
     pub(crate) counters: SendCounters,
+    pub(crate) relay: Relay,
+    /// Calls of the application whose datagrams were left to the driver.
+    pub(crate) left_to_driver: AtomicU64,
     pub(crate) events: EventHub,
     pub(crate) book: Mutex<PeerBook>,
     pub(crate) mailbox: Arc<Mailbox>,
@@ -122,6 +131,8 @@ impl PendingPing {
 pub(crate) struct Wakes {
     slots: Vec<(Arc<Slot>, Direction)>,
     pings: Vec<Arc<PendingPing>>,
+    /// Kept for its memory; empty between two deliveries.
+    tasks: Vec<Waker>,
 }
 
 impl Wakes {
@@ -129,12 +140,31 @@ impl Wakes {
         self.slots.push((slot.clone(), direction));
     }
 
+    /// How many would be woken.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(crate) fn deliver(&mut self) {
+        self.notify();
+        for task in self.tasks.drain(..) {
+            task.wake();
+        }
+    }
+
+    /// As [`Self::deliver`], but of several tasks the first wakes the others.
+    pub(crate) fn deliver_by(&mut self, relay: &Relay) {
+        self.notify();
+        relay.wake(&mut self.tasks);
+    }
+
+    /// Notifies the threads and collects the tasks.
+    fn notify(&mut self) {
         for (slot, direction) in self.slots.drain(..) {
-            slot.signal(direction);
+            slot.advance(direction, &mut self.tasks);
         }
         for ping in self.pings.drain(..) {
-            ping.slot.signal(Direction::Read);
+            ping.slot.advance(Direction::Read, &mut self.tasks);
         }
     }
 }
@@ -250,6 +280,8 @@ impl Shared {
             local,
             waker,
             counters: SendCounters::default(),
+            relay: Relay::default(),
+            left_to_driver: AtomicU64::new(0),
             events: EventHub::default(),
             book: Mutex::new(book),
             mailbox,
@@ -268,10 +300,33 @@ impl Shared {
         self.book.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// One poll of a future that waits for a slot.
+    pub(crate) fn poll<T>(
+        &self,
+        slot: &Slot,
+        direction: Direction,
+        cx: &mut Context<'_>,
+        attempt: impl FnMut() -> Option<T>,
+    ) -> Poll<T> {
+        self.relay.run();
+        slot.poll_once(direction, cx, attempt)
+    }
+
     pub(crate) fn wake_driver(&self) {
         if let Err(error) = self.waker.wake() {
             tracing::warn!(%error, "the driver could not be woken");
         }
+    }
+
+    /// Ends a call of the application that moved only `len` bytes: where the driver is awake, it sends what became ready
+    /// together with what others have by then, before it sleeps. A call for each small message would cost most of its time.
+    pub(crate) fn finish_small<'a>(&'a self, mut core: MutexGuard<'a, Core>, len: usize) {
+        if len <= SMALL && core.sleep == Sleep::Awake {
+            core.app_active = true;
+            self.left_to_driver.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.finish(core);
     }
 
     /// Ends a call of the application: sends, hands events on, wakes whom it concerns.

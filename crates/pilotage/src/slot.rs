@@ -42,7 +42,27 @@ struct Side {
 #[derive(Debug, Default)]
 struct Waiters {
     threads: usize,
-    wakers: Vec<Waker>,
+    /// Nearly always the only one: it costs no allocation.
+    first: Option<Waker>,
+    others: Vec<Waker>,
+}
+
+impl Waiters {
+    fn knows(&self, waker: &Waker) -> bool {
+        self.first.iter().chain(&self.others).any(|known| known.will_wake(waker))
+    }
+
+    /// Returns the oldest task if it had to make room.
+    fn add(&mut self, waker: &Waker) -> Option<Waker> {
+        if self.first.is_none() && self.others.is_empty() {
+            self.first = Some(waker.clone());
+            return None;
+        }
+        let full = usize::from(self.first.is_some()) + self.others.len() >= MAX_WAKERS;
+        let evicted = if full { self.first.take().or_else(|| Some(self.others.remove(0))) } else { None };
+        self.others.push(waker.clone());
+        evicted
+    }
 }
 
 impl Slot {
@@ -96,11 +116,10 @@ impl Slot {
         if side.epoch.load(Ordering::Acquire) != seen {
             return false;
         }
-        if waiters.wakers.iter().any(|known| known.will_wake(waker)) {
+        if waiters.knows(waker) {
             return true;
         }
-        let evicted = (waiters.wakers.len() >= MAX_WAKERS).then(|| waiters.wakers.remove(0));
-        waiters.wakers.push(waker.clone());
+        let evicted = waiters.add(waker);
         drop(waiters);
         if let Some(evicted) = evicted {
             evicted.wake();
@@ -128,18 +147,25 @@ impl Slot {
 
     /// Advances the epoch and wakes everybody who waits for this direction.
     pub(crate) fn signal(&self, direction: Direction) {
+        let mut tasks = Vec::new();
+        self.advance(direction, &mut tasks);
+        for task in tasks {
+            task.wake();
+        }
+    }
+
+    /// As [`Self::signal`], but leaves it to the caller to wake the tasks, which are added to `tasks`.
+    pub(crate) fn advance(&self, direction: Direction, tasks: &mut Vec<Waker>) {
         let side = self.side(direction);
         let mut waiters = side.lock();
         side.epoch.fetch_add(1, Ordering::AcqRel);
         let threads = waiters.threads;
-        let wakers = std::mem::take(&mut waiters.wakers);
+        tasks.extend(waiters.first.take());
+        tasks.append(&mut waiters.others);
         drop(waiters);
         // Notifying costs a system call even when nobody waits.
         if threads > 0 {
             side.changed.notify_all();
-        }
-        for waker in wakers {
-            waker.wake();
         }
     }
 
@@ -223,8 +249,8 @@ mod tests {
             assert!(slot.register(Direction::Read, seen, &other));
         }
         assert_eq!(count.0.load(Ordering::SeqCst), 1, "the oldest task was woken to make room");
-        assert_eq!(slot.read.lock().wakers.len(), MAX_WAKERS);
+        assert_eq!(slot.read.lock().others.len(), MAX_WAKERS);
         slot.signal(Direction::Read);
-        assert!(slot.read.lock().wakers.is_empty());
+        assert!(slot.read.lock().others.is_empty());
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pilotage_proto::{ConnectionId, ConnectionStats, PathInfo, ReadError, WriteError};
@@ -72,6 +73,16 @@ impl Stream {
 
     pub(crate) fn slot(&self) -> &Arc<Slot> {
         &self.inner.slot
+    }
+
+    /// One poll of a future that waits for this stream.
+    pub(crate) fn poll<T>(
+        &self,
+        direction: Direction,
+        cx: &mut Context<'_>,
+        attempt: impl FnMut() -> Option<T>,
+    ) -> Poll<T> {
+        self.inner.node.shared.poll(&self.inner.slot, direction, cx, attempt)
     }
 
     pub(crate) fn id(&self) -> ConnectionId {
@@ -228,7 +239,7 @@ impl Stream {
         match core.endpoint.read(Instant::now(), inner.id, &mut buf[..len]) {
             Ok(len) => {
                 // Reading may open the window, which the peer has to be told.
-                shared.finish(core);
+                shared.finish_small(core, len);
                 Some(Ok(len))
             }
             // The core has reset what was left; the caller should learn who did.
@@ -252,7 +263,7 @@ impl Stream {
         let len = data.len().min(MAX_WRITE);
         match core.endpoint.write(Instant::now(), inner.id, &data[..len]) {
             Ok(len) => {
-                shared.finish(core);
+                shared.finish_small(core, len);
                 Some(Ok(len))
             }
             Err(WriteError::Blocked) => None,

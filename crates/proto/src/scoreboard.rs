@@ -58,6 +58,8 @@ pub struct Scoreboard {
     deadline: Option<Instant>,
     /// `nxt` when the present recovery began; recovery ends when `una` reaches it.
     recovery_end: Option<u64>,
+    /// See [`Scoreboard::set_reported_end`].
+    reported_end: Option<u64>,
     rack: Rack,
 }
 
@@ -241,6 +243,12 @@ impl Scoreboard {
         }
         let losses = self.detect_losses(now, rtt);
         AckOutcome { lost_bytes: losses.bytes, newest_lost_sent: losses.newest_sent, ..tally.outcome }
+    }
+
+    /// (R4.17) The peer tells what arrived only up to `end`: its SACK blocks are used up. Segments that begin there or later are
+    /// not taken for lost until it tells more, or the retransmission timer fires. `None`: it tells everything.
+    pub fn set_reported_end(&mut self, end: Option<u64>) {
+        self.reported_end = end;
     }
 
     /// Marks what is overdue as lost (RFC 8985 section 6.2 step 5). Call when [`loss_deadline`](Self::loss_deadline)
@@ -537,7 +545,8 @@ impl Scoreboard {
         let mut index = (self.scan - self.popped) as usize;
         while let Some(segment) = self.segments.get_mut(index) {
             if segment.state == State::InFlight && segment.transmissions == 1 {
-                if !overdue(segment, now, newest, patience, &mut self.deadline) {
+                let untold = self.reported_end.is_some_and(|end| segment.start >= end);
+                if untold || !overdue(segment, now, newest, patience, &mut self.deadline) {
                     break;
                 }
                 self.mark_lost(index, losses);

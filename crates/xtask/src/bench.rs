@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: every transport on the same work, on loopback and over emulated links, in one report; or the micro
 //! benches.
 
+mod micro;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,22 +40,19 @@ pub(crate) struct Options {
     /// Raise the priority of this session, so that other work disturbs less (as root)
     #[arg(long)]
     boost: bool,
-    /// Write benches/RESULTS.md, benches/results.json and benches/plots
+    /// Write benches/RESULTS.md, benches/results.json and benches/plots (with --micro: benches/MICRO.md)
     #[arg(long)]
     write: bool,
-    /// Run the micro benches (criterion) instead
-    #[arg(long)]
-    micro: bool,
+    #[command(flatten)]
+    micro: micro::Options,
     /// Passed on to `transfer` (with --micro: to criterion), such as `--size 256MiB`
     #[arg(last = true)]
     arguments: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
-    if options.micro {
-        let mut command = cargo();
-        command.args(["bench", "--package", "pilotage-benches", "--benches", "--"]);
-        return succeeds(command.args(&options.arguments));
+    if options.micro.wanted() {
+        return micro::run(&options.micro, options.write, &options.arguments);
     }
     let folder = folder()?;
     let mut files = Vec::new();

@@ -16,11 +16,11 @@ mod poll {
 
     impl Stream {
         pub(crate) fn poll_read_into(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-            self.slot().poll_once(Direction::Read, cx, || self.try_read(buf))
+            self.poll(Direction::Read, cx, || self.try_read(buf))
         }
 
         pub(crate) fn poll_write_from(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-            self.slot().poll_once(Direction::Write, cx, || self.try_write(data))
+            self.poll(Direction::Write, cx, || self.try_write(data))
         }
     }
 }

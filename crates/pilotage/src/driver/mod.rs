@@ -26,7 +26,8 @@ pub(crate) mod send;
 pub(crate) mod socket;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::driver::recv::RecvSlab;
 use crate::driver::socket::Socket;
-use crate::shared::{Phase, Pumped, Shared, Sleep, Wakes};
+use crate::shared::{Core, Phase, Pumped, Shared, Sleep, Wakes};
 use crate::slot::Direction;
 use crate::state::StateDir;
 
@@ -49,6 +50,10 @@ const SPIN: Duration = Duration::from_micros(20);
 
 /// Longest sleep while applications are active.
 const TICK: Duration = Duration::from_millis(4);
+
+/// How long at most the driver gives way to those whom it has woken, and how often in vain.
+const GATHER: Duration = Duration::from_micros(100);
+const GATHER_IDLE: u32 = 3;
 
 /// How often a closing node looks whether everything is delivered.
 const CLOSING_TICK: Duration = Duration::from_millis(5);
@@ -111,6 +116,7 @@ impl Driver {
                 // Spinning towards a close deadline: let others use this core meanwhile.
                 std::thread::yield_now();
             }
+            self.shared.counters.polls.fetch_add(1, Ordering::Relaxed);
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -139,7 +145,10 @@ impl Driver {
     /// How long to sleep: `None` ends the thread, `Some(None)` sleeps without bound.
     fn prepare_sleep(&mut self) -> Option<Option<Duration>> {
         let shared = self.shared.clone();
+        shared.relay.run();
         let mut core = shared.lock();
+        // What applications left to us while we were awake.
+        core = self.pump(&shared, core);
         let now = Instant::now();
         if let Phase::Closing { deadline } = core.phase
             && (now >= deadline || core.all_delivered())
@@ -149,6 +158,8 @@ impl Driver {
         let due = core.endpoint.poll_timeout();
         if self.readable || self.unsent {
             core.sleep = Sleep::Awake;
+            drop(core);
+            self.wakes.deliver();
             return Some(Some(Duration::ZERO));
         }
         let mut until = due;
@@ -163,6 +174,8 @@ impl Driver {
             at_most(CLOSING_TICK);
         }
         core.sleep = Sleep::Until(until);
+        drop(core);
+        self.wakes.deliver();
         Some(until.map(|until| {
             let left = until.saturating_duration_since(now);
             match left {
@@ -181,6 +194,7 @@ impl Driver {
             if !self.readable {
                 break;
             }
+            self.shared.counters.receives.fetch_add(1, Ordering::Relaxed);
             match self.slab.fill(&self.socket, &self.io) {
                 Ok(more) => self.readable = more,
                 Err(error) => {
@@ -214,20 +228,30 @@ impl Driver {
         if core.endpoint.poll_timeout().is_some_and(|due| due <= now) {
             core.endpoint.handle_timeout(now);
         }
-        let (mut core, pumped) = shared.pump(core, SEND_BATCHES, !self.awaits_room, &mut self.wakes);
+        let mut core = self.pump(&shared, core);
         let observed = core.endpoint.observed_address();
         let moved = observed != core.observed;
         core.observed = observed;
         drop(core);
-        self.unsent = pumped == Pumped::More;
-        if pumped == Pumped::Blocked && !self.awaits_room {
-            self.await_room();
-        }
-        self.wakes.deliver();
+        let woken = self.wakes.len();
+        self.wakes.deliver_by(&shared.relay);
         if moved {
             shared.lifecycle.signal(Direction::Read);
             shared.mailbox.address_changed();
         }
+        if woken > 1 {
+            gather(&shared);
+        }
+    }
+
+    /// Sends, and collects whom that concerns.
+    fn pump<'a>(&mut self, shared: &'a Shared, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        let (core, pumped) = shared.pump(core, SEND_BATCHES, !self.awaits_room, &mut self.wakes);
+        self.unsent = pumped == Pumped::More;
+        if pumped == Pumped::Blocked && !self.awaits_room {
+            self.await_room();
+        }
+        core
     }
 
     fn await_room(&mut self) {
@@ -272,5 +296,19 @@ impl Driver {
         shared.conclude(core);
         self.wakes.deliver();
         shared.save_peers(true);
+    }
+}
+
+/// Several tasks or threads were woken at once: lets them run first, so that their answers leave together. What they write
+/// meanwhile is sent before the driver sleeps.
+fn gather(shared: &Shared) {
+    let start = Instant::now();
+    let mut seen = shared.left_to_driver.load(Ordering::Relaxed);
+    let mut idle = 0;
+    while idle < GATHER_IDLE && start.elapsed() < GATHER {
+        std::thread::yield_now();
+        let now = shared.left_to_driver.load(Ordering::Relaxed);
+        idle = if now == seen { idle + 1 } else { 0 };
+        seen = now;
     }
 }

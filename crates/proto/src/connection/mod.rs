@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::event::{ConnectError, ConnectionId, ConnectionStats, ReadError, WriteError};
 use crate::scoreboard::Scoreboard;
 use crate::send_buffer::SendBuffer;
+use crate::timer_table::Registered;
 use crate::tunnel::path::Path;
 
 pub(crate) use recv::SegmentFate;
@@ -123,7 +124,7 @@ pub(crate) struct Connection {
     /// Unread bytes of ours that the endpoint has counted.
     pub(crate) counted_unread: usize,
     /// The earliest deadline that the endpoint's timer table holds for us.
-    pub(crate) registered: Option<Instant>,
+    pub(crate) registered: Option<Registered>,
 
     // ---- sending
     isn: u32,
@@ -135,6 +136,12 @@ pub(crate) struct Connection {
     window_edge: u64,
     /// Segments that a reference peer's queue can take (its window counts segments).
     window_segments: u64,
+    /// A segment was sent again in pieces.
+    was_split: bool,
+    /// Blocks that a reference peer reports for ever although everything in them is acknowledged.
+    stale_blocks: sack::Blocks,
+    /// Until this offset is acknowledged a reference peer gets no more than it can hold beyond a hole.
+    careful_until: u64,
     /// The application ended its direction.
     fin_queued: bool,
     /// FIN was given an offset and sent.
@@ -232,7 +239,7 @@ impl Connection {
         c.peer_isn = syn.seq;
         // Longer than the dialler waits: its side may be established while its last ACK was lost.
         c.timers.handshake = Some(cx.now + cx.cfg.connect_timeout * 2);
-        c.take_window(syn, 0, cx.dialect);
+        c.take_window(syn, 0, 0, cx.dialect);
         c
     }
 
@@ -265,6 +272,9 @@ impl Connection {
             counted_in_flight: 0,
             window_edge: 0,
             window_segments: 0,
+            was_split: false,
+            stale_blocks: sack::Blocks::EMPTY,
+            careful_until: 0,
             fin_queued: false,
             fin_sent: false,
             fin_acked: false,
@@ -316,6 +326,9 @@ impl Connection {
                 self.notify.readable = true;
             }
             self.maybe_update_window(cx);
+            if cx.path.squeezed {
+                self.recv.release();
+            }
             return Ok(n);
         }
         if buf.is_empty() {

@@ -15,6 +15,10 @@ use crate::tunnel::path::Path;
 const SQUEEZED_UNREAD: usize = 64 * 1024;
 /// How long a reference peer may take to write down that it sent a segment (`Connection::ripen`).
 pub(super) const RIPENING: Duration = Duration::from_millis(3);
+/// By how many segments the window in a reference peer's data may be too large.
+const WINDOW_AGED: u64 = 256;
+/// Bytes after a loss for which a reference peer gets no more segments than it can hold beyond a hole.
+const CAREFUL: u64 = 4 << 20;
 /// SACK acknowledgements kept for one batch.
 const SACKS_KEPT: usize = 64;
 
@@ -92,7 +96,7 @@ impl Connection {
                 if let (1, Some(sent)) = (self.syn_transmissions, self.syn_first_sent) {
                     cx.path.rtt.update(cx.now.saturating_duration_since(sent)); // Karn: only if sent once
                 }
-                self.take_window(hdr, 0, cx.dialect);
+                self.take_window(hdr, 0, 0, cx.dialect);
                 self.ack_pending = true;
                 self.establish(cx);
                 SegmentFate::Accepted
@@ -219,53 +223,51 @@ impl Connection {
         if self.state == State::SynReceived {
             self.establish(cx);
         }
-        let (blocks, count, is_sack) = self.sack_blocks_of(payload, ack, cx.dialect);
+        let sack = self.sack_of(payload, ack, cx.dialect);
         let was_closed = self.window_edge < self.board.nxt();
-        self.take_window(hdr, ack, cx.dialect);
+        let data = if sack.is_some() { 0 } else { payload.len() };
+        self.take_window(hdr, ack, data, cx.dialect);
         if was_closed {
             self.on_answer_while_closed(cx);
         }
-        if ack > una || is_sack {
-            self.on_progress(ack, &blocks[..count], cx);
+        if cx.dialect == Dialect::Draft && data == 0 {
+            // Without SACK, nothing beyond `ack` has arrived.
+            self.board.set_reported_end(sack.as_ref().and_then(|sack| sack.told_up_to));
         }
-        if is_sack { Acked::Sack } else { Acked::Plain }
+        if ack > una || sack.is_some() {
+            self.on_progress(ack, sack.as_ref().map_or(&[], SackIn::blocks), cx);
+        }
+        if sack.is_some() { Acked::Sack } else { Acked::Plain }
     }
 
     /// SACK travels as payload (spec/stream.md §5.5). A Pilotage peer never sends data of that form, so it is SACK
-    /// whatever it says; from a reference peer only if every block lies in what is outstanding. Returns the blocks that
-    /// count, how many they are, and whether it is SACK.
-    fn sack_blocks_of(
-        &self,
-        payload: &[u8],
-        ack: u64,
-        dialect: Dialect,
-    ) -> ([(u64, u64); sack::MAX_BLOCKS], usize, bool) {
-        let mut out = [(0, 0); sack::MAX_BLOCKS];
-        let Some(blocks) = sack::decode(payload) else { return (out, 0, false) };
+    /// whatever it says; from a reference peer only if every block lies in what was sent to it.
+    fn sack_of(&mut self, payload: &[u8], ack: u64, dialect: Dialect) -> Option<SackIn> {
+        let blocks = sack::decode(payload)?;
+        let mut told = SackIn::default();
         let strict = dialect == Dialect::Draft;
         if !strict && fault::point!("proto.recv.lose_sack") {
-            return (out, 0, true);
+            return Some(told);
         }
-        let nxt = self.board.nxt();
-        let mut count = 0;
+        let (near, nxt) = (self.seq_of(ack), self.board.nxt());
+        let mut stale = sack::Blocks::EMPTY;
         for &(left, right) in blocks.as_slice() {
-            let (Some(l), Some(r)) =
-                (unwrap_offset(left, self.seq_of(ack), ack), unwrap_offset(right, self.seq_of(ack), ack))
-            else {
-                return (out, 0, !strict);
-            };
-            if l >= r || l < ack || r > nxt {
-                if strict {
-                    return (out, 0, false);
-                }
-                continue; // acknowledged meanwhile, or nonsense: it says nothing
-            }
-            if let Some(slot) = out.get_mut(count) {
-                *slot = (l, r);
-                count += 1;
+            let range = unwrap_offset(left, near, ack).zip(unwrap_offset(right, near, ack));
+            match range {
+                Some((l, r)) if l < r && l >= ack && r <= nxt => told.push(l, r),
+                _ if !strict => {} // acknowledged meanwhile, or nonsense: it says nothing
+                // A piece of a segment that it also got whole it reports for ever, until its numbers look like the future.
+                Some((l, r)) if self.was_split && l < r && r <= ack => _ = stale.push(left, right),
+                _ if self.stale_blocks.contains(&(left, right)) => _ = stale.push(left, right),
+                _ => return None,
             }
         }
-        (out, count, !strict || count > 0)
+        if strict {
+            self.stale_blocks = stale;
+            let all = blocks.len() == sack::MAX_BLOCKS;
+            told.told_up_to = all.then(|| told.blocks().iter().fold(ack + 1, |end, &(_, r)| end.max(r)));
+        }
+        Some(told)
     }
 
     fn on_progress(&mut self, ack: u64, blocks: &[(u64, u64)], cx: &mut Cx<'_>) {
@@ -300,6 +302,7 @@ impl Connection {
             && let Some(sent) = outcome.newest_lost_sent
         {
             cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
+            self.careful_until = self.board.nxt() + CAREFUL;
         }
         if outcome.advanced {
             let data_acked = ack.min(self.send.end());
@@ -340,11 +343,24 @@ impl Connection {
     }
 
     /// Takes the advertised window (spec/stream.md §4): units of 4,096 bytes; for reference peers also a segment count.
-    pub(super) fn take_window(&mut self, hdr: &Header, ack: u64, dialect: Dialect) {
+    /// `data`: bytes of data that came with it.
+    pub(super) fn take_window(&mut self, hdr: &Header, ack: u64, data: usize, dialect: Dialect) {
         let window = u64::from(hdr.window);
+        let news = ack > self.board.una();
         match dialect {
-            // Rule C13: a reference peer sends 0 with keepalives and FIN; the edge that was granted stays.
-            Dialect::Draft if window == 0 => {}
+            // spec/stream.md §4.4: it writes the window into data some time before it sends them, so that it may be filled since.
+            Dialect::Draft if data > 0 => {
+                let safe = window.saturating_sub(WINDOW_AGED);
+                self.window_segments = if news { safe } else { safe.min(self.window_segments) };
+                self.window_edge = self.window_edge.max(ack + safe * WINDOW_UNIT);
+            }
+            // Rule C13: it sends 0 with keepalives and FIN; the edge that was granted stays. Where it acknowledges
+            // something its queue is full, and one segment more would hold up all that it hears from us.
+            Dialect::Draft if window == 0 => {
+                if news && !hdr.flags.contains(Flags::FIN) {
+                    self.window_segments = 0;
+                }
+            }
             Dialect::Draft => {
                 self.window_edge = self.window_edge.max(ack + window * WINDOW_UNIT);
                 self.window_segments = window;
@@ -561,4 +577,26 @@ enum Acked {
     Sack,
     /// Acknowledges what was never sent.
     Invalid,
+}
+
+/// What a SACK payload told.
+#[derive(Debug, Clone, Copy, Default)]
+struct SackIn {
+    blocks: [(u64, u64); sack::MAX_BLOCKS],
+    count: usize,
+    /// Beyond this offset more may have arrived than the payload had room for.
+    told_up_to: Option<u64>,
+}
+
+impl SackIn {
+    fn push(&mut self, left: u64, right: u64) {
+        if let Some(slot) = self.blocks.get_mut(self.count) {
+            *slot = (left, right);
+            self.count += 1;
+        }
+    }
+
+    fn blocks(&self) -> &[(u64, u64)] {
+        self.blocks.get(..self.count).unwrap_or(&[])
+    }
 }

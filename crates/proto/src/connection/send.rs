@@ -10,6 +10,9 @@ use pilotage_wire::sack;
 use super::{Connection, Cx, DIALECT_MARK, Dialect, Failure, State};
 use crate::congestion::Controller;
 
+/// Segments that a reference peer keeps beyond a missing one.
+const HELD_BEYOND_HOLE: u64 = 128;
+
 /// What [`Connection::poll_segment`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SegmentOut {
@@ -175,6 +178,7 @@ impl Connection {
             at -= u64::from(&head == b"SACK"); // rule C11 holds for the second part too
         }
         self.board.split(range.start, at);
+        self.was_split = true;
         range.start..at
     }
 
@@ -185,9 +189,8 @@ impl Connection {
         if unsent == 0 || self.fin_sent || self.board.is_full() {
             return None;
         }
-        let outstanding = self.board.len() as u64;
         let mut allowed = self.window_edge.saturating_sub(start);
-        if outstanding >= self.window_segments {
+        if self.board.len() as u64 >= self.segments_allowed(cx.dialect) {
             allowed = 0;
         }
         if allowed == 0 && self.window_probe {
@@ -212,6 +215,12 @@ impl Connection {
             }
         }
         Some(start..start + len)
+    }
+
+    /// Segments that may be outstanding: a reference peer counts them, and throws away what comes too far beyond a hole.
+    pub(super) fn segments_allowed(&self, dialect: Dialect) -> u64 {
+        let careful = dialect == Dialect::Draft && self.board.una() < self.careful_until;
+        if careful { self.window_segments.min(HELD_BEYOND_HOLE) } else { self.window_segments }
     }
 
     /// Rule C11: a segment must not look like SACK information to a reference peer. Cut inside the four letters.

@@ -268,7 +268,7 @@ impl Connection {
 
     /// RFC 9293 §3.8.6.1: the persist timer runs while the peer's window keeps data back and nothing is under way.
     pub(crate) fn arm_persist(&mut self, cx: &Cx<'_>) {
-        let closed = self.window_edge <= self.send.next();
+        let closed = self.window_edge <= self.send.next() || self.window_segments == 0;
         let waiting = self.state == State::Established && self.send.unsent() > 0 && self.board.is_empty();
         if closed && waiting && !self.window_probe {
             if self.timers.persist.is_none() {
@@ -301,12 +301,25 @@ impl Connection {
         // The accepting side waits a little longer, so that one keepalive and its answer serve both.
         let patience = if self.incoming { cx.cfg.keepalive * 5 / 4 } else { cx.cfg.keepalive };
         if silent >= patience {
-            self.recv.release();
-            self.send.release();
+            self.release();
+            cx.path.release();
             self.keepalive_pending = true;
             self.timers.idle = Some(cx.now + again);
         } else {
+            // Comes by about as often as the keepalive would, in a connection that is in use too.
+            self.recv.trim();
+            self.send.trim();
             self.timers.idle = Some(self.last_received + patience);
+        }
+    }
+
+    /// Gives back all memory that holds nothing.
+    fn release(&mut self) {
+        self.recv.release();
+        self.send.release();
+        self.board.release();
+        if self.sacks_kept.is_empty() {
+            self.sacks_kept = Vec::new();
         }
     }
 

@@ -191,7 +191,8 @@ pub fn scoreboard(base: Instant, data: &[u8]) {
                 Op::Split { segment: thousandths(&mut input).min(999), at: thousandths(&mut input).min(999) }
             }
             _ if op & 0x40 == 0 => Op::Probe,
-            _ => Op::Rto,
+            _ if op & 0x80 == 0 => Op::Rto,
+            _ => Op::Told { up_to: thousandths(&mut input) },
         });
     }
     pair.finish();

@@ -472,6 +472,28 @@ fn stale_entries_of_the_retransmission_queue_are_bounded() {
     assert!(s.board.resent.len() <= 10 && s.board.lost.len() <= 10);
 }
 
+#[test]
+fn what_a_report_had_no_room_for_is_not_taken_for_lost() {
+    let mut s = Sender::with_segments(20);
+    s.now += 40 * MS;
+    // 0 and 2 are missing; whether 4 and later ones arrived there was no room to tell.
+    s.board.set_reported_end(Some(at(4)));
+    s.ack(0, &[(1, 1), (3, 3)]);
+    s.now += 20 * MS;
+    assert_eq!(s.board.detect_losses(s.now, &s.rtt).bytes, 200);
+    assert_eq!(s.retransmit(), [0, 2]);
+    s.now += 60 * MS;
+    s.board.set_reported_end(Some(at(8)));
+    s.ack(4, &[(5, 7)]);
+    assert_eq!(s.retransmit(), [4], "and nothing beyond 8, though it is older");
+    s.now += 60 * MS;
+    s.board.set_reported_end(None);
+    assert_eq!(s.ack(8, &[]).lost_bytes, 1_200, "all the others");
+    s.board.set_reported_end(Some(at(8)));
+    s.board.on_rto(s.now);
+    assert_eq!(s.retransmit().len(), 12, "the timer is not held back");
+}
+
 fn op() -> impl Strategy<Value = model::Op> {
     use model::Op;
 
@@ -487,6 +509,7 @@ fn op() -> impl Strategy<Value = model::Op> {
         1 => Just(Op::Rto),
         3 => Just(Op::Timer),
         1 => (0u64..1000, 0u64..1000).prop_map(|(segment, at)| Op::Split { segment, at }),
+        2 => (0u64..1200).prop_map(|up_to| Op::Told { up_to }),
     ]
 }
 

@@ -248,3 +248,88 @@ fn bytes_that_a_reference_peer_repeats_for_ever_are_reported_in_a_sack_block() {
         assert_eq!(blocks, expected);
     }
 }
+
+fn payloads(sent: &[Sent]) -> usize {
+    sent.iter().filter(|(_, payload)| !payload.is_empty()).count()
+}
+
+#[test]
+fn a_full_queue_of_a_reference_peer_is_not_filled_further() {
+    let mut side = Side::connected_with(Dialect::Draft, 3);
+    side.writes(&[3; 100 * MSS]);
+    assert_eq!(side.sent().len(), 3);
+    let mut full = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1 + 3 * MSS as u32);
+    full.window = 0;
+    side.takes(&full, b"");
+    assert_eq!(payloads(&side.sent()), 0, "it acknowledged something: the 0 is meant");
+    // Nobody tells when there is room again: a byte asks.
+    side.with(|c, cx| c.arm_persist(cx));
+    side.wait(1_100);
+    let probe = side.sent();
+    assert_eq!((probe.len(), probe[0].1.len()), (1, 1));
+    full.ack += 1;
+    full.window = 2;
+    side.takes(&full, b"");
+    assert_eq!(payloads(&side.sent()), 2);
+}
+
+#[test]
+fn a_window_that_comes_with_data_of_a_reference_peer_may_be_old() {
+    let mut side = Side::connected_with(Dialect::Draft, 300);
+    side.writes(&[3; 600 * 100]);
+    let mut hdr = header(Flags::ACK, PEER_ISN + 1, OUR_ISN + 1);
+    hdr.window = 260;
+    side.takes(&hdr, b"echo");
+    assert_eq!(side.conn.segments_allowed(Dialect::Draft), 4);
+    // What it does not acknowledge anew makes nothing larger.
+    hdr.window = 500;
+    hdr.seq += 4;
+    side.takes(&hdr, b"echo");
+    assert_eq!(side.conn.segments_allowed(Dialect::Draft), 4);
+    hdr.seq += 4;
+    side.takes(&hdr, b"");
+    assert_eq!(side.conn.segments_allowed(Dialect::Draft), 500, "an acknowledgement by itself is up to date");
+}
+
+#[test]
+fn after_a_loss_a_reference_peer_gets_no_more_than_it_keeps_beyond_a_hole() {
+    for dialect in BOTH {
+        let mut side = Side::connected_with(dialect, 400);
+        side.writes(&[3; 20 * MSS]);
+        let sent = side.sent();
+        assert!(sent.len() >= 6, "{}", sent.len());
+        side.wait(30);
+        let una = OUR_ISN + 1;
+        let mut look = vec![0; 64];
+        let len = sack::encode(&[(una + MSS as u32, una + 6 * MSS as u32)], &mut look);
+        let mut hdr = header(Flags::ACK, PEER_ISN + 1, una);
+        hdr.window = 400;
+        side.takes(&hdr, &look[..len]);
+        side.wait(30);
+        assert!(side.sent().iter().any(|(h, _)| h.seq == una), "sent again");
+        let allowed = side.conn.segments_allowed(dialect);
+        assert_eq!(allowed, if dialect == Dialect::Draft { 128 } else { u64::MAX });
+    }
+}
+
+#[test]
+fn pieces_that_a_reference_peer_keeps_for_ever_are_still_sack() {
+    let mut side = Side::connected_with(Dialect::Draft, 100);
+    side.writes(&[5; 1_000]);
+    side.sent();
+    side.wait(10);
+    side.takes_data(0, 500, b"");
+    let mut look = vec![0; 64];
+    let old = (OUR_ISN + 101, OUR_ISN + 301);
+    let len = sack::encode(&[old], &mut look);
+    side.conn.was_split = true;
+    side.takes_data(0, 500, &look[..len]);
+    assert_eq!(side.conn.readable(), 0);
+    // Until it wraps: the same block in another place is the same block.
+    side.conn.was_split = false;
+    side.takes_data(0, 500, &look[..len]);
+    assert_eq!(side.conn.readable(), 0);
+    let len = sack::encode(&[(old.0 + 1, old.1)], &mut look);
+    side.takes_data(0, 500, &look[..len]);
+    assert_eq!(side.conn.readable(), len, "another one is data");
+}

@@ -30,6 +30,10 @@ pub(crate) enum Op {
         segment: u64,
         at: u64,
     },
+    /// The peer tells what arrived up to here only, in thousandths of what is outstanding; beyond them, it tells all.
+    Told {
+        up_to: u64,
+    },
 }
 
 #[derive(Default)]
@@ -40,6 +44,7 @@ struct Model {
     una: u64,
     recovery_end: Option<u64>,
     deadline: Option<Instant>,
+    reported_end: Option<u64>,
     rack: Rack,
 }
 
@@ -165,6 +170,9 @@ impl Model {
             if segment.state != State::InFlight || (segment.sent, segment.end) >= newest {
                 continue;
             }
+            if segment.transmissions == 1 && self.reported_end.is_some_and(|end| segment.start >= end) {
+                continue;
+            }
             if segment.sent + patience <= now {
                 segment.state = State::Lost;
                 segment.was_lost = true;
@@ -261,6 +269,10 @@ impl Pair {
                 assert_eq!(losses, self.model.detect(self.now, &self.model_rtt));
             }
             Op::Split { segment, at } => self.split(segment, at),
+            Op::Told { up_to } => {
+                self.model.reported_end = (up_to < 1_000).then(|| self.place(up_to, false));
+                self.board.set_reported_end(self.model.reported_end);
+            }
         }
         self.check();
     }
