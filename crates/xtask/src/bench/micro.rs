@@ -15,7 +15,9 @@ use serde_json::Value;
 use crate::Failure;
 use crate::process::{cargo, is_installed, output, program, root, skipped, succeeds};
 
+// The group that clap would make is named like that of `bench::Options`.
 #[derive(Debug, Args)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Run the micro benches instead: nanoseconds of the stack's parts
     #[arg(long)]
