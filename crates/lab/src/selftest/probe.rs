@@ -165,37 +165,52 @@ pub(super) fn tcp(lab: &Lab, time: Duration) -> Result<f64, LabError> {
     let listener = far.run(|| TcpListener::bind((far.address(), 0)))?.map_err(failed("TCP"))?;
     let to = listener.local_addr().map_err(failed("TCP"))?;
     let mut sender = near.run(|| TcpStream::connect(to))?.map_err(failed("TCP"))?;
-    let (mut receiver, _) = listener.accept().map_err(failed("TCP"))?;
+    let (receiver, _) = listener.accept().map_err(failed("TCP"))?;
     let over = AtomicBool::new(false);
-    let bytes = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         scope.spawn(|| {
+            make_real_time(PRIORITY);
             let chunk = vec![0; 256 << 10];
-            while !over.load(Ordering::Relaxed) && sender.write_all(&chunk).is_ok() {}
+            while !over.load(Ordering::Relaxed) {
+                if sender.write_all(&chunk).is_err() {
+                    return;
+                }
+            }
         });
-        let bytes = drain(&mut receiver, time);
+        let reader = scope.spawn(|| {
+            make_real_time(PRIORITY);
+            drain(&receiver, time)
+        });
+        let mbit = reader.join().unwrap_or_else(|_| Err(LabError::failed("TCP", "the receiver panicked")));
         over.store(true, Ordering::Relaxed);
-        // The sender may wait for room: take it, until it sees that it is over.
-        receiver.set_read_timeout(Some(Duration::from_millis(50))).map_err(failed("TCP"))?;
+        // The sender may wait for room: the end of the connection wakes it.
         let _ = receiver.shutdown(std::net::Shutdown::Both);
-        drop(receiver);
-        bytes
-    })?;
-    Ok(bytes as f64 * 8.0 / (time / 2).as_secs_f64() / 1e6)
+        mbit
+    })
 }
 
-/// Bytes of the second half.
-fn drain(receiver: &mut TcpStream, time: Duration) -> Result<u64, LabError> {
+/// Mbit/s of the second half, from the first read in it to the last.
+fn drain(mut receiver: &TcpStream, time: Duration) -> Result<f64, LabError> {
     receiver.set_read_timeout(Some(Duration::from_millis(200))).map_err(failed("TCP"))?;
     let begun = Instant::now();
     let mut buffer = vec![0; 1 << 20];
-    let mut bytes = 0;
+    let (mut bytes, mut from, mut last) = (0_u64, None, begun);
     while begun.elapsed() < time {
         match receiver.read(&mut buffer) {
-            Ok(len) if begun.elapsed() >= time / 2 => bytes += len as u64,
+            Ok(len) if begun.elapsed() >= time / 2 => {
+                last = Instant::now();
+                // What the first read takes has come before it.
+                if from.is_none() {
+                    from = Some(last);
+                } else {
+                    bytes += len as u64;
+                }
+            }
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(error) => return Err(failed("TCP")(error)),
         }
     }
-    Ok(bytes)
+    let seconds = last.duration_since(from.unwrap_or(begun)).as_secs_f64();
+    Ok(bytes as f64 * 8.0 / seconds.max(1e-9) / 1e6)
 }
