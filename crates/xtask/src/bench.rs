@@ -10,7 +10,7 @@ use crate::process::{cargo, succeeds};
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    micro: micro::Options,
+    micro: micro::Micro,
     /// With --micro: write benches/MICRO.md
     #[arg(long)]
     write: bool,
