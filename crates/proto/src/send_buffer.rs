@@ -7,6 +7,10 @@ use std::ops::Range;
 
 use crate::ring::ByteRing;
 
+/// Most bytes that wait to be sent for the first time. What is written further ahead only grows old, in memory that no cache
+/// holds any more when it is sent; and many streams at once would hold many times as much.
+pub const UNSENT_MAX: usize = 512 << 10;
+
 /// Written bytes between the cumulative acknowledgement and the end of what was written.
 ///
 /// Three offsets in order: [`acked`](Self::acked) ≤ [`next`](Self::next) (first never sent) ≤
@@ -52,9 +56,10 @@ impl SendBuffer {
         self.end - self.next
     }
 
-    /// Bytes that can be written.
+    /// Bytes that can be written: within the bound, and at most [`UNSENT_MAX`] ahead of what was sent.
     pub fn free(&self) -> usize {
-        self.ring.max().saturating_sub((self.end - self.ring.base()) as usize)
+        let room = self.ring.max().saturating_sub((self.end - self.ring.base()) as usize);
+        room.min(UNSENT_MAX.saturating_sub(self.unsent() as usize))
     }
 
     /// Changes the bound. What was written stays.

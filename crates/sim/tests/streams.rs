@@ -116,7 +116,7 @@ fn a_stalled_reader_closes_the_window_and_opens_it_again() {
         let cfg = Config { recv_buffer: 64 * 1024, ..Config::default() };
         let mut pair = Pair::with_config(21, Link { loss, ..Link::default() }, cfg);
         let (a, b) = pair.connect(1000).expect("connects");
-        let data = pattern(600_000, 4);
+        let data = pattern(500_000, 4);
         let now = pair.now;
         assert_eq!(pair.endpoint(Side::A).write(now, a, &data), Ok(data.len()));
         pair.run_for(Duration::from_secs(100)); // far beyond every give-up time
@@ -223,9 +223,9 @@ fn datagrams_grow_to_what_the_path_carries_and_shrink_when_it_narrows() {
 
 #[test]
 fn a_blackout_in_mid_transfer_is_survived() {
-    let mut pair = Pair::new(27, Link { rate: Some(1_250_000), ..Link::default() });
+    let mut pair = Pair::new(27, Link { rate: Some(500_000), ..Link::default() });
     let (a, b) = pair.connect(1000).expect("connects");
-    let data = pattern(2 << 20, 8);
+    let data = pattern(500_000, 8);
     let now = pair.now;
     assert_eq!(pair.endpoint(Side::A).write(now, a, &data), Ok(data.len()));
     pair.run_for(Duration::from_millis(500));
@@ -415,7 +415,7 @@ fn unread_bytes_of_all_connections_together_are_bounded() {
     let cfg = Config { recv_buffer: 1 << 20, receive_memory: 4 << 20, ..Config::default() };
     let mut pair = Pair::with_config(35, Link::default(), cfg);
     let ids: Vec<_> = (0..20).map(|i| pair.connect(3000 + i).expect("connects")).collect();
-    let data = pattern(1 << 20, 12);
+    let data = pattern(512 << 10, 12);
     for (a, _) in &ids {
         let now = pair.now;
         assert_eq!(pair.endpoint(Side::A).write(now, *a, &data), Ok(data.len()));

@@ -44,7 +44,7 @@ pub(crate) struct Options {
     #[arg(long)]
     write: bool,
     #[command(flatten)]
-    micro: micro::Options,
+    micro: micro::Micro,
     /// Passed on to `transfer` (with --micro: to criterion), such as `--size 256MiB`
     #[arg(last = true)]
     arguments: Vec<String>,

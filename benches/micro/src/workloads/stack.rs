@@ -13,7 +13,7 @@ const OVERHEAD: usize = 70;
 /// Virtual time of one turn: long enough that the pacer holds nothing back.
 const TURN: Duration = Duration::from_micros(200);
 /// Turns before the first that counts: windows, buffers and tables have their size then.
-const WARM_UP: usize = 3_000;
+const WARM_UP: usize = 600;
 
 pub(super) fn add(list: &mut List) {
     bulk(list, "stack/one stream, out and in/1382", 1_452, 1, 45);

@@ -9,6 +9,7 @@ use pilotage_wire::sack;
 use super::{Connection, Cx, Dialect, Failure, State, WINDOW_UNIT, timers, unwrap_offset};
 use crate::congestion::{AckEvent, Controller};
 use crate::event::ConnectError;
+use crate::send_buffer::UNSENT_MAX;
 use crate::tunnel::path::Path;
 
 /// Unread bytes that a connection may hold while the endpoint is short of memory.
@@ -128,6 +129,7 @@ impl Connection {
     fn establish(&mut self, cx: &Cx<'_>) {
         self.state = State::Established;
         self.syn_pending = false;
+        self.keepalive_pending = false;
         self.timers.handshake = None;
         self.timers.syn = None;
         self.backoff = 0;
@@ -310,10 +312,7 @@ impl Connection {
             if outcome.fin_acked {
                 self.fin_acked = true;
             }
-            if self.write_blocked && self.send.free() >= Self::send_wakeup_room(cx) {
-                self.write_blocked = false;
-                self.notify.writable = true;
-            }
+            self.notify_of_room(cx);
             if self.send.is_empty() {
                 self.timers.last_ack = None;
             }
@@ -337,9 +336,13 @@ impl Connection {
         }
     }
 
-    /// Room that makes waking a blocked writer worth it: waking it per segment would cost a switch each.
-    fn send_wakeup_room(cx: &Cx<'_>) -> usize {
-        (cx.cfg.send_buffer / 4).max(1)
+    /// Wakes a blocked writer once there is room worth it: waking it per segment would cost a switch each.
+    pub(super) fn notify_of_room(&mut self, cx: &Cx<'_>) {
+        let worth = (cx.cfg.send_buffer / 4).clamp(1, UNSENT_MAX / 2);
+        if self.write_blocked && self.send.free() >= worth {
+            self.write_blocked = false;
+            self.notify.writable = true;
+        }
     }
 
     /// Takes the advertised window (spec/stream.md §4): units of 4,096 bytes; for reference peers also a segment count.

@@ -58,6 +58,9 @@ impl Connection {
             State::SynSent | State::SynReceived if self.syn_pending => {
                 return self.emit_syn(cx, limit, space);
             }
+            State::SynReceived if self.keepalive_pending => {
+                return self.emit_keepalive(cx, limit, space);
+            }
             State::SynSent | State::SynReceived => return SegmentOut::Idle,
             State::Established | State::Done => {}
         }
@@ -314,6 +317,7 @@ impl Connection {
                 self.fin_sent = true;
             } else {
                 self.send.mark_sent(range.end);
+                self.notify_of_room(cx);
             }
             self.window_probe = false;
         } else {

@@ -206,6 +206,8 @@ impl Connection {
         due(&mut self.timers.fin_hold, now);
         if due(&mut self.timers.syn, now) {
             self.syn_pending = true;
+            // A reference dialler sends its ACK only once, and ignores what asks for it again but data.
+            self.keepalive_pending = self.state == State::SynReceived && cx.dialect == Dialect::Draft;
         }
         if due(&mut self.timers.delayed_ack, now) {
             self.on_delayed_ack(cx);

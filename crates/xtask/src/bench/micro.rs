@@ -15,10 +15,8 @@ use serde_json::Value;
 use crate::Failure;
 use crate::process::{cargo, is_installed, output, program, root, skipped, succeeds};
 
-// The group that clap would make is named like that of `bench::Options`.
 #[derive(Debug, Args)]
-#[group(skip)]
-pub(crate) struct Options {
+pub(crate) struct Micro {
     /// Run the micro benches instead: nanoseconds of the stack's parts
     #[arg(long)]
     micro: bool,
@@ -27,7 +25,7 @@ pub(crate) struct Options {
     instructions: bool,
 }
 
-impl Options {
+impl Micro {
     /// Whether the micro benches are wanted.
     pub(crate) fn wanted(&self) -> bool {
         self.micro
@@ -48,7 +46,7 @@ struct Row {
 }
 
 /// Runs them. `write`: into benches/MICRO.md as well. `arguments` go to criterion: a filter, or its options.
-pub(crate) fn run(options: &Options, write: bool, arguments: &[String]) -> Result<bool, Failure> {
+pub(crate) fn run(options: &Micro, write: bool, arguments: &[String]) -> Result<bool, Failure> {
     let program = build()?;
     let results = target().join("micro");
     // What an earlier run left would pass for measured.

@@ -161,3 +161,20 @@ fn with_limit(side: &mut Side, limit: usize) -> Vec<Sent> {
     }
     out
 }
+
+#[test]
+fn a_reference_dialler_is_asked_for_its_ack_by_a_byte() {
+    for dialect in BOTH {
+        let mut side = Side::accepting(dialect);
+        assert_eq!(side.sent().len(), 1);
+        side.wait(2_000);
+        let sent = side.sent();
+        assert_eq!(sent[0].0.flags, Flags::SYN | Flags::ACK, "repeated in any case");
+        let asked = sent.get(1).map(|(h, payload)| (h.flags, h.seq, h.ack, payload.len()));
+        let expected = (Flags::ACK, OUR_ISN, PEER_ISN + 1, 1);
+        assert_eq!(asked, (dialect == Dialect::Draft).then_some(expected), "below what it expects");
+        side.takes_data(0, 0, b"");
+        assert_eq!(side.conn.state, State::Established);
+        assert!(side.sent().is_empty());
+    }
+}
