@@ -4,9 +4,12 @@
 //! written once over small traits ([`transport`]). The parent ([`runner`]) interleaves the repeats, watches
 //! for foreign load, and hands [records](record) to the [report].
 
+pub mod certificate;
 pub mod control;
+pub mod links;
 pub mod measure;
 pub mod record;
+pub mod reference;
 pub mod report;
 pub mod runner;
 pub mod settings;

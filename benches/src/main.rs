@@ -30,7 +30,10 @@ fn run(options: &Options) -> Result<bool, Failure> {
         let files: Result<Vec<_>, _> = options.report.iter().map(|path| record::read_file(path)).collect();
         files?.into_iter().flatten().collect()
     };
-    let report = Report::new(options, records);
+    let report = Report::new(records);
+    if let Some(folder) = &options.write {
+        report.write(options, folder)?;
+    }
     if options.json {
         let mut out = std::io::stdout().lock();
         for record in &report.records {

@@ -23,6 +23,9 @@ use crate::Failure;
 /// Records that one report may hold; a file with more is refused rather than read into memory.
 pub const MAX_RECORDS: usize = 100_000;
 
+/// Name of the setting that describes a subject as a whole; given once, in its first record at a work.
+pub const PEER: &str = "peer";
+
 /// What one run of one subject at one work gave.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::Failure;
 use crate::measure::{LoadGuard, wait_for_idle};
-use crate::record::Record;
+use crate::record::{PEER, Record};
+use crate::reference;
 use crate::settings::{Options, Role};
 use crate::side::{Addresses, Side};
 use crate::subject::Subject;
@@ -24,10 +25,15 @@ pub fn run_all(options: &Options) -> Result<Vec<Record>, Failure> {
             eprintln!("transfer: --boost has no effect: {error}");
         }
     }
+    let wanted = options.works().contains(&Work::EchoMib)
+        && (options.only.is_empty() || options.only.contains(&Subject::Reference));
+    if wanted && reference::folder().is_none() {
+        eprintln!("SKIPPED: the Go reference: set {} to the folder of its programs", reference::FOLDER);
+    }
     let mut file = options.records.as_ref().map(File::create).transpose()?;
     let mut records = Vec::new();
     for repeat in 1..=options.repeats {
-        for work in options.works() {
+        for work in options.works().into_iter().filter(|work| work.wants_repeat(repeat)) {
             for subject in options.subjects(work) {
                 eprintln!(
                     "transfer: repeat {repeat}/{}: {}: {}",
@@ -48,8 +54,11 @@ pub fn run_all(options: &Options) -> Result<Vec<Record>, Failure> {
 
 /// Repeats a run that foreign load spoiled; returns the last one if none was clean (the record says so).
 fn run_clean(options: &Options, work: Work, subject: Subject, repeat: u32) -> Record {
-    let record =
-        || Record { settings: work.settings(options), ..Record::new(work.name(), subject.name(), repeat) };
+    let record = || {
+        let record =
+            Record { settings: work.settings(options), ..Record::new(work.name(), subject.name(), repeat) };
+        if repeat == 1 { record.setting(PEER, subject.settings(options)) } else { record }
+    };
     let mut attempt = 0;
     loop {
         let run = wait_for_idle(options.foreign_limit, Duration::from_secs(options.idle_wait))
@@ -78,6 +87,10 @@ fn run_clean(options: &Options, work: Work, subject: Subject, repeat: u32) -> Re
 fn run_once(options: &Options, work: Work, subject: Subject) -> Result<(Outcome, Option<f64>), Failure> {
     let scratch = Scratch::new()?;
     let guard = LoadGuard::start()?;
+    if subject == Subject::Reference {
+        let outcome = reference::run(work, options.cores_of(work), &scratch.0, free_address)?;
+        return Ok((outcome, guard.foreign_percent()?));
+    }
     let addresses = Addresses { server: free_address()?, client: free_address()?, control: free_address()? };
     let mut server = Side::start(options, work, subject, Role::Server, addresses, &scratch.0)?;
     if server.line().map_err(|e| format!("server: {e}"))? != "ready" {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::reference;
 use crate::subject::Subject;
 use crate::work::Work;
 
@@ -33,8 +34,8 @@ pub struct Options {
     /// Fetch works: objects of 64 KiB with one at a time; ten times as many with 20 at a time.
     #[arg(long, default_value_t = 2_000)]
     pub fetches: u32,
-    /// Contact works: contacts.
-    #[arg(long, default_value_t = 300)]
+    /// Contact works: contacts. Pilotage takes 200 key exchanges at once (rule C10), then delays what comes faster.
+    #[arg(long, default_value_t = 150)]
     pub contacts: u32,
     /// Memory works: idle tunnels or connections.
     #[arg(long, default_value_t = 10_000)]
@@ -123,7 +124,9 @@ impl Options {
     /// The subjects asked for that take part in a work.
     pub fn subjects(&self, work: Work) -> Vec<Subject> {
         let chosen = |subject: &Subject| self.only.is_empty() || self.only.contains(subject);
-        Subject::all().iter().copied().filter(chosen).filter(|subject| work.suits(*subject)).collect()
+        let present = |subject: &Subject| *subject != Subject::Reference || reference::folder().is_some();
+        let suited = Subject::all().iter().copied().filter(|subject| work.suits(*subject));
+        suited.filter(chosen).filter(present).collect()
     }
 
     /// Core of the server and of the client in this work.

@@ -16,7 +16,7 @@ use crate::transport::{Announce, Setup};
 use crate::work::{self, Work};
 
 /// How long one side may take in all before it is stopped.
-const RUN_LIMIT: Duration = Duration::from_secs(180);
+const RUN_LIMIT: Duration = Duration::from_secs(120);
 
 /// Addresses of one run.
 #[derive(Debug, Clone, Copy)]

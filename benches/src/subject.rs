@@ -16,7 +16,7 @@ pub enum Subject {
     PilotageLarge,
     /// The raw encrypted UDP loop, 1,452-byte datagrams: no protocol, only what the machine can do.
     Ceiling,
-    /// The raw encrypted UDP loop, datagrams of 65,507 bytes.
+    /// The raw encrypted UDP loop, 8,952-byte datagrams (its best size here).
     CeilingLarge,
     /// QUIC: quinn with its defaults.
     Quinn,
@@ -40,6 +40,8 @@ pub enum Subject {
     Tcp,
     /// Kernel TCP, BBR, not encrypted.
     TcpBbr,
+    /// The Go reference: its own programs, from the folder PILOT_REF_BIN.
+    Reference,
 }
 
 /// The code that a subject runs.
@@ -57,6 +59,8 @@ pub enum Family {
     Tls,
     /// Kernel TCP.
     Tcp,
+    /// The Go reference.
+    Reference,
 }
 
 /// What encrypts.
@@ -81,8 +85,8 @@ impl Suite {
 /// Largest UDP payload of the "large" quinn subject: ten of them, quinn's batch bound, still fit one
 /// segmentation-offload send of 65,507 bytes; with 8,952 bytes quinn loses offload and becomes slower.
 pub const QUINN_LARGE: u16 = 6_500;
-/// Largest UDP payload of the "large" s2n-quic subject: its best here, one jumbo frame.
-pub const S2N_LARGE: u16 = 8_952;
+/// UDP payload of the "large" s2n-quic subject and of the ceiling: a jumbo frame of 9,000 bytes less headers.
+pub const JUMBO_PAYLOAD: u16 = 8_952;
 /// Largest UDP payload over IPv4.
 pub const LARGEST_PAYLOAD: u16 = 65_507;
 
@@ -110,6 +114,7 @@ impl Subject {
             Self::TlsChacha => "tls-chacha",
             Self::Tcp => "tcp",
             Self::TcpBbr => "tcp-bbr",
+            Self::Reference => "reference",
         }
     }
 
@@ -122,6 +127,7 @@ impl Subject {
             Self::S2n | Self::S2nTuned | Self::S2nLarge => Family::S2n,
             Self::Tls | Self::TlsChacha => Family::Tls,
             Self::Tcp | Self::TcpBbr => Family::Tcp,
+            Self::Reference => Family::Reference,
         }
     }
 
@@ -151,10 +157,16 @@ impl Subject {
             Self::Pilotage | Self::Ceiling | Self::QuinnTuned | Self::QuinnChacha | Self::S2nTuned => {
                 Some(ETHERNET_PAYLOAD)
             }
-            Self::PilotageLarge | Self::CeilingLarge => Some(LARGEST_PAYLOAD),
+            Self::PilotageLarge => Some(LARGEST_PAYLOAD),
             Self::QuinnLarge => Some(QUINN_LARGE),
-            Self::S2nLarge => Some(S2N_LARGE),
-            Self::Quinn | Self::S2n | Self::Tls | Self::TlsChacha | Self::Tcp | Self::TcpBbr => None,
+            Self::S2nLarge | Self::CeilingLarge => Some(JUMBO_PAYLOAD),
+            Self::Quinn
+            | Self::S2n
+            | Self::Tls
+            | Self::TlsChacha
+            | Self::Tcp
+            | Self::TcpBbr
+            | Self::Reference => None,
         }
     }
 
@@ -188,6 +200,7 @@ impl Subject {
         } else {
             "windows, socket buffers and datagram size as the library sets them"
         };
+        let batch = if self.is_tuned() { ", stream batch 32" } else { "" };
         let suite = self.suite().name();
         let tls = format!("TLS 1.3, {suite}, X25519, ECDSA P-256 certificate, no tickets");
         match self.family() {
@@ -202,12 +215,15 @@ impl Subject {
                 "quinn 0.11, rustls + aws-lc-rs, {tls}, tokio current_thread, CUBIC, idle timeout 300 s, {windows}"
             ),
             Family::S2n => format!(
-                "s2n-quic 1.91, rustls + aws-lc-rs, {tls}, tokio current_thread, CUBIC, idle timeout 300 s, {windows}"
+                "s2n-quic 1.91, rustls + aws-lc-rs, {tls}, tokio current_thread, CUBIC, idle timeout 300 s, {windows}{batch}"
             ),
             Family::Tls => format!(
                 "rustls 0.23 + aws-lc-rs, {tls}, kernel-tuned socket buffers, {}, TCP_NODELAY; std::net for one stream, tokio current_thread for many",
                 self.tcp_congestion()
             ),
+            Family::Reference => {
+                "its programs as they are (AES-256-GCM, datagrams of up to 4,096 B of payload, the kernel's default socket buffers), two daemons and its `bench` command".to_owned()
+            }
             Family::Tcp => format!(
                 "kernel TCP, not encrypted, kernel-tuned socket buffers, {}, TCP_NODELAY; std::net for one stream, tokio current_thread for many",
                 self.tcp_congestion()

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::stats::Spread;
-use crate::record::Record;
+use crate::record::{PEER, Record};
 
 /// A table with its title.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,14 +17,23 @@ pub struct Table {
 }
 
 /// Metrics in the order of the columns; others follow in the order of the alphabet.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 25] = [
     "goodput_gbps",
     "goodput_mbps",
-    "seconds_s",
+    "time_s",
+    "of_link_ratio",
+    "wire_ratio",
+    "jain",
+    "share_ratio",
+    "alone_ms",
+    "added_mean_ms",
+    "added_p50_ms",
+    "added_p95_ms",
     "p50_us",
     "p99_us",
     "p999_us",
     "p50_ms",
+    "p90_ms",
     "p99_ms",
     "requests_per_s",
     "fetches_per_s",
@@ -35,6 +44,9 @@ const ORDER: [&str; 16] = [
     "to_established_ratio",
     "cpu_s_per_gb",
 ];
+/// Metrics that stay in the raw records: whether the laboratory kept up, counts.
+const HIDDEN: [&str; 7] =
+    ["lab_late", "lab_overrun", "packets_out", "packets_back", "queue_drops", "cut", "back_ratio"];
 
 /// The tables of all works, in the order in which the works first appear.
 pub fn tables(records: &[Record]) -> Vec<Table> {
@@ -47,6 +59,43 @@ pub fn tables(records: &[Record]) -> Vec<Table> {
     works.into_iter().map(|work| table(records, work)).collect()
 }
 
+/// The columns of the overview: work, metric, name.
+const OVERVIEW: [(&str, &str, &str); 11] = [
+    ("bulk-1", "goodput_gbps", "bulk, Gbit/s"),
+    ("bulk-1", "cpu_s_per_gb", "CPU s/GB"),
+    ("bulk-100", "goodput_gbps", "100 streams, Gbit/s"),
+    ("request-1-core", "p50_us", "request on one core, p50 µs"),
+    ("request-1", "p50_us", "on two, p50 µs"),
+    ("request-1", "p99_us", "p99 µs"),
+    ("request-64", "requests_per_s", "64 in flight, requests/s"),
+    ("cold", "p50_us", "cold contact, p50 µs"),
+    ("warm", "p50_us", "new stream, p50 µs"),
+    ("idle-tunnels", "server_bytes_each", "idle tunnel, bytes"),
+    ("idle-connections", "server_bytes_each", "idle connection, bytes"),
+];
+
+/// One row for each subject on loopback, with the medians that say most. `None` if there is nothing to show.
+pub fn overview(records: &[Record]) -> Option<Table> {
+    let here = |record: &&Record| OVERVIEW.iter().any(|(work, _, _)| *work == record.work);
+    let mut subjects: Vec<&str> = Vec::new();
+    for record in records.iter().filter(here) {
+        if !subjects.contains(&record.subject.as_str()) {
+            subjects.push(&record.subject);
+        }
+    }
+    let mut rows = vec![vec![String::new()]];
+    rows[0].extend(OVERVIEW.iter().map(|(_, _, name)| (*name).to_owned()));
+    for subject in &subjects {
+        let cells = OVERVIEW.iter().map(|(work, metric, _)| {
+            let spread = Spread::find(records, work, subject, metric);
+            spread.map_or("–".to_owned(), |spread| Spread { count: 1, ..spread }.show())
+        });
+        rows.push(std::iter::once((*subject).to_owned()).chain(cells).collect());
+    }
+    let settings = "medians; spread and settings in the tables of the works".to_owned();
+    (!subjects.is_empty()).then(|| Table { work: "overview".to_owned(), settings, rows })
+}
+
 fn table(records: &[Record], work: &str) -> Table {
     let here: Vec<&Record> = records.iter().filter(|record| record.work == work).collect();
     let mut subjects: Vec<&str> = Vec::new();
@@ -55,7 +104,7 @@ fn table(records: &[Record], work: &str) -> Table {
         if !subjects.contains(&record.subject.as_str()) {
             subjects.push(&record.subject);
         }
-        names.extend(record.metrics.keys().map(String::as_str));
+        names.extend(record.metrics.keys().map(String::as_str).filter(|name| !HIDDEN.contains(name)));
     }
     let known = ORDER.iter().copied().filter(|name| names.contains(name));
     let other = names.iter().copied().filter(|name| !ORDER.contains(name));
@@ -72,17 +121,27 @@ fn table(records: &[Record], work: &str) -> Table {
         row.push(runs(&here, subject));
         rows.push(row);
     }
-    Table { work: work.to_owned(), settings: settings(&here), rows }
+    Table { work: work.to_owned(), settings: settings(records, work), rows }
 }
 
-/// Settings that all runs of the table share.
-fn settings(here: &[&Record]) -> String {
-    let Some((first, rest)) = here.split_first() else { return String::new() };
-    let shared = first
-        .settings
-        .iter()
-        .filter(|(name, value)| rest.iter().all(|record| record.settings.get(*name) == Some(*value)));
-    shared.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join("; ")
+/// Names of the settings that are the same in all runs of a work.
+pub fn common<'a>(records: &'a [Record], work: &str) -> BTreeSet<&'a str> {
+    let mut here = records.iter().filter(|record| record.work == work);
+    let Some(first) = here.next() else { return BTreeSet::new() };
+    let mut shared: BTreeSet<&str> = first.settings.keys().map(String::as_str).collect();
+    for record in here {
+        shared.retain(|name| record.settings.get(*name) == first.settings.get(*name));
+    }
+    // What describes a subject is none of the work's, even where there is only one.
+    shared.remove(PEER);
+    shared
+}
+
+fn settings(records: &[Record], work: &str) -> String {
+    let Some(first) = records.iter().find(|record| record.work == work) else { return String::new() };
+    let shared = common(records, work);
+    let shown = first.settings.iter().filter(|(name, _)| shared.contains(name.as_str()));
+    shown.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join("; ")
 }
 
 fn runs(here: &[&Record], subject: &str) -> String {
@@ -174,6 +233,7 @@ mod tests {
         assert_eq!(tables[0].rows[1], ["a", "1.00", "2.00", "1"]);
         assert_eq!(tables[0].rows[2], ["b", "–", "–", "1, 1 FAILED"]);
         assert_eq!(tables[0].settings, "bytes 9");
+        assert_eq!(overview(&records), None, "no work of the overview");
         assert!(tables[1].markdown().starts_with("|  | Gbit/s | runs |\n|---|--:|--:|\n| a | 3.00 | 1 |"));
     }
 }

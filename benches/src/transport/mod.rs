@@ -5,7 +5,6 @@
 //! can also run it on plain threads: their streams are wrapped in [`Blocking`], which is always ready after the
 //! call returned, so nothing ever waits in a scheduler. [`Api`] says which of the two is used.
 
-pub mod certificate;
 pub mod exec;
 pub mod pilotage;
 pub mod quinn;
@@ -126,7 +125,7 @@ pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Resu
         Family::Quinn => quinn::serve(setup, announce, handler),
         Family::S2n => s2n::serve(setup, announce, handler),
         Family::Pilotage => pilotage::serve(setup, announce, handler),
-        Family::Ceiling => Err("the ceiling has no streams".into()),
+        Family::Ceiling | Family::Reference => Err("this subject has no streams of ours".into()),
     }
 }
 
@@ -138,7 +137,7 @@ pub fn drive<J: Job>(setup: &Setup, job: J) -> Result<Outcome, Failure> {
         Family::Quinn => quinn::drive(setup, job),
         Family::S2n => s2n::drive(setup, job),
         Family::Pilotage => pilotage::drive(setup, job),
-        Family::Ceiling => Err("the ceiling has no streams".into()),
+        Family::Ceiling | Family::Reference => Err("this subject has no streams of ours".into()),
     }
 }
 

@@ -17,10 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::exec::{Exec, detach_task, runtime};
 use super::{
     Announce, Client, Handler, Job, Link, QUIC_CONNECTION_WINDOW, QUIC_STREAM_WINDOW, SOCKET_BUFFER, Setup,
-    Stream, certificate, local_for, udp,
+    Stream, local_for, udp,
 };
-use crate::Failure;
 use crate::work::Outcome;
+use crate::{Failure, certificate};
 
 /// Idle timeout, in milliseconds: work that leaves connections idle must not lose them.
 const IDLE_TIMEOUT_MS: u32 = 300_000;
@@ -59,7 +59,7 @@ fn endpoint(
 
 /// Serves streams until the process ends.
 pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Result<(), Failure> {
-    let tls = certificate::server_config(&setup.scratch, setup.subject.suite(), true)?;
+    let tls = certificate::server_config_for(&setup.scratch, setup.subject.suite(), true)?;
     let mut config = ::quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(transport(setup));
     runtime()?.block_on(async {
@@ -83,7 +83,7 @@ pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Resu
 
 /// Runs the client's part.
 pub fn drive<J: Job>(setup: &Setup, job: J) -> Result<Outcome, Failure> {
-    let tls = certificate::client_config(&setup.scratch, setup.subject.suite(), true)?;
+    let tls = certificate::client_config_for(&setup.scratch, setup.subject.suite(), true)?;
     let mut config = ::quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
     config.transport_config(transport(setup));
     runtime()?.block_on(async {

@@ -7,10 +7,10 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ServerConnection, StreamOwned};
 
 use super::exec::{Exec, block_on, detach, detach_task, runtime};
-use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream, certificate, tcp};
-use crate::Failure;
+use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream, tcp};
 use crate::settings::Api;
 use crate::work::Outcome;
+use crate::{Failure, certificate};
 
 /// Plaintext that rustls may hold before it must write to the socket, in bytes.
 const TLS_BUFFER: usize = 256 << 10;
@@ -23,7 +23,7 @@ impl Stream for tokio_rustls::client::TlsStream<tokio::net::TcpStream> {}
 
 /// Serves streams until the process ends.
 pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Result<(), Failure> {
-    let config = Arc::new(certificate::server_config(&setup.scratch, setup.subject.suite(), false)?);
+    let config = Arc::new(certificate::server_config_for(&setup.scratch, setup.subject.suite(), false)?);
     match setup.api {
         Api::Blocking => tcp::accept_all(setup, announce, |socket| {
             let (handler, config) = (handler.clone(), config.clone());
@@ -46,7 +46,7 @@ pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Resu
 
 /// Runs the client's part.
 pub fn drive<J: Job>(setup: &Setup, job: J) -> Result<Outcome, Failure> {
-    let config = Arc::new(certificate::client_config(&setup.scratch, setup.subject.suite(), false)?);
+    let config = Arc::new(certificate::client_config_for(&setup.scratch, setup.subject.suite(), false)?);
     let dialer = Tls { server: setup.server, congestion: setup.subject.tcp_congestion(), config };
     match setup.api {
         Api::Blocking => block_on(job.run(dialer, Exec::Threads)),

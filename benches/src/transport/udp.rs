@@ -6,7 +6,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::Failure;
 
-/// A bound socket; `None` leaves the kernel's buffers (net.core.[rw]mem_default).
+/// A bound socket; `None` leaves the kernel's buffers (`net.core.rmem_default`, `wmem_default`).
 pub fn socket(addr: SocketAddr, buffer: Option<usize>) -> Result<UdpSocket, Failure> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if let Some(bytes) = buffer {

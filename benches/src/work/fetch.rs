@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
 
 use super::request::latencies;
-use super::{Outcome, Work, fill, send};
+use super::{Outcome, Work, fill_part, send};
 use crate::Failure;
 use crate::control::Control;
 use crate::measure::Stopwatch;
@@ -42,7 +41,7 @@ impl Job for Fetches {
         let mut streams = Vec::new();
         for _ in 0..self.at_once {
             let mut stream = link.open().await?;
-            fetch(&mut stream, &mut vec![0; OBJECT]).await?;
+            fetch(&mut stream, &mut vec![0; OBJECT + 1]).await?;
             streams.push(stream);
         }
         let each = (self.total / self.at_once).max(1);
@@ -65,7 +64,7 @@ impl Job for Fetches {
 
 async fn fetches<S: Stream>(mut stream: S, count: u32) -> Result<(S, Vec<u64>), Failure> {
     let mut times = Vec::with_capacity(count as usize);
-    let mut object = vec![0; OBJECT];
+    let mut object = vec![0; OBJECT + 1];
     for _ in 0..count {
         let sent = Instant::now();
         fetch(&mut stream, &mut object).await?;
@@ -75,10 +74,12 @@ async fn fetches<S: Stream>(mut stream: S, count: u32) -> Result<(S, Vec<u64>), 
 }
 
 async fn fetch<S: Stream>(stream: &mut S, object: &mut [u8]) -> Result<(), Failure> {
-    send(stream, &(object.len() as u64).to_be_bytes()).await?;
-    stream.read_exact(object).await?;
+    send(stream, &(OBJECT as u64).to_be_bytes()).await?;
+    if !fill_part(stream, object, OBJECT).await? {
+        return Err("the stream ended before the object".into());
+    }
     // Cheap, and enough to notice bytes of another object or place.
-    if object.iter().step_by(4099).enumerate().any(|(n, byte)| *byte != pattern(n * 4099)) {
+    if object[..OBJECT].iter().step_by(4099).enumerate().any(|(n, byte)| *byte != pattern(n * 4099)) {
         return Err("an object differs from what was asked for".into());
     }
     Ok(())
@@ -92,9 +93,9 @@ fn pattern(at: usize) -> u8 {
 /// The server's part.
 pub async fn give<S: Stream>(mut stream: S) -> Result<(), Failure> {
     let object: Bytes = (0..OBJECT).map(pattern).collect::<Vec<_>>().into();
-    let mut wanted = [0; 8];
-    while fill(&mut stream, &mut wanted).await? {
-        if u64::from_be_bytes(wanted) != OBJECT as u64 {
+    let mut wanted = [0; 9];
+    while fill_part(&mut stream, &mut wanted, 8).await? {
+        if wanted[..8] != (OBJECT as u64).to_be_bytes() {
             return Err("fetch: another length than that of the objects".into());
         }
         stream.write_bytes(object.clone()).await?;

@@ -18,8 +18,11 @@ use crate::transport::exec::Exec;
 use crate::transport::pilotage::{config, introduction, server_introduction};
 use crate::transport::{Client, Job, Link, Setup, local_for};
 
-/// Silence before memory is read: closed streams are forgotten, delayed acknowledgements sent.
-const SETTLE: Duration = Duration::from_millis(1_500);
+/// Silence before memory is read, so that delayed acknowledgements are sent: the more there are, the longer.
+fn silence(count: u32) -> Duration {
+    Duration::from_millis(if count > 1_000 { 1_500 } else { 200 })
+}
+
 /// How long one tunnel may take.
 const TUNNEL_WAIT: Duration = Duration::from_secs(5);
 /// Made beforehand, so that what a process needs once is not counted.
@@ -47,7 +50,7 @@ impl Job for Tunnels {
             round_trip(&mut stream, 1).await?;
             kept.push((link, stream));
         }
-        settle().await;
+        settle(self.count).await;
         let outcome = growth(before, self.count, &mut self.control)?;
         self.control.quit()?;
         Ok(outcome)
@@ -76,7 +79,7 @@ impl Job for Connections {
             round_trip(&mut stream, 1).await?;
             kept.push(stream);
         }
-        settle().await;
+        settle(self.count).await;
         let outcome = growth(before, self.count.saturating_sub(WARM_UP).max(1), &mut self.control)?;
         self.control.quit()?;
         Ok(outcome)
@@ -84,11 +87,11 @@ impl Job for Connections {
 }
 
 /// The transports' own tasks must run meanwhile.
-async fn settle() {
+async fn settle(count: u32) {
     if tokio::runtime::Handle::try_current().is_ok() {
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(silence(count)).await;
     } else {
-        std::thread::sleep(SETTLE);
+        std::thread::sleep(silence(count));
     }
 }
 
@@ -111,7 +114,7 @@ pub fn pilotage_tunnels(setup: &Setup, count: u32, mut control: Control) -> Resu
         }
         sockets.push(tunnel(setup, number)?);
     }
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(silence(count));
     let after = control.resident_bytes()?;
     control.quit()?;
     let each = after.saturating_sub(before) as f64 / f64::from(count);

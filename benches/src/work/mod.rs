@@ -3,6 +3,7 @@
 pub mod bulk;
 pub mod ceiling;
 pub mod contact;
+pub mod echo;
 pub mod fetch;
 pub mod idle;
 pub mod request;
@@ -56,6 +57,9 @@ pub enum Work {
     IdleTunnels,
     /// Memory of idle connections (QUIC: streams) in one tunnel.
     IdleConnections,
+    /// 1 MiB to an echo service and back: what the Go reference has a command for.
+    #[value(name = "echo-1mib")]
+    EchoMib,
 }
 
 /// Streams of [`Work::Bulk100`].
@@ -64,6 +68,8 @@ pub const BULK_STREAMS: u32 = 100;
 pub const REQUESTS_IN_FLIGHT: u32 = 64;
 /// Fetches at a time of [`Work::Fetch20`].
 pub const FETCHES_AT_ONCE: u32 = 20;
+/// Repeats of the works about memory.
+const MEMORY_REPEATS: u32 = 2;
 /// Streams that QUIC libraries permit without being told.
 const USUAL_STREAMS: u32 = 100;
 
@@ -88,6 +94,7 @@ impl Work {
             Self::Warm => "warm",
             Self::IdleTunnels => "idle-tunnels",
             Self::IdleConnections => "idle-connections",
+            Self::EchoMib => "echo-1mib",
         }
     }
 
@@ -98,6 +105,9 @@ impl Work {
 
     /// Whether a subject takes part. Those that differ from another only for bulk data do bulk data only.
     pub fn suits(self, subject: Subject) -> bool {
+        if self == Self::EchoMib || subject == Subject::Reference {
+            return self == Self::EchoMib && matches!(subject, Subject::Pilotage | Subject::Reference);
+        }
         match self {
             Self::Bulk1 => true,
             Self::Bulk100 => subject.family() != Family::Ceiling,
@@ -107,6 +117,11 @@ impl Work {
             }
             _ => !subject.is_for_bulk_only(),
         }
+    }
+
+    /// Whether another repeat says something: memory hardly differs from run to run, and takes long to fill.
+    pub fn wants_repeat(self, repeat: u32) -> bool {
+        repeat <= MEMORY_REPEATS || !matches!(self, Self::IdleTunnels | Self::IdleConnections)
     }
 
     /// How many streams at once.
@@ -119,6 +134,7 @@ impl Work {
             Self::Bulk1 | Self::Request1 | Self::Request1Core | Self::Fetch1 | Self::Cold | Self::Warm => 1,
             // One at a time, but each is kept: threads would be many.
             Self::IdleTunnels => 1,
+            Self::EchoMib => 1,
         }
     }
 
@@ -151,6 +167,7 @@ impl Work {
             Self::Request64 | Self::Request64Core => ("requests", u64::from(request::total(options, self))),
             Self::Fetch1 | Self::Fetch20 => ("fetches", u64::from(fetch::total(options, self))),
             Self::Cold | Self::Warm => ("contacts", u64::from(options.contacts)),
+            Self::EchoMib => ("bytes", echo::SIZE as u64),
             Self::IdleTunnels | Self::IdleConnections => ("idle", u64::from(options.idle)),
         };
         settings.insert(amount.0.to_owned(), amount.1.to_string());
@@ -190,6 +207,7 @@ pub fn serve(
     let service = match work {
         Work::Bulk1 | Work::Bulk100 => Service::Bulk,
         Work::Fetch1 | Work::Fetch20 => Service::Fetch,
+        Work::EchoMib => Service::EchoAll,
         _ => Service::Echo,
     };
     transport::serve(setup, announce, &service)
@@ -216,6 +234,7 @@ pub fn drive(work: Work, options: &Options, setup: &Setup, control: SocketAddr) 
         }
         Work::Cold => transport::drive(setup, contact::Cold { contacts: options.contacts, control }),
         Work::Warm => transport::drive(setup, contact::Warm { contacts: options.contacts, control }),
+        Work::EchoMib => transport::drive(setup, echo::Echo { control }),
         Work::IdleTunnels if setup.subject.family() == Family::Pilotage => {
             idle::pilotage_tunnels(setup, options.idle, control)
         }
@@ -231,6 +250,8 @@ pub enum Service {
     Bulk,
     /// Answers 64 bytes with the same.
     Echo,
+    /// Gives back whatever comes.
+    EchoAll,
     /// Answers a length with as many bytes.
     Fetch,
 }
@@ -240,6 +261,7 @@ impl Handler for Service {
         match self {
             Self::Bulk => bulk::take(stream).await,
             Self::Echo => request::echo(stream).await,
+            Self::EchoAll => echo::give_back(stream).await,
             Self::Fetch => fetch::give(stream).await,
         }
     }
@@ -249,6 +271,26 @@ impl Handler for Service {
 pub(crate) async fn send<S: Stream>(stream: &mut S, bytes: &[u8]) -> Result<(), Failure> {
     stream.write_all(bytes).await?;
     Ok(stream.flush().await?)
+}
+
+/// Reads `wanted` bytes into a buffer that holds at least one more: a read that leaves room tells tokio that nothing
+/// else is there, which saves a system call. `false` if the stream ends before the first byte.
+pub(crate) async fn fill_part<S: Stream>(
+    stream: &mut S,
+    buffer: &mut [u8],
+    wanted: usize,
+) -> Result<bool, Failure> {
+    let mut filled = 0;
+    while filled < wanted {
+        match stream.read(&mut buffer[filled..]).await {
+            Ok(count @ 1..) => filled += count,
+            // A reset where the other side has gone is an end like any other.
+            _ if filled == 0 => return Ok(false),
+            Ok(_) => return Err("the stream ended early".into()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if filled == wanted { Ok(true) } else { Err("more came than was asked for".into()) }
 }
 
 /// Fills the buffer; `false` if the stream ends before the first byte.

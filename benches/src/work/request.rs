@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::io::AsyncReadExt;
-
-use super::{Outcome, Work, fill, send};
+use super::{Outcome, Work, fill_part, send};
 use crate::Failure;
 use crate::control::Control;
 use crate::measure::Stopwatch;
@@ -97,16 +95,18 @@ async fn requests<S: Stream>(mut stream: S, count: u32) -> Result<(S, Vec<u64>),
 pub async fn round_trip<S: Stream>(stream: &mut S, mark: u8) -> Result<(), Failure> {
     let request = [mark; REQUEST_LEN];
     send(stream, &request).await?;
-    let mut reply = [0; REQUEST_LEN];
-    stream.read_exact(&mut reply).await?;
-    if reply == request { Ok(()) } else { Err("a reply differs from its request".into()) }
+    let mut reply = [0; REQUEST_LEN + 1];
+    if !fill_part(stream, &mut reply, REQUEST_LEN).await? {
+        return Err("the stream ended before the reply".into());
+    }
+    if reply[..REQUEST_LEN] == request { Ok(()) } else { Err("a reply differs from its request".into()) }
 }
 
 /// The server's part.
 pub async fn echo<S: Stream>(mut stream: S) -> Result<(), Failure> {
-    let mut request = [0; REQUEST_LEN];
-    while fill(&mut stream, &mut request).await? {
-        send(&mut stream, &request).await?;
+    let mut request = [0; REQUEST_LEN + 1];
+    while fill_part(&mut stream, &mut request, REQUEST_LEN).await? {
+        send(&mut stream, &request[..REQUEST_LEN]).await?;
     }
     Ok(())
 }

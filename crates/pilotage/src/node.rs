@@ -88,6 +88,10 @@ pub struct NodeStats {
     pub socket: SocketInfo,
     /// System calls that sent datagrams.
     pub send_calls: u64,
+    /// System calls that asked for received datagrams.
+    pub receive_calls: u64,
+    /// System calls in which the driver waited, or looked, for something to do.
+    pub poll_calls: u64,
     /// Sends that found the socket full.
     pub send_blocked: u64,
     /// Sends that the operating system refused; the core repairs them like losses.
@@ -231,6 +235,8 @@ impl Node {
             uptime: shared.started.elapsed(),
             socket: self.inner.socket_info,
             send_calls: shared.counters.calls.load(Ordering::Relaxed),
+            receive_calls: shared.counters.receives.load(Ordering::Relaxed),
+            poll_calls: shared.counters.polls.load(Ordering::Relaxed),
             send_blocked: shared.counters.blocked.load(Ordering::Relaxed),
             send_errors: shared.counters.errors.load(Ordering::Relaxed),
             connections: core.connections.len(),

@@ -129,6 +129,8 @@ impl Assembler {
         let len = self.readable().min(buf.len());
         let base = self.ring.base();
         let (a, b) = self.ring.slices(base..base + len as u64);
+        #[cfg(debug_assertions)]
+        crate::audit::count_copy(len);
         buf[..a.len()].copy_from_slice(a);
         buf[a.len()..len].copy_from_slice(b);
         self.ring.advance_to(base + len as u64);
@@ -202,6 +204,11 @@ impl Assembler {
     /// An acknowledgement with [`sack_blocks`](Self::sack_blocks) was sent.
     pub fn mark_reported(&mut self) {
         self.unreported = 0;
+    }
+
+    /// Frees memory that was not needed since the last call, if everything received is read.
+    pub fn trim(&mut self) {
+        self.ring.trim();
     }
 
     /// Frees memory that nothing occupies. For connections that fell idle.

@@ -1,9 +1,9 @@
-//! What a simulator needs to see of the inside: which (key, nonce) pairs seal frames.
+//! What a simulator needs to see of the inside: which (key, nonce) pairs seal frames; and how often payload is copied.
 //!
 //! Present only with debug assertions, and idle in threads that did not ask for it. The key itself never leaves:
 //! observers see 128 bits of a hash of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// One frame that was sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +18,17 @@ pub struct Sealed {
 
 thread_local! {
     static SEALED: RefCell<Option<Vec<Sealed>>> = const { RefCell::new(None) };
+    static COPIED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Payload bytes that this thread has copied so far, once for each copy of a byte.
+pub fn copied() -> u64 {
+    COPIED.get()
+}
+
+/// Counts a copy of payload. Whoever copies some calls it.
+pub(crate) fn count_copy(len: usize) {
+    COPIED.set(COPIED.get() + len as u64);
 }
 
 /// From now on sealed frames of this thread are noted.

@@ -28,6 +28,7 @@ pub mod ring;
 pub mod rtt;
 pub mod scoreboard;
 pub mod send_buffer;
+pub mod timer_table;
 pub mod transmit;
 
 #[cfg(debug_assertions)]

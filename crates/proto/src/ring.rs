@@ -2,6 +2,9 @@
 //!
 //! One copy in ([`write_at`](ByteRing::write_at)), one copy out (from [`slices`](ByteRing::slices)). The
 //! capacity is a power of two, so that an offset's place is a mask away.
+//!
+//! An empty ring begins again at its first byte: whoever is read as fast as it is written uses the same few cache lines
+//! again and again, however large the ring once grew.
 
 use std::ops::Range;
 
@@ -13,19 +16,19 @@ pub struct ByteRing {
     /// Length is zero or a power of two.
     buf: Vec<u8>,
     base: u64,
+    /// The offset whose place is the first: the base when the ring was last empty.
+    origin: u64,
     /// End of the highest byte written since the ring was last empty.
     end: u64,
     max: usize,
-    /// Highest fill since the ring was last empty.
+    /// Highest fill since [`trim`](ByteRing::trim) last looked.
     peak: usize,
-    /// How often in a row the ring became empty after a peak that an eighth of it would have held.
-    roomy: u32,
 }
 
 impl ByteRing {
     /// An empty ring at offset 0 for at most `max` bytes. Allocates nothing yet.
     pub fn new(max: usize) -> Self {
-        Self { buf: Vec::new(), base: 0, end: 0, max, peak: 0, roomy: 0 }
+        Self { buf: Vec::new(), base: 0, origin: 0, end: 0, max, peak: 0 }
     }
 
     /// The lowest offset that the ring holds.
@@ -67,7 +70,7 @@ impl ByteRing {
         }
         self.peak = self.peak.max(fill);
         self.end = self.end.max(offset + data.len() as u64);
-        copy_in(&mut self.buf, offset, data);
+        copy_in(&mut self.buf, offset - self.origin, data);
     }
 
     /// The bytes of `range`, in two parts where they wrap around. Empty where the range is outside of what the ring
@@ -80,7 +83,7 @@ impl ByteRing {
             return (&[], &[]);
         }
         let len = (end - start) as usize;
-        let at = place(start, self.buf.len());
+        let at = place(start - self.origin, self.buf.len());
         let first = len.min(self.buf.len() - at);
         (&self.buf[at..at + first], &self.buf[..len - first])
     }
@@ -95,24 +98,23 @@ impl ByteRing {
             return;
         }
         self.end = base;
-        // Empty. A bulk transfer empties its ring all the time and needs it again at once; a ring that was
-        // sized for a burst long ago does not come near its size any more.
+        self.origin = base;
+    }
+
+    /// Frees the memory of an empty ring that is larger than eight times what it held at most since the last call. To be
+    /// called now and then, so that neither a stream of bulk data loses what it needs again at once, nor a connection
+    /// that once had a burst keeps its memory for ever.
+    pub fn trim(&mut self) {
         if self.buf.len() > SMALL && self.peak <= self.buf.len() / 8 {
-            self.roomy += 1;
-            if self.roomy >= ROOMY_LIMIT {
-                self.release();
-            }
-        } else {
-            self.roomy = 0;
+            self.release();
         }
-        self.peak = 0;
+        self.peak = (self.end - self.base) as usize;
     }
 
     /// Frees all memory if the ring is empty. For connections that fell idle.
     pub fn release(&mut self) {
         if self.base >= self.end {
             self.buf = Vec::new();
-            self.roomy = 0;
         }
     }
 
@@ -122,18 +124,20 @@ impl ByteRing {
         let mut grown = vec![0; capacity];
         if self.base < self.end {
             let (a, b) = self.slices(self.base..self.end);
-            copy_in(&mut grown, self.base, a);
-            copy_in(&mut grown, self.base + a.len() as u64, b);
+            copy_in(&mut grown, self.base - self.origin, a);
+            copy_in(&mut grown, self.base - self.origin + a.len() as u64, b);
         }
         self.buf = grown;
     }
 }
 
-/// Copies `data`, which is no longer than `buf`, to the place of `offset`.
+/// Copies `data`, which is no longer than `buf`, to the place of the offset that is so far behind the origin.
 fn copy_in(buf: &mut [u8], offset: u64, data: &[u8]) {
     if data.is_empty() {
         return;
     }
+    #[cfg(debug_assertions)]
+    crate::audit::count_copy(data.len());
     let at = place(offset, buf.len());
     let first = data.len().min(buf.len() - at);
     buf[at..at + first].copy_from_slice(&data[..first]);
@@ -145,12 +149,10 @@ fn place(offset: u64, capacity: usize) -> usize {
     (offset as usize) & (capacity - 1)
 }
 
-/// Smallest allocation: a few small messages.
-const MIN_CAPACITY: usize = 2 << 10;
-/// Rings of this size are never worth shrinking.
+/// Smallest allocation: a few small messages. Both directions of a connection keep it until the connection is idle.
+const MIN_CAPACITY: usize = 512;
+/// Rings of this size are never worth shrinking while their connection is in use.
 const SMALL: usize = 64 << 10;
-/// So many small uses in a row make a large ring shrink.
-const ROOMY_LIMIT: u32 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -196,23 +198,57 @@ mod tests {
     }
 
     #[test]
-    fn a_large_ring_survives_bulk_use_but_shrinks_after_small_use() {
+    fn a_large_ring_survives_bulk_use_and_is_given_back_after_small_use() {
         let mut ring = ByteRing::new(1 << 20);
         let mut at = 0;
-        for _ in 0..1000 {
-            ring.write_at(at, &vec![1; 500_000]);
-            at += 500_000;
+        let mut use_it = |ring: &mut ByteRing, len: usize| {
+            ring.write_at(at, &vec![1; len]);
+            at += len as u64;
             ring.advance_to(at);
+        };
+        for _ in 0..100 {
+            use_it(&mut ring, 500_000);
+            use_it(&mut ring, 5);
+            ring.trim();
             assert_eq!(ring.capacity(), 1 << 19);
         }
-        for _ in 0..ROOMY_LIMIT {
-            ring.write_at(at, b"small");
-            at += 5;
-            ring.advance_to(at);
-        }
+        use_it(&mut ring, 5);
+        ring.trim();
         assert_eq!(ring.capacity(), 0);
         ring.write_at(at, b"again");
         assert_eq!(read(&ring, at..at + 5), b"again");
+    }
+
+    #[test]
+    fn trimming_keeps_what_is_held_and_what_is_small() {
+        let mut ring = ByteRing::new(1 << 20);
+        ring.write_at(0, &[1; 500_000]);
+        ring.advance_to(499_990);
+        ring.trim();
+        ring.trim();
+        assert_eq!((ring.capacity(), read(&ring, 499_990..500_000)), (1 << 19, vec![1; 10]));
+        let mut small = ByteRing::new(1 << 20);
+        small.write_at(0, &[1; SMALL]);
+        small.advance_to(SMALL as u64);
+        small.trim();
+        small.trim();
+        assert_eq!(small.capacity(), SMALL);
+    }
+
+    #[test]
+    fn an_empty_ring_begins_again_at_its_first_byte() {
+        let mut ring = ByteRing::new(1 << 20);
+        ring.write_at(0, &[0; 4_000]);
+        for round in 1..50u64 {
+            let at = round * 4_000;
+            ring.advance_to(at);
+            // Behind a gap first, as segments come.
+            ring.write_at(at + 2_000, &[round as u8; 2_000]);
+            ring.write_at(at, &[round as u8 + 1; 2_000]);
+            let (first, second) = ring.slices(at..at + 4_000);
+            assert_eq!((first.len(), second.len()), (4_000, 0), "in one piece");
+            assert_eq!((first[0], first[3_999]), (round as u8 + 1, round as u8));
+        }
     }
 
     #[test]

@@ -99,6 +99,8 @@ impl SendBuffer {
             "copy of bytes that are not held"
         );
         let (a, b) = self.slices(range);
+        #[cfg(debug_assertions)]
+        crate::audit::count_copy(a.len() + b.len());
         let first = a.len().min(dst.len());
         dst[..first].copy_from_slice(&a[..first]);
         let second = b.len().min(dst.len() - first);
@@ -108,6 +110,11 @@ impl SendBuffer {
     /// Whether everything written is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.acked() == self.end
+    }
+
+    /// Frees memory that was not needed since the last call, if everything written is acknowledged.
+    pub fn trim(&mut self) {
+        self.ring.trim();
     }
 
     /// Frees memory if everything written is acknowledged. For connections that fell idle.

@@ -74,3 +74,13 @@ fn main() -> ExitCode {
 fn task_names() -> Vec<String> {
     Arguments::command().get_subcommands().map(|c| c.get_name().to_owned()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -116,6 +116,7 @@ impl Driver {
                 // Spinning towards a close deadline: let others use this core meanwhile.
                 std::thread::yield_now();
             }
+            self.shared.counters.polls.fetch_add(1, Ordering::Relaxed);
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -193,6 +194,7 @@ impl Driver {
             if !self.readable {
                 break;
             }
+            self.shared.counters.receives.fetch_add(1, Ordering::Relaxed);
             match self.slab.fill(&self.socket, &self.io) {
                 Ok(more) => self.readable = more,
                 Err(error) => {

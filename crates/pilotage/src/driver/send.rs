@@ -47,9 +47,11 @@ pub(crate) enum SendOutcome {
     TooBig { destination: SocketAddr, size: usize },
 }
 
-/// Counters of the sending side.
+/// Counters of system calls: those that send, and the others of the driver.
 #[derive(Debug, Default)]
 pub(crate) struct SendCounters {
+    pub(crate) receives: AtomicU64,
+    pub(crate) polls: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) blocked: AtomicU64,
     pub(crate) errors: AtomicU64,

@@ -497,6 +497,10 @@ impl Controller for Bbr {
         true
     }
 
+    fn release(&mut self) {
+        self.delivery.release();
+    }
+
     fn set_mss(&mut self, mss: u64) {
         self.mss = mss.max(1);
         self.max_window = self.max_window.max(MIN_SEGMENTS * self.mss);

@@ -44,6 +44,11 @@ impl DeliveryRate {
         self.delivered
     }
 
+    /// Forgets the send times: nothing is in flight that they could tell about.
+    pub(super) fn release(&mut self) {
+        self.marks = VecDeque::new();
+    }
+
     /// Something was sent; `idle` says that nothing was in flight before.
     pub(super) fn on_sent(&mut self, now: Instant, idle: bool, min_rtt: Option<Duration>) {
         if idle || self.delivered_at.is_none() {

@@ -103,6 +103,9 @@ pub trait Controller {
     /// (before any loss) or two segments (after); it is never lowered.
     fn set_mss(&mut self, mss: u64);
 
+    /// Gives memory back. Only while nothing is in flight.
+    fn release(&mut self) {}
+
     /// The pace, in bytes per second: twice the window per round trip in slow start, else 1.25 times. `None` before
     /// the first round-trip sample.
     fn pacing_rate(&self, rtt: &RttEstimator) -> Option<u64>;
@@ -194,6 +197,10 @@ impl Controller for AnyController {
 
     fn set_mss(&mut self, mss: u64) {
         dispatch!(self, c => c.set_mss(mss))
+    }
+
+    fn release(&mut self) {
+        dispatch!(self, c => c.release())
     }
 
     fn pacing_rate(&self, rtt: &RttEstimator) -> Option<u64> {

@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::event::{ConnectError, ConnectionId, ConnectionStats, ReadError, WriteError};
 use crate::scoreboard::Scoreboard;
 use crate::send_buffer::SendBuffer;
+use crate::timer_table::Registered;
 use crate::tunnel::path::Path;
 
 pub(crate) use recv::SegmentFate;
@@ -123,7 +124,7 @@ pub(crate) struct Connection {
     /// Unread bytes of ours that the endpoint has counted.
     pub(crate) counted_unread: usize,
     /// The earliest deadline that the endpoint's timer table holds for us.
-    pub(crate) registered: Option<Instant>,
+    pub(crate) registered: Option<Registered>,
 
     // ---- sending
     isn: u32,
@@ -325,6 +326,9 @@ impl Connection {
                 self.notify.readable = true;
             }
             self.maybe_update_window(cx);
+            if cx.path.squeezed {
+                self.recv.release();
+            }
             return Ok(n);
         }
         if buf.is_empty() {

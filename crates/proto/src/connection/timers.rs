@@ -303,12 +303,25 @@ impl Connection {
         // The accepting side waits a little longer, so that one keepalive and its answer serve both.
         let patience = if self.incoming { cx.cfg.keepalive * 5 / 4 } else { cx.cfg.keepalive };
         if silent >= patience {
-            self.recv.release();
-            self.send.release();
+            self.release();
+            cx.path.release();
             self.keepalive_pending = true;
             self.timers.idle = Some(cx.now + again);
         } else {
+            // Comes by about as often as the keepalive would, in a connection that is in use too.
+            self.recv.trim();
+            self.send.trim();
             self.timers.idle = Some(self.last_received + patience);
+        }
+    }
+
+    /// Gives back all memory that holds nothing.
+    fn release(&mut self) {
+        self.recv.release();
+        self.send.release();
+        self.board.release();
+        if self.sacks_kept.is_empty() {
+            self.sacks_kept = Vec::new();
         }
     }
 

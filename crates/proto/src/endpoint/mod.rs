@@ -37,7 +37,7 @@ mod peers;
 mod receive;
 mod streams;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -50,6 +50,7 @@ use rand_core::SeedableRng;
 use crate::config::Config;
 use crate::crypto::Identity;
 use crate::event::{ConnectionId, DatagramIn, EndpointStats, Event};
+use crate::timer_table::TimerTable;
 use crate::transmit::{Transmit, TransmitBuf};
 use crate::tunnel::Tunnel;
 
@@ -125,7 +126,7 @@ pub struct Endpoint {
     listeners: HashMap<u16, ListenQueue>,
     datagram_ports: HashMap<u16, DatagramQueue>,
     any_datagram: Option<AnyQueue>,
-    timers: BTreeSet<(Instant, TimerKey)>,
+    timers: TimerTable<TimerKey>,
     lookups: HashMap<NodeId, PendingLookup>,
     exchange_limiter: ExchangeLimiter,
     punches: Punches,
@@ -166,7 +167,7 @@ impl Endpoint {
             listeners: HashMap::new(),
             datagram_ports: HashMap::new(),
             any_datagram: None,
-            timers: BTreeSet::new(),
+            timers: TimerTable::default(),
             lookups: HashMap::new(),
             exchange_limiter: ExchangeLimiter::default(),
             punches: Punches::default(),
@@ -288,7 +289,7 @@ impl Endpoint {
     /// When [`Self::handle_timeout`] wants to be called next. May be early, never late.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         self.settle_dirty();
-        let table = self.timers.first().map(|(t, _)| *t);
+        let table = self.timers.first();
         let own = (!self.own.is_empty()).then_some(self.now);
         [own, table, self.beacon.poll_timeout()].into_iter().flatten().min()
     }
@@ -297,11 +298,7 @@ impl Endpoint {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.expire_lookups(now);
         self.take_own(now);
-        while let Some(&(at, key)) = self.timers.first() {
-            if at > now {
-                break;
-            }
-            self.timers.pop_first();
+        while let Some(key) = self.timers.pop_due(now) {
             match key {
                 TimerKey::Tunnel(index) => {
                     if let Some((tunnel, mut cx)) = split!(self, index, now) {
@@ -373,7 +370,7 @@ impl Endpoint {
         };
         tunnel.path.squeezed = self.unread > self.cfg.receive_memory;
         let deadline = tunnel.deadline();
-        register(&mut self.timers, &mut tunnel.registered, deadline, TimerKey::Tunnel(index));
+        self.timers.register(&mut tunnel.registered, deadline, TimerKey::Tunnel(index));
         let wants = tunnel.wants_poll(now) || (!tunnel.can_send() && tunnel.has_work() && tunnel.may_begin());
         if wants && !tunnel.in_ready {
             tunnel.in_ready = true;
@@ -408,7 +405,7 @@ impl Endpoint {
             self.events.push_back(Event::Closed(id));
         }
         let deadline = conn.deadline(&path.rtt, &self.cfg);
-        register(&mut self.timers, &mut conn.registered, deadline, TimerKey::Connection(index, slot));
+        self.timers.register(&mut conn.registered, deadline, TimerKey::Connection(index, slot));
         let announce = notify.connected && conn.incoming && !conn.announced;
         let (port, over) = (conn.local.port, conn.is_over() && conn.detached);
         // An attempt that failed before it was announced has no owner who could drop it.
@@ -432,26 +429,6 @@ impl Endpoint {
     fn place(&self, id: ConnectionId) -> Option<(u32, u32)> {
         let r = self.refs.get(id.index as usize)?;
         if r.generation == id.generation { r.place } else { None }
-    }
-}
-
-/// Moves a deadline in the table only if the new one is earlier: a later one is found when the old one fires.
-fn register(
-    timers: &mut BTreeSet<(Instant, TimerKey)>,
-    registered: &mut Option<Instant>,
-    deadline: Option<Instant>,
-    key: TimerKey,
-) {
-    let Some(deadline) = deadline else { return };
-    match *registered {
-        Some(at) if at <= deadline => {}
-        old => {
-            if let Some(at) = old {
-                timers.remove(&(at, key));
-            }
-            timers.insert((deadline, key));
-            *registered = Some(deadline);
-        }
     }
 }
 

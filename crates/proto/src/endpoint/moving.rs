@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pilotage_wire::Address;
 
-use super::{Endpoint, TimerKey};
+use super::Endpoint;
 use crate::connection::Connection;
 
 impl Endpoint {
@@ -40,10 +40,8 @@ impl Endpoint {
                 self.forget(index, slot, now);
             }
         }
-        if let Some(tunnel) = self.tunnels[index as usize].take()
-            && let Some(at) = tunnel.registered
-        {
-            self.timers.remove(&(at, TimerKey::Tunnel(index)));
+        if let Some(mut tunnel) = self.tunnels[index as usize].take() {
+            self.timers.remove(&mut tunnel.registered);
         }
         self.free_tunnels.push(index);
     }

@@ -114,10 +114,8 @@ impl Endpoint {
             .map(|(node, i, _)| (*node, *i));
         let Some((node, index)) = idle else { return false };
         self.by_node.remove(&node);
-        if let Some(tunnel) = self.tunnels[index as usize].take()
-            && let Some(at) = tunnel.registered
-        {
-            self.timers.remove(&(at, super::TimerKey::Tunnel(index)));
+        if let Some(mut tunnel) = self.tunnels[index as usize].take() {
+            self.timers.remove(&mut tunnel.registered);
         }
         self.free_tunnels.push(index);
         true

@@ -8,7 +8,7 @@ use pilotage_wire::{Address, SocketAddress};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
 
-use super::{ConnRef, Endpoint, HalfOpen, ListenQueue, TimerKey};
+use super::{ConnRef, Endpoint, HalfOpen, ListenQueue};
 use crate::connection::{Connection, Cx, State};
 use crate::event::{
     ConnectError, ConnectionId, ConnectionStats, DatagramIn, Event, PathInfo, ReadError, SendDatagramError,
@@ -350,7 +350,7 @@ impl Endpoint {
     pub(super) fn forget(&mut self, index: u32, slot: u32, now: Instant) {
         let time_wait = self.cfg.time_wait;
         let Some(tunnel) = self.tunnel_mut(index) else { return };
-        let Some(conn) = tunnel.slots.remove(slot) else { return };
+        let Some(mut conn) = tunnel.slots.remove(slot) else { return };
         if conn.incoming
             && !conn.announced
             && let Some(queue) = self.listeners.get_mut(&conn.local.port)
@@ -363,9 +363,10 @@ impl Endpoint {
             let ports = (conn.local.port, conn.remote.port);
             tunnel.slots.remember(ports, conn.final_numbers(), now + time_wait);
         }
-        if let Some(at) = conn.registered {
-            self.timers.remove(&(at, TimerKey::Connection(index, slot)));
+        if tunnel.slots.len() == 0 {
+            tunnel.release();
         }
+        self.timers.remove(&mut conn.registered);
         self.unread -= conn.counted_unread;
         self.open_connections -= 1;
         self.bind_id(conn.id, None);

@@ -29,6 +29,7 @@ use crate::config::{Config, PeerConfig, PeerPolicy};
 use crate::connection::{Connection, Cx, Dialect};
 use crate::crypto::Identity;
 use crate::event::{ConnectError, EndpointStats, Event, TunnelInfo};
+use crate::timer_table::Registered;
 
 pub(crate) use control::PendingPing;
 pub(crate) use exchange::{Candidate, ExchangeFate, KeyExchange};
@@ -133,7 +134,7 @@ pub(crate) struct Tunnel {
     /// In the endpoint's list of tunnels to settle.
     pub(crate) dirty: bool,
     /// The deadline that the endpoint's timer table holds for this tunnel.
-    pub(crate) registered: Option<Instant>,
+    pub(crate) registered: Option<Registered>,
     mtu_probe: Option<control::MtuProbe>,
     /// Scratch for trying several keys on one frame (opening destroys what does not verify).
     trial: Vec<u8>,
@@ -285,6 +286,14 @@ impl Tunnel {
         }
     }
 
+    /// Gives back memory that only connections in use need. For a tunnel that has none left.
+    pub(crate) fn release(&mut self) {
+        self.path.release();
+        if self.datagrams.is_empty() {
+            self.datagrams = VecDeque::new();
+        }
+    }
+
     /// Whether packets can leave now: keys, or the permission to do without.
     pub(crate) fn can_send(&self) -> bool {
         self.current.is_some() || self.policy.allow_plaintext
@@ -349,6 +358,9 @@ impl Tunnel {
         self.on_proof_timeout(now);
         if self.previous.as_ref().is_some_and(|(_, until)| *until <= now) {
             self.previous = None;
+        }
+        if self.previous.is_none() && self.candidates.is_empty() {
+            self.trial = Vec::new();
         }
         if self.path.paced_until.is_some_and(|t| t <= now) {
             self.path.paced_until = None;

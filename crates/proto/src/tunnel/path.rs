@@ -167,6 +167,13 @@ impl Path {
         }
     }
 
+    /// Gives back memory that only a path in use needs. Nothing may be in flight, else it is left alone.
+    pub(crate) fn release(&mut self) {
+        if self.in_flight == 0 {
+            self.controller.release();
+        }
+    }
+
     /// Time to wait for a valid frame before the peer is asked for new keys (rule C9): twice the RTO.
     pub(crate) fn silence_bound(&self) -> Duration {
         self.rtt.rto(&RtoClamp::default()) * 2

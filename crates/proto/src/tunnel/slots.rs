@@ -10,6 +10,9 @@ const TIME_WAIT_MAX: usize = 4_096;
 /// Answers to FIN in TIME_WAIT: a reference peer that repeats FIN|ACK for ever is told so often, then ignored (rule C12).
 const TIME_WAIT_ANSWERS: u8 = 4;
 
+/// Places for connections that a tunnel keeps when it has none; the memory of more is given back.
+const ROOM_KEPT: usize = 16;
+
 /// Local and remote port. The network part of the address is left out: reference peers answer from
 /// network 0 whatever network was dialled (draft-01 facts §2).
 pub(crate) type PortPair = (u16, u16);
@@ -99,6 +102,11 @@ impl Slots {
         }
         self.last = None;
         self.free.push(slot);
+        if self.len() == 0 && self.slots.len() > ROOM_KEPT {
+            // Nobody is left; what was noted about those who were says nothing any more.
+            (self.slots, self.free, self.by_ports) = Default::default();
+            (self.ready, self.touched) = Default::default();
+        }
         Some(conn)
     }
 
@@ -232,6 +240,9 @@ impl Slots {
             {
                 self.time_wait.remove(&ports);
             }
+        }
+        if self.time_wait_order.is_empty() && self.time_wait_order.capacity() > ROOM_KEPT {
+            (self.time_wait, self.time_wait_order) = Default::default();
         }
     }
 }

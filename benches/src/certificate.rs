@@ -34,8 +34,18 @@ fn provider(suite: Suite, quic: bool) -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
+/// As [`server_config_for`] with AES-256-GCM.
+pub fn server_config(scratch: &Path, quic: bool) -> Result<ServerConfig, Failure> {
+    server_config_for(scratch, Suite::Aes256, quic)
+}
+
+/// As [`client_config_for`] with AES-256-GCM.
+pub fn client_config(scratch: &Path, quic: bool) -> Result<ClientConfig, Failure> {
+    client_config_for(scratch, Suite::Aes256, quic)
+}
+
 /// Makes a certificate, leaves it in `scratch` for the client, and returns the server's configuration.
-pub fn server_config(scratch: &Path, suite: Suite, quic: bool) -> Result<ServerConfig, Failure> {
+pub fn server_config_for(scratch: &Path, suite: Suite, quic: bool) -> Result<ServerConfig, Failure> {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()])?;
     let certificate = made.cert.der().clone();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
@@ -50,7 +60,7 @@ pub fn server_config(scratch: &Path, suite: Suite, quic: bool) -> Result<ServerC
 }
 
 /// The client's configuration: accepts exactly the certificate in `scratch`.
-pub fn client_config(scratch: &Path, suite: Suite, quic: bool) -> Result<ClientConfig, Failure> {
+pub fn client_config_for(scratch: &Path, suite: Suite, quic: bool) -> Result<ClientConfig, Failure> {
     let provider = provider(suite, quic);
     let pinned = CertificateDer::from(std::fs::read(scratch.join(FILE_NAME))?);
     let verifier = Arc::new(PinnedCertificate { pinned, provider: provider.clone() });
