@@ -65,18 +65,20 @@ fn once(options: &Options, name: &str, peer: Peer, way: Way, repeat: u32) -> Res
         pair.start(&lab, Task::Fetch { bytes: REPLY, parallel: options.parallel, count, way })?;
     let mut times = Vec::new();
     let mut warm_at = begun;
-    let mut before = lab.counters(1);
+    let before = lab.counters(1);
     while let Some(line) = client.line(begun + options.limit() * 2)? {
         let Some(micros) = line.strip_prefix("fetch ").and_then(|text| text.parse::<u64>().ok()) else {
             break;
         };
         times.push(micros);
         if times.len() == warm as usize {
-            (warm_at, before) = (Instant::now(), lab.counters(1));
+            warm_at = Instant::now();
         }
     }
     let seconds = warm_at.elapsed().as_secs_f64();
     let out = lab.counters(1).since(&before);
+    // The wire is counted from the start: at any later time some replies are half way.
+    let all = times.len() as f64 * f64::from(REPLY);
     let mut counted = times.split_off(times.len().min(warm as usize));
     if counted.is_empty() {
         return Err("no fetch ended in time".into());
@@ -89,7 +91,7 @@ fn once(options: &Options, name: &str, peer: Peer, way: Way, repeat: u32) -> Res
         .metric("p90_ms", at(0.9))
         .metric("p99_ms", at(0.99))
         .metric("goodput_mbps", payload * 8.0 / seconds / 1e6)
-        .metric("wire_ratio", out.offered_bytes as f64 / payload)
+        .metric("wire_ratio", out.offered_bytes as f64 / all)
         .metric("fetches", counted.len() as f64)
         .metric("cut", f64::from(u8::from(counted.len() as u32 + warm < count)))
         .setting("link", link.to_string()))

@@ -20,7 +20,7 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
         return Ok(true);
     }
     Lab::available()?;
-    let mut sheet = Sheet { json: options.json, records: Vec::new() };
+    let mut sheet = Sheet { json: options.json, real_time: options.real_time, records: Vec::new() };
     if options.wants(Work::Transfer) || options.wants(Work::Long) {
         transfer::run(options, &mut sheet)?;
     }
@@ -42,6 +42,7 @@ pub fn run(options: &Options) -> Result<bool, Failure> {
 /// What was measured so far.
 pub(super) struct Sheet {
     json: bool,
+    real_time: bool,
     records: Vec<Record>,
 }
 
@@ -62,6 +63,9 @@ impl Sheet {
         });
         record.foreign_cpu = guard.and_then(|guard| guard.foreign_percent().ok().flatten());
         record = record.setting("peer", peers::settings(peer));
+        if self.real_time {
+            record = record.setting("ends", "real-time priority");
+        }
         self.show(&record);
         self.records.push(record.clone());
         record

@@ -61,6 +61,7 @@ pub(super) struct Sent {
 
 /// Runs as a side: `--side <JSON of peer's name and task>`.
 pub(super) fn run(options: &Options, side: &str) -> Result<(), Failure> {
+    end_with(std::os::unix::process::parent_id());
     let (name, task): (String, Task) = serde_json::from_str(side)?;
     let peer: Peer = name.parse()?;
     let place = Place {
@@ -78,6 +79,16 @@ pub(super) fn run(options: &Options, side: &str) -> Result<(), Failure> {
             fetch(&*peers::client(peer, &place)?, bytes, parallel, count, way == Way::Kept)
         }
     }
+}
+
+/// Ends this process soon after its parent has ended in whatever way: a flow without end would go on for ever.
+fn end_with(parent: u32) {
+    std::thread::spawn(move || {
+        while std::os::unix::process::parent_id() == parent {
+            std::thread::sleep(TELL_EVERY);
+        }
+        std::process::exit(3);
+    });
 }
 
 /// One line to the parent.
