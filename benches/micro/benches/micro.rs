@@ -54,8 +54,7 @@ fn time() {
             Throughput::Elements(operations)
         });
         group.bench_function(rest, |b| {
-            let mut run = make();
-            b.iter(|| run());
+            b.iter(make());
         });
         group.finish();
     }
