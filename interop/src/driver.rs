@@ -24,6 +24,8 @@ const QUEUE: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(40);
 /// A daemon that shows no change for so long has nothing more to move.
 const STUCK: Duration = Duration::from_secs(20);
+/// So often in a row a daemon must have nothing under way: it may wait for half a second before it sends what it holds.
+const QUIET: u32 = 12;
 /// Bytes may wait for so long in the daemon before they become a segment.
 const NAGLE: Duration = Duration::from_millis(60);
 
@@ -245,7 +247,7 @@ fn send_input(mut socket: UnixStream, path: &Path, connection: u32, close: bool)
     let mut quiet = 0;
     // A segment that was acknowledged too early stays in its books for ever.
     let mut last = (serde_json::Value::Null, Instant::now());
-    while quiet < 3 && last.1.elapsed() < STUCK {
+    while quiet < QUIET && last.1.elapsed() < STUCK {
         std::thread::sleep(NAGLE);
         let info = other.info()?;
         let ours = info["conn_list"]

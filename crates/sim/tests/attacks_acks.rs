@@ -4,7 +4,7 @@
 mod attacks_common;
 
 use attacks_common::{Dice, ms};
-use pilotage_proto::{Config, ReadError};
+use pilotage_proto::ReadError;
 use pilotage_sim::pattern;
 use pilotage_sim::rogue::{Arena, Rogue, RogueStream};
 use pilotage_wire::packet::{Flags, Header};

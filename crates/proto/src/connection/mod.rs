@@ -136,12 +136,7 @@ pub(crate) struct Connection {
     window_edge: u64,
     /// Segments that a reference peer's queue can take (its window counts segments).
     window_segments: u64,
-    /// A segment was sent again in pieces.
-    was_split: bool,
-    /// Blocks that a reference peer reports for ever although everything in them is acknowledged.
-    stale_blocks: sack::Blocks,
-    /// Until this offset is acknowledged a reference peer gets no more than it can hold beyond a hole.
-    careful_until: u64,
+    quirks: Quirks,
     /// The application ended its direction.
     fin_queued: bool,
     /// FIN was given an offset and sent.
@@ -272,9 +267,7 @@ impl Connection {
             counted_in_flight: 0,
             window_edge: 0,
             window_segments: 0,
-            was_split: false,
-            stale_blocks: sack::Blocks::EMPTY,
-            careful_until: 0,
+            quirks: Quirks::default(),
             fin_queued: false,
             fin_sent: false,
             fin_acked: false,
@@ -528,6 +521,17 @@ impl Connection {
             self.notify.closed = true;
         }
     }
+}
+
+/// What is remembered about a reference peer's way to receive.
+#[derive(Debug, Clone, Copy, Default)]
+struct Quirks {
+    /// A segment was sent again in pieces.
+    was_split: bool,
+    /// Blocks that it reports for ever although everything in them is acknowledged.
+    stale_blocks: sack::Blocks,
+    /// Until this offset is acknowledged it gets no more than it can hold beyond a hole.
+    careful_until: u64,
 }
 
 /// The offset that the 32-bit `number` means, seen from the 64-bit position `near` whose number is `near_number`.

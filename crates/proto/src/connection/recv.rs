@@ -268,13 +268,13 @@ impl Connection {
                 Some((l, r)) if l < r && l >= ack && r <= nxt => told.push(l, r),
                 _ if !strict => {} // acknowledged meanwhile, or nonsense: it says nothing
                 // A piece of a segment that it also got whole it reports for ever, until its numbers look like the future.
-                Some((l, r)) if self.was_split && l < r && r <= ack => _ = stale.push(left, right),
-                _ if self.stale_blocks.contains(&(left, right)) => _ = stale.push(left, right),
+                Some((l, r)) if self.quirks.was_split && l < r && r <= ack => _ = stale.push(left, right),
+                _ if self.quirks.stale_blocks.contains(&(left, right)) => _ = stale.push(left, right),
                 _ => return None,
             }
         }
         if strict {
-            self.stale_blocks = stale;
+            self.quirks.stale_blocks = stale;
             let all = blocks.len() == sack::MAX_BLOCKS;
             told.told_up_to = all.then(|| told.blocks().iter().fold(ack + 1, |end, &(_, r)| end.max(r)));
         }
@@ -313,7 +313,7 @@ impl Connection {
             && let Some(sent) = outcome.newest_lost_sent
         {
             cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
-            self.careful_until = self.board.nxt() + CAREFUL;
+            self.quirks.careful_until = self.board.nxt() + CAREFUL;
         }
         if outcome.advanced {
             let data_acked = ack.min(self.send.end());

@@ -181,7 +181,7 @@ impl Connection {
             at -= u64::from(&head == b"SACK"); // rule C11 holds for the second part too
         }
         self.board.split(range.start, at);
-        self.was_split = true;
+        self.quirks.was_split = true;
         range.start..at
     }
 
@@ -222,7 +222,7 @@ impl Connection {
 
     /// Segments that may be outstanding: a reference peer counts them, and throws away what comes too far beyond a hole.
     pub(super) fn segments_allowed(&self, dialect: Dialect) -> u64 {
-        let careful = dialect == Dialect::Draft && self.board.una() < self.careful_until;
+        let careful = dialect == Dialect::Draft && self.board.una() < self.quirks.careful_until;
         if careful { self.window_segments.min(HELD_BEYOND_HOLE) } else { self.window_segments }
     }
 

@@ -322,11 +322,11 @@ fn pieces_that_a_reference_peer_keeps_for_ever_are_still_sack() {
     let mut look = vec![0; 64];
     let old = (OUR_ISN + 101, OUR_ISN + 301);
     let len = sack::encode(&[old], &mut look);
-    side.conn.was_split = true;
+    side.conn.quirks.was_split = true;
     side.takes_data(0, 500, &look[..len]);
     assert_eq!(side.conn.readable(), 0);
     // Until it wraps: the same block in another place is the same block.
-    side.conn.was_split = false;
+    side.conn.quirks.was_split = false;
     side.takes_data(0, 500, &look[..len]);
     assert_eq!(side.conn.readable(), 0);
     let len = sack::encode(&[(old.0 + 1, old.1)], &mut look);
