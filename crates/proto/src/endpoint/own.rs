@@ -19,7 +19,7 @@ use crate::transmit::{Transmit, TransmitBuf};
 /// Where the tunnel to ourselves leads: nothing is ever sent to port 0.
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// Frames that wait; further ones are lost, which the connections make good.
-const WAITING_MAX: usize = 1_024;
+pub(super) const WAITING_MAX: usize = 1_024;
 
 /// Frames on their way to ourselves.
 #[derive(Debug, Default)]
@@ -28,6 +28,11 @@ pub(super) struct Own(VecDeque<Vec<u8>>);
 impl Own {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 }
 

@@ -120,3 +120,25 @@ fn who_did_not_ask_for_itself_is_unknown() {
     let to = SocketAddress { address: endpoint.local_address(), port: 80 };
     assert_eq!(endpoint.connect(now, to), Err(ConnectError::UnknownPeer));
 }
+
+#[test]
+fn what_waits_for_ourselves_is_bounded_and_what_is_lost_by_that_comes_again() {
+    use crate::endpoint::own::WAITING_MAX;
+
+    let (mut endpoint, mut now, to) = alone();
+    endpoint.listen(80).expect("free");
+    let ours = endpoint.connect(now, to).expect("ourselves");
+    turn(&mut endpoint, &mut now);
+    let (theirs, _) = endpoint.accept(80).expect("connected");
+    // Nobody takes in what is sent until the queue is full.
+    let mut buf = TransmitBuf::new(8);
+    for _ in 0..2 * WAITING_MAX {
+        endpoint.send_datagram(now, to, 9, b"one of many").expect("sent");
+        assert!(endpoint.poll_transmit(now, &mut buf).is_none());
+    }
+    assert_eq!(endpoint.own.len(), WAITING_MAX);
+    assert_eq!(endpoint.write(now, ours, b"not lost for good"), Ok(17));
+    turn(&mut endpoint, &mut now);
+    let mut got = [0; 64];
+    assert_eq!(endpoint.read(now, theirs, &mut got), Ok(17));
+}
