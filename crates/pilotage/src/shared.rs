@@ -2,7 +2,7 @@
 //!
 //! * [`Core`] (the sans-IO endpoint and who waits for what) lies behind one mutex. The clock is read
 //!   only while that mutex is held, so the endpoint never sees time run backwards.
-//! * Whoever changed the endpoint ends with [`Shared::finish`]: it sends what became ready on the
+//! * Whoever changed the endpoint ends with [`Shared::finish`] (or `finish_small`): it sends what became ready on the
 //!   caller's own thread (a small request costs no thread switch), hands events on, and wakes the
 //!   driver only where the driver would oversleep a new deadline.
 //! * The mutex is released around every system call and never held while somebody is woken.
