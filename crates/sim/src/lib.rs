@@ -13,6 +13,7 @@
 //! ```
 
 mod link;
+mod neck;
 mod network;
 mod pair;
 mod plan;
@@ -23,6 +24,7 @@ mod transfer;
 mod world;
 
 pub use link::{Arrival, Bursts, Fate, Link, LinkState};
+pub use neck::Neck;
 pub use network::{HostId, Network};
 pub use pair::{Host, Pair, Side};
 pub use plan::{Fault, LIVELY, NodePlan, Plan, Report, replay_command};

@@ -49,7 +49,7 @@ pub struct Host {
     /// Its Ed25519 key.
     pub key: [u8; 32],
     identity_seed: [u8; 32],
-    buf: TransmitBuf,
+    pub(crate) buf: TransmitBuf,
 }
 
 /// A datagram on its way.
@@ -286,7 +286,7 @@ impl Pair {
     }
 }
 
-fn host(index: u8, cfg: &Config, now: Instant, rng: &mut ChaCha8Rng) -> Host {
+pub(crate) fn host(index: u8, cfg: &Config, now: Instant, rng: &mut ChaCha8Rng) -> Host {
     let mut identity_seed = [0; 32];
     rng.fill_bytes(&mut identity_seed);
     let mut seed = [0; 32];
@@ -305,7 +305,7 @@ fn host(index: u8, cfg: &Config, now: Instant, rng: &mut ChaCha8Rng) -> Host {
     }
 }
 
-fn introduction(host: &Host) -> PeerConfig {
+pub(crate) fn introduction(host: &Host) -> PeerConfig {
     PeerConfig {
         address: host.address,
         key: Some(host.key),
