@@ -87,7 +87,7 @@ impl Default for Link {
 #[derive(Debug, Default)]
 pub struct LinkState {
     /// When the bottleneck is free again.
-    free_at: Option<Instant>,
+    pub(crate) free_at: Option<Instant>,
     /// The rate at which that was reckoned.
     rate: Option<u64>,
     in_burst: bool,

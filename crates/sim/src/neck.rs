@@ -9,11 +9,14 @@ use pilotage_wire::SocketAddress;
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 
-use crate::link::{Link, LinkState};
+use crate::link::{Fate, Link, LinkState};
 use crate::pair::{Host, host, introduction};
 
 /// The port that the receivers listen on.
 const PORT: u16 = 1000;
+
+/// Headers below a datagram.
+const IP_AND_UDP: u64 = 28;
 
 /// One sender and its receiver.
 struct Stream {
@@ -39,6 +42,8 @@ pub struct Neck {
     /// Time that datagrams have waited in the queue, and how many they were.
     waited: (Duration, u64),
     dropped: u64,
+    wire: u64,
+    idle: Duration,
 }
 
 impl Neck {
@@ -73,7 +78,14 @@ impl Neck {
             chunk: vec![0; 256 << 10],
             waited: Default::default(),
             dropped: 0,
+            wire: 0,
+            idle: Duration::ZERO,
         }
+    }
+
+    /// Bytes of IP packets that the senders have sent.
+    pub fn wire(&self) -> u64 {
+        self.wire
     }
 
     /// Bytes that each receiver has read so far.
@@ -85,6 +97,11 @@ impl Neck {
     pub fn mean_wait(&mut self) -> Duration {
         let (sum, count) = std::mem::take(&mut self.waited);
         sum / u32::try_from(count.max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Time in which the bottleneck had nothing to carry towards the receivers, up to the last datagram sent.
+    pub fn idle(&self) -> Duration {
+        self.idle
     }
 
     /// Datagrams that found the queue full.
@@ -163,9 +180,13 @@ impl Neck {
     fn put_on_wire(&mut self, from: usize, datagram: &[u8]) {
         let mut arrivals = Vec::new();
         let state = &mut self.states[from % 2];
-        let _ = self.link.carry(self.now, datagram, state, &mut self.rng, &mut arrivals);
         if from % 2 == 0 {
-            self.dropped += u64::from(arrivals.is_empty());
+            self.idle += self.now.saturating_duration_since(state.free_at.unwrap_or(self.start));
+        }
+        let fate = self.link.carry(self.now, datagram, state, &mut self.rng, &mut arrivals);
+        if from % 2 == 0 {
+            self.dropped += u64::from(fate == Fate::Queue);
+            self.wire += datagram.len() as u64 + IP_AND_UDP;
         }
         for arrival in arrivals {
             if from % 2 == 0 {

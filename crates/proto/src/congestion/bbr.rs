@@ -1,11 +1,13 @@
 //! A model-based controller after BBR version 3 (draft-ietf-ccwg-bbr): it measures how fast the path delivers and how
 //! short its round trip is, and keeps about that product in flight, instead of filling a queue until it overflows.
 //!
-//! Names are the draft's. What differs, and why (`spec/recovery.md` R5.12 to R5.16):
+//! Names are the draft's. What differs, and why (`spec/recovery.md` R5.12 to R5.20):
 //!
 //! * Loss counts as congestion only beyond a share that the path also loses without being pushed. Radio links and
 //!   policed ones lose some per cent at any rate, which would halve the draft's rate again and again.
 //! * The delivery rate is measured by send times, not per packet ([`DeliveryRate`]): many connections share a path.
+//! * What several flows take from each other is evened out by terms that do not grow with the rate: a few segments more in
+//!   the window, and per round trip while probing. While a queue stands, the highest rate is forgotten over some rounds.
 //! * A round trip within a thirtieth of the shortest one confirms it, so that a path with a little jitter is not
 //!   drained every five seconds only to see the same value again.
 
@@ -48,6 +50,8 @@ pub struct Bbr {
     delivery: DeliveryRate,
     /// The highest rate of this cycle and the one before, bytes per second.
     max_rate: [u64; 2],
+    /// The highest rates of the last rounds, four and four of them; the last four are not complete.
+    recent: [u64; 3],
     min_rtt: Option<Duration>,
     min_rtt_at: Option<Instant>,
     /// The shortest time to an answer while nothing but retransmissions was acknowledged, as after a change of the path.
@@ -55,6 +59,8 @@ pub struct Bbr {
     answer_time: Option<Duration>,
     /// Until when the round trip is probed, and where to go then.
     probe_rtt_until: Option<Instant>,
+    /// The shortest round trip of this probe of it, and of the one before.
+    probed: [Option<Duration>; 2],
     round: Round,
     /// Rounds without growth of the rate, and the rate that growth is measured against.
     full: FullPipe,
@@ -90,6 +96,8 @@ struct FullPipe {
     rate: u64,
     rounds: u32,
     reached: bool,
+    /// It was loss that said so: the rate may not have been found yet.
+    by_loss: bool,
     /// The rate at the end of the last round, and whether it grew in it.
     last: u64,
     growing: bool,
@@ -121,10 +129,12 @@ impl Bbr {
             phase_since: None,
             delivery: DeliveryRate::default(),
             max_rate: [0; 2],
+            recent: [0; 3],
             min_rtt: None,
             min_rtt_at: None,
             answer_time: None,
             probe_rtt_until: None,
+            probed: [None; 2],
             round: Round::default(),
             full: FullPipe::default(),
             inflight_hi: None,
@@ -183,6 +193,7 @@ impl Bbr {
         self.round.min_rtt = Some(self.round.min_rtt.map_or(latest, |m| m.min(latest)));
         self.round.limited |= ack.app_limited;
         let Some(sample) = sample else { return false };
+        self.recent[2] = self.recent[2].max(sample.rate);
         if !ack.app_limited || sample.rate >= self.bandwidth() {
             self.max_rate[1] = self.max_rate[1].max(sample.rate);
         }
@@ -190,6 +201,9 @@ impl Bbr {
     }
 
     fn update_min_rtt(&mut self, now: Instant, latest: Duration) {
+        if self.phase == Phase::ProbeRtt && self.probe_rtt_until.is_some() {
+            self.probed[1] = Some(self.probed[1].map_or(latest, |m| m.min(latest)));
+        }
         let Some(shortest) = self.min_rtt else {
             (self.min_rtt, self.min_rtt_at) = (Some(latest), Some(now));
             return;
@@ -204,15 +218,35 @@ impl Bbr {
         }
     }
 
+    /// Whether the round trips of this round had a queue in them.
+    fn is_queued(&self) -> bool {
+        match (self.round.min_rtt, self.min_rtt) {
+            (Some(round), Some(shortest)) => round > shortest + (shortest / 8).max(QUEUE_SEEN),
+            _ => false,
+        }
+    }
+
+    /// R5.19: all the flows of a queue that stands remember more than there is, each from a time when others sent less.
+    /// Windows then are what the queue holds, and nothing makes them equal.
+    fn forget_what_is_gone(&mut self) {
+        let recent = self.recent.iter().max().copied().unwrap_or(0);
+        let bandwidth = self.bandwidth();
+        let counts = self.phase == Phase::Cruise && !self.round.limited && self.recent[1] > 0;
+        if counts && recent < bandwidth && self.is_queued() {
+            let less = bandwidth - (bandwidth - recent) / 4;
+            self.max_rate = self.max_rate.map(|rate| rate.min(less));
+        }
+        if self.round.count.is_multiple_of(RECENT_ROUNDS) {
+            self.recent = [self.recent[1], self.recent[2], 0];
+        }
+    }
+
     /// Whether this round lost more than a path may lose that is not overloaded. `true` only once per round.
     fn is_congested(&self) -> bool {
         let delivered = self.delivery.delivered().saturating_sub(self.round.began_at);
         let sent = (delivered + self.round.lost).max(1);
         let share = self.round.lost as f64 / sent as f64;
-        let queued = match (self.round.min_rtt, self.min_rtt) {
-            (Some(round), Some(shortest)) => round > shortest + (shortest / 8).max(QUEUE_SEEN),
-            _ => false,
-        };
+        let queued = self.is_queued();
         let allowed = LOSS_SHARE + 2.0 * self.loss_floor;
         self.round.lost > FEW_LOSSES * self.mss && (share > allowed && queued || share > LOSS_SHARE_ALWAYS)
     }
@@ -233,6 +267,7 @@ impl Bbr {
         if self.phase == Phase::Startup {
             self.check_full_pipe(congested);
         }
+        self.forget_what_is_gone();
         let delivered = self.delivery.delivered();
         self.round = Round {
             began_at: delivered,
@@ -268,6 +303,7 @@ impl Bbr {
     /// Draft §4.3.1.2: the pipe is full when three rounds bring no quarter more.
     fn check_full_pipe(&mut self, congested: bool) {
         if congested {
+            self.full.by_loss |= !self.full.reached;
             self.full.reached = true;
         }
         if self.round.limited {
@@ -295,12 +331,16 @@ impl Bbr {
                 let spread = self.delivery.delivered().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54;
                 self.probe_at = now.checked_add(PROBE_WAIT + Duration::from_millis(spread));
                 self.rounds_to_probe = (self.fits(1.0) / self.mss).min(RENO_ROUNDS_MAX);
+                // What was lost of the last round was not measured: in a short queue that is half of it.
+                if std::mem::take(&mut self.full.by_loss) {
+                    self.rounds_to_probe = PROBE_SOON;
+                }
             }
             Phase::Refill => {
                 self.inflight_lo = None;
                 self.round.ends_at = self.delivery.delivered();
             }
-            Phase::ProbeRtt => self.probe_rtt_until = None,
+            Phase::ProbeRtt => (self.probe_rtt_until, self.probed) = (None, [self.probed[1], None]),
             _ => {}
         }
         self.phase = phase;
@@ -356,10 +396,15 @@ impl Bbr {
     fn probe_rtt(&mut self, now: Instant, in_flight: u64) {
         match self.probe_rtt_until {
             None if in_flight <= self.fits(PROBE_RTT_GAIN).max(MIN_SEGMENTS * self.mss) => {
-                self.probe_rtt_until = now.checked_add(PROBE_RTT_TIME);
+                let round_trip = self.min_rtt.unwrap_or_default();
+                self.probe_rtt_until = now.checked_add(PROBE_RTT_TIME.max(round_trip));
             }
             Some(until) if now >= until => {
                 self.min_rtt_at = Some(now);
+                if let [Some(before), Some(seen)] = self.probed {
+                    // R5.20: the path has become longer. One probe alone may have seen the queue of others.
+                    self.min_rtt = self.min_rtt.max(Some(before.min(seen)));
+                }
                 self.enter(Phase::Down, now);
                 self.phase = Phase::Cruise;
             }
@@ -373,8 +418,14 @@ impl Bbr {
         self.inflight_hi.map_or(fits, |hi| fits.min((hi as f64 * HEADROOM) as u64))
     }
 
+    /// R5.18: what each flow may have beyond what grows with its rate.
+    fn even(&self) -> u64 {
+        EVEN_SEGMENTS * self.mss.min(EVEN_SEGMENT_MAX)
+    }
+
     fn update_window(&mut self, acked: u64) {
-        let model = self.fits(self.window_gain()) + self.aggregation.most();
+        let even = if self.full.reached { self.even() } else { 0 };
+        let model = self.fits(self.window_gain()) + self.aggregation.most() + even;
         let target = model.max(3 * self.quantum()).max(MIN_SEGMENTS * self.mss);
         let target = if self.phase == Phase::ProbeRtt { self.fits(PROBE_RTT_GAIN) } else { target };
         if self.full.reached && !self.after_rto {
@@ -515,7 +566,11 @@ impl Controller for Bbr {
             return None;
         }
         let gain = self.pacing_gain();
-        let measured = (bandwidth as f64 * gain * PACING_MARGIN) as u64;
+        let mut measured = (bandwidth as f64 * gain * PACING_MARGIN) as u64;
+        if self.phase == Phase::Up {
+            let more = self.even() as f64 / self.span().as_secs_f64();
+            measured += (more as u64).min(bandwidth / 2);
+        }
         if self.phase != Phase::Startup {
             return Some(measured.max(1));
         }
@@ -560,6 +615,13 @@ const PROBE_RTT_TIME: Duration = Duration::from_millis(200);
 const PROBE_WAIT: Duration = Duration::from_secs(2);
 /// Rounds after which a flow of NewReno would have grown back (draft §4.3.3.5.1).
 const RENO_ROUNDS_MAX: u64 = 63;
+/// Rounds to the next probe where Startup was ended by loss.
+const PROBE_SOON: u64 = 2;
+/// Rounds of each part of [`Bbr::recent`].
+const RECENT_ROUNDS: u64 = 4;
+/// See [`Bbr::even`]; a large datagram is not more than one of Ethernet's size.
+const EVEN_SEGMENTS: u64 = 8;
+const EVEN_SEGMENT_MAX: u64 = 1_472;
 const MIN_SEGMENTS: u64 = 4;
 const FIRST_SEGMENTS: u64 = 32;
 /// One GSO batch.

@@ -245,6 +245,26 @@ fn a_slower_line_is_noticed_within_some_cycles() {
     assert!(rate < RATE / 2, "{rate}");
 }
 
+#[test]
+fn a_longer_way_is_noticed_by_the_second_probe() {
+    let mut line = Line::new(2 * FITS, 0);
+    line.run(3 * SECOND);
+    // The route changes: four times the round trip, far beyond what the window leaves room for.
+    line.rtt_min = 4 * RTT;
+    line.run(2 * SECOND);
+    assert!(line.used(2 * SECOND) < 0.8);
+    line.run(25 * SECOND);
+    assert!(line.used(5 * SECOND) > 0.9);
+}
+
+#[test]
+fn a_start_that_ended_by_loss_is_not_the_last_word() {
+    // A queue of four segments: the first window overflows it, and what is measured then is half of the rate.
+    let mut line = Line::new(4 * MSS, 0);
+    line.run(SECOND);
+    assert!(line.used(2 * SECOND) > 0.9);
+}
+
 proptest! {
     #[test]
     fn the_window_keeps_its_bounds_whatever_happens(
