@@ -119,7 +119,8 @@ impl Neck {
             let flight = self.flights.keys().next().map(|(at, _)| *at);
             let timer = self.hosts.iter_mut().filter_map(|h| h.endpoint.poll_timeout()).min();
             let begin = self.streams.iter().filter(|s| s.ends[0].is_none()).map(|s| s.starts).min();
-            let Some(next) = [flight, timer, begin].into_iter().flatten().min().filter(|t| *t <= until) else {
+            let Some(next) = [flight, timer, begin].into_iter().flatten().min().filter(|t| *t <= until)
+            else {
                 self.now = until;
                 return;
             };

@@ -50,9 +50,7 @@ fn run(name: &str, seed: u64, flows: &[(ControllerKind, Duration)]) -> Outcome {
 
 /// Flows that begin one after the other, each a little off the beat.
 fn staggered(kind: ControllerKind, count: u64, gap: u64, seed: u64) -> Vec<(ControllerKind, Duration)> {
-    (0..count)
-        .map(|i| (kind, Duration::from_millis(i * gap + (i * 37 + seed * 101) * 7_919 % 97)))
-        .collect()
+    (0..count).map(|i| (kind, Duration::from_millis(i * gap + (i * 37 + seed * 101) * 7_919 % 97))).collect()
 }
 
 /// The mean over some seeds: the flows of one run meet by chance.
