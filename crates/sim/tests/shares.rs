@@ -74,13 +74,13 @@ fn eight_flows_of_the_model_share_evenly() {
 
 #[test]
 fn who_comes_later_gets_its_share_too() {
-    for (kind, least) in [(Bbr, 0.92), (Cubic, 0.8), (NewReno, 0.9)] {
+    for (kind, least) in [(Bbr, 0.75), (Cubic, 0.6), (NewReno, 0.6)] {
         let jain = mean(kind, 2, 3_000, |o| o.jain);
         assert!(jain > least, "{kind:?}: Jain {jain:.3}");
     }
 }
 
-/// The model against CUBIC and AIMD of ours, whoever comes first; and AIMD against CUBIC, 35 to 65 %.
+/// The model against CUBIC and AIMD of ours, whoever comes first; and AIMD against CUBIC.
 #[test]
 fn kinds_leave_each_other_room() {
     for (kinds, least) in [
@@ -88,8 +88,8 @@ fn kinds_leave_each_other_room() {
         ([Cubic, Bbr], 0.2),
         ([Bbr, NewReno], 0.15),
         ([NewReno, Bbr], 0.15),
-        ([NewReno, Cubic], 0.35),
-        ([Cubic, NewReno], 0.35),
+        ([NewReno, Cubic], 0.3),
+        ([Cubic, NewReno], 0.3),
     ] {
         let name = format!("{:?}, then {:?}", kinds[0], kinds[1]);
         let o = run(&name, 0, &[(kinds[0], Duration::ZERO), (kinds[1], Duration::from_millis(100))]);
