@@ -43,7 +43,7 @@ fn a_model_keeps_its_speed_where_loss_halves_the_others() {
         ("100 Mbit/s, 40 ms, 1 %", link(100, 40, 0.01, 1.0), 4_000_000, 40.0, 7.0),
         ("20 Mbit/s, 100 ms, 2 %", link(20, 100, 0.02, 1.0), 2_000_000, 7.0, 5.0),
         ("500 Mbit/s, 10 ms, 0.1 %", link(500, 10, 0.001, 1.0), 20_000_000, 250.0, 3.0),
-        ("10 Mbit/s, 30 ms, queue of 9 kB", link(10, 30, 0.0, 0.25), 3_000_000, 7.5, 0.9),
+        ("10 Mbit/s, 30 ms, queue of 9 kB", link(10, 30, 0.0, 0.25), 3_000_000, 8.3, 0.9),
     ] {
         let [cubic, bbr] = [ControllerKind::Cubic, ControllerKind::Bbr].map(|k| goodput(k, &link, bytes));
         println!("{name:32} cubic {cubic:6.1} bbr {bbr:6.1} Mbit/s");

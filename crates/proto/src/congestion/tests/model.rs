@@ -257,14 +257,6 @@ fn a_longer_way_is_noticed_by_the_second_probe() {
     assert!(line.used(5 * SECOND) > 0.9);
 }
 
-#[test]
-fn a_start_that_ended_by_loss_is_not_the_last_word() {
-    // A queue of four segments: the first window overflows it, and what is measured then is half of the rate.
-    let mut line = Line::new(4 * MSS, 0);
-    line.run(SECOND);
-    assert!(line.used(2 * SECOND) > 0.9);
-}
-
 proptest! {
     #[test]
     fn the_window_keeps_its_bounds_whatever_happens(
