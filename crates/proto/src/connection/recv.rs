@@ -7,6 +7,7 @@ use pilotage_wire::packet::{Flags, Header};
 use pilotage_wire::sack;
 
 use super::{Connection, Cx, Dialect, Failure, State, WINDOW_UNIT, timers, unwrap_offset};
+use crate::config::OWN_ACK_DELAY;
 use crate::congestion::{AckEvent, Controller};
 use crate::event::ConnectError;
 use crate::send_buffer::UNSENT_MAX;
@@ -246,7 +247,14 @@ impl Connection {
             self.board.set_reported_end(sack.as_ref().and_then(|sack| sack.told_up_to));
         }
         if ack > una || sack.is_some() {
+            let newest = self.board.newest_delivered();
             self.on_progress(ack, sack.as_ref().map_or(&[], SackIn::blocks), cx);
+            if cx.dialect == Dialect::Pilotage
+                && let Some(sent) = self.board.newest_delivered().filter(|sent| newest != Some(*sent))
+            {
+                let bare = data == 0 && !hdr.flags.contains(Flags::FIN);
+                cx.path.order.on_delivered(cx.now, sent, bare);
+            }
         }
         if sack.is_some() { Acked::Sack } else { Acked::Plain }
     }
@@ -302,12 +310,14 @@ impl Connection {
             self.progress_at = cx.now;
             self.rto_base = cx.now;
             self.backoff = 0;
+            self.repairs = 0;
             if self.board.una() >= self.tail_probe_end {
                 self.tail_probe_out = false;
             }
         }
         if outcome.spurious_bytes > 0 {
             cx.path.controller.on_spurious_bytes(outcome.spurious_bytes);
+            cx.path.order.on_spurious(cx.now, &cx.path.rtt);
         }
         if outcome.lost_bytes > 0
             && let Some(sent) = outcome.newest_lost_sent
@@ -452,8 +462,9 @@ impl Connection {
     fn owe_ack(&mut self, cx: &Cx<'_>) {
         self.unacked_segments += 1;
         let mut wait = cx.cfg.delayed_ack;
-        if cx.dialect == Dialect::Draft {
-            self.ripening.get_or_insert((self.recv.next(), cx.now + RIPENING));
+        match cx.dialect {
+            Dialect::Draft => _ = self.ripening.get_or_insert((self.recv.next(), cx.now + RIPENING)),
+            Dialect::Pilotage => wait = wait.min(OWN_ACK_DELAY),
         }
         if self.unacked_segments >= 2 {
             if cx.dialect == Dialect::Pilotage {
@@ -498,6 +509,16 @@ impl Connection {
         } else {
             self.timers.delayed_ack = self.ripening.map(|(_, at)| at);
         }
+    }
+
+    /// An acknowledgement waits for a second segment, or for data to ride on.
+    pub(crate) fn holds_ack(&self) -> bool {
+        self.timers.delayed_ack.is_some() && !self.ack_pending
+    }
+
+    /// Another connection's acknowledgement leaves, and so does this one (spec/stream.md §5.2b).
+    pub(crate) fn release_ack(&mut self) {
+        self.ack_pending |= self.holds_ack();
     }
 
     /// While the endpoint is short of memory: little is unread, and no larger buffer is needed.

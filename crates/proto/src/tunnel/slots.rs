@@ -37,6 +37,8 @@ pub(crate) struct Slots {
     last: Option<(PortPair, u32)>,
     ready: VecDeque<u32>,
     touched: Vec<u32>,
+    /// Connections that hold an acknowledgement back, or did: each at most once.
+    held: Vec<u32>,
     time_wait: HashMap<PortPair, TimeWait>,
     time_wait_order: VecDeque<(Instant, PortPair)>,
 }
@@ -105,7 +107,7 @@ impl Slots {
         if self.len() == 0 && self.slots.len() > ROOM_KEPT {
             // Nobody is left; what was noted about those who were says nothing any more.
             (self.slots, self.free, self.by_ports) = Default::default();
-            (self.ready, self.touched) = Default::default();
+            (self.ready, self.touched, self.held) = Default::default();
         }
         Some(conn)
     }
@@ -152,6 +154,37 @@ impl Slots {
     pub(crate) fn touch_all(&mut self) {
         for slot in 0..self.slots.len() as u32 {
             self.touch(slot);
+        }
+    }
+
+    // ---- acknowledgements that are held back
+
+    /// Notes that a connection holds an acknowledgement back, if it does.
+    pub(crate) fn note_held(&mut self, slot: u32) {
+        if let Some(conn) = self.get_mut(slot)
+            && !conn.listed_held
+            && conn.holds_ack()
+        {
+            conn.listed_held = true;
+            self.held.push(slot);
+            if self.held.len() > 2 * self.slots.len() {
+                // Names of connections that are gone, and of their successors in the same places.
+                let listed = |c: &Option<Box<Connection>>| c.as_ref().is_some_and(|c| c.listed_held);
+                self.held.clear();
+                self.held.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
+            }
+        }
+    }
+
+    /// Nothing is held back any longer: who held an acknowledgement back takes part in the round.
+    pub(crate) fn release_held(&mut self) {
+        while let Some(slot) = self.held.pop() {
+            if let Some(conn) = self.get_mut(slot) {
+                conn.listed_held = false;
+                conn.release_ack();
+                self.mark_ready(slot);
+                self.touch(slot);
+            }
         }
     }
 

@@ -189,6 +189,9 @@ impl Tunnel {
                 })
                 .unwrap_or(SegmentOut::Idle);
             self.slots.touch(slot);
+            if std::mem::take(&mut self.path.ack_left) {
+                self.slots.release_held();
+            }
             match out {
                 SegmentOut::Packet(len) => return Next::Packet { len },
                 SegmentOut::TooLong => return Next::TooLong,

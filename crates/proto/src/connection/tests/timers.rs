@@ -5,7 +5,7 @@ use crate::event::WriteError;
 
 impl Side {
     fn deadline(&mut self) -> Option<Duration> {
-        self.with(|c, cx| c.deadline(&cx.path.rtt, cx.cfg)).map(|t| t.saturating_duration_since(self.now))
+        self.with(|c, cx| c.deadline(cx.path, cx.cfg)).map(|t| t.saturating_duration_since(self.now))
     }
 
     /// Waits for the next deadline; `false` if there is none.

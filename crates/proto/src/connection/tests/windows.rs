@@ -50,7 +50,7 @@ fn a_closed_window_is_probed_with_one_byte_until_it_opens() {
     }
     assert!(side.sent().is_empty());
     side.with(|c, cx| c.arm_persist(cx));
-    let due = side.with(|c, cx| c.deadline(&cx.path.rtt, cx.cfg)).expect("the persist timer");
+    let due = side.with(|c, cx| c.deadline(cx.path, cx.cfg)).expect("the persist timer");
     assert!(due - side.now <= Duration::from_secs(1), "{:?}", due - side.now);
     side.now = due;
     side.wait(0);

@@ -111,3 +111,52 @@ fn closed_connections_are_remembered_up_to_a_bound_and_the_oldest_goes_first() {
     assert_eq!((slots.time_wait.len(), slots.time_wait_order.len()), (TIME_WAIT_MAX, TIME_WAIT_MAX));
     assert!(!slots.is_time_wait((99, 80)) && slots.is_time_wait((100, 80)));
 }
+
+/// A connection to a Pilotage peer that has received one segment and holds its acknowledgement back.
+fn holding(local: u16, now: Instant) -> Box<Connection> {
+    use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
+    let cfg = Config::default();
+    let mut path = crate::tunnel::Path::new(None, &cfg);
+    let mut cx =
+        crate::connection::Cx { now, path: &mut path, dialect: crate::connection::Dialect::Pilotage, cfg: &cfg };
+    let mut conn = connection(local, 80, now);
+    let mut space = [0; HEADER_LEN + 64];
+    assert!(matches!(conn.poll_segment(&mut cx, 64, &mut space), crate::connection::SegmentOut::Packet(_)));
+    let mut hdr = Header {
+        flags: Flags::SYN | Flags::ACK,
+        protocol: Protocol::Stream,
+        src: conn.remote.address,
+        dst: conn.local.address,
+        src_port: 80,
+        dst_port: local,
+        seq: 5,
+        ack: 8,
+        window: 1,
+    };
+    conn.on_segment(&hdr, b"PLTG", &mut cx);
+    assert!(matches!(conn.poll_segment(&mut cx, 64, &mut space), crate::connection::SegmentOut::Packet(_)));
+    assert!(!conn.holds_ack());
+    (hdr.flags, hdr.seq) = (Flags::ACK, 6);
+    conn.on_segment(&hdr, b"data", &mut cx);
+    assert!(conn.holds_ack() && !conn.wants_to_send());
+    conn
+}
+
+#[test]
+fn the_list_of_held_acknowledgements_is_bounded() {
+    let (mut slots, now) = (Slots::default(), now());
+    let kept = slots.insert(holding(1, now)).expect("free");
+    slots.note_held(kept);
+    // Connections come and go in one place, and nothing is ever released.
+    for _ in 0..100 {
+        let slot = slots.insert(holding(2, now)).expect("free");
+        slots.note_held(slot);
+        slots.note_held(slot);
+        assert!(slots.held.len() <= 2 * slots.slots.len() + 1, "{}", slots.held.len());
+        assert!(slots.remove(slot).is_some());
+    }
+    assert!(!slots.any_ready());
+    slots.release_held();
+    assert_eq!((slots.ready_len(), slots.front_ready(), slots.held.len()), (1, Some(kept), 0));
+    assert!(slots.get(kept).is_some_and(|c| !c.holds_ack() && c.wants_to_send()));
+}
