@@ -357,7 +357,8 @@ impl Scoreboard {
                 self.resent.iter().position(|r| r.end == tail.end && r.transmissions == tail.transmissions);
             self.resent.insert(place.unwrap_or(self.resent.len()), head);
         }
-        // A cursor behind this place now points one segment too low, which costs one step and no more.
+        // A cursor behind this place stays at its segment.
+        self.scan += u64::from(self.popped + (index as u64) < self.scan);
         self.segments.insert(index + 1, tail);
     }
 

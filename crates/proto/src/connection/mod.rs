@@ -121,6 +121,8 @@ pub(crate) struct Connection {
     pub(crate) in_ready: bool,
     /// In the tunnel's list of connections whose deadline or notifications may have changed.
     pub(crate) touched: bool,
+    /// In the tunnel's round of connections with something to send again.
+    pub(crate) in_urgent: bool,
     /// In the tunnel's list of connections that hold an acknowledgement back.
     pub(crate) listed_held: bool,
     /// Unread bytes of ours that the endpoint has counted.
@@ -265,6 +267,7 @@ impl Connection {
             queued: Notify::default(),
             in_ready: false,
             touched: false,
+            in_urgent: false,
             listed_held: false,
             counted_unread: 0,
             registered: None,

@@ -291,6 +291,7 @@ impl Connection {
 
     fn on_progress(&mut self, ack: u64, blocks: &[(u64, u64)], cx: &mut Cx<'_>) {
         let in_flight_before = cx.path.in_flight;
+        self.board.set_reordering(cx.path.order.reordering());
         let outcome = self.board.on_ack(cx.now, ack, blocks, &mut cx.path.rtt);
         if outcome.invalid {
             return;
@@ -323,6 +324,7 @@ impl Connection {
             && let Some(sent) = outcome.newest_lost_sent
         {
             cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
+            cx.path.order.on_repair(cx.now, &cx.path.rtt);
             self.quirks.careful_until = self.board.nxt() + CAREFUL;
         }
         if outcome.advanced {

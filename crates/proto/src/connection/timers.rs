@@ -162,6 +162,11 @@ impl Connection {
         self.state == State::Established && (self.backoff > 0 || self.board.has_lost())
     }
 
+    /// Something is to be sent again.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.state == State::Established && !self.peer_ended && self.board.has_lost()
+    }
+
     /// Something of ours waits for an answer of the peer.
     pub(crate) fn awaits_peer(&self) -> bool {
         match self.state {
@@ -237,6 +242,7 @@ impl Connection {
 
     /// RFC 8985 §6.2 step 5: the reordering window of some segment has passed.
     fn on_reordering_timeout(&mut self, cx: &mut Cx<'_>) {
+        self.board.set_reordering(cx.path.order.reordering());
         let lost = self.board.detect_losses(cx.now, &cx.path.rtt);
         self.sync_in_flight(cx.path);
         if let (true, Some(sent)) = (lost.bytes > 0, lost.newest_sent) {
@@ -291,7 +297,7 @@ impl Connection {
         self.repairs = self.repairs.saturating_add(1);
         self.rto_base = now;
         self.tail_probe = false;
-        cx.path.order.on_repair();
+        cx.path.order.on_repair(now, &cx.path.rtt);
         cx.path.on_lost(now, newest_sent, lost.bytes);
     }
 

@@ -38,6 +38,12 @@ impl Scoreboard {
         losses
     }
 
+    /// (R4.20) What other connections of the path have seen: `Some` if there was reordering, with the number of spurious losses
+    /// that widen the window.
+    pub fn set_reordering(&mut self, elsewhere: Option<u32>) {
+        self.rack.elsewhere = elsewhere;
+    }
+
     /// When the segment was sent that [`detect_overdue`](Self::detect_overdue) would look at first. It may have been
     /// delivered meanwhile, and is passed then.
     pub fn oldest_in_flight(&self) -> Option<Instant> {

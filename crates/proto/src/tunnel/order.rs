@@ -23,10 +23,12 @@ pub(crate) struct Order {
     complete: Option<Delivered>,
     /// Reported by whatever packet.
     any: Option<Delivered>,
-    /// Spurious losses that still widen the window: it is `1 + widened` quarters of the lowest round trip.
+    /// Spurious losses that still widen the window, each by a quarter of the lowest round trip.
     widened: u32,
     /// The window is widened at most once per round trip.
     widen_after: Option<Instant>,
+    /// The losses of a round trip are one repair.
+    repaired_until: Option<Instant>,
     /// Repairs without a spurious loss after which the window is normal again.
     persist: u32,
 }
@@ -54,11 +56,19 @@ impl Order {
         }
     }
 
-    /// Losses were found here and not by the connection itself.
-    pub(crate) fn on_repair(&mut self) {
-        self.persist = self.persist.saturating_sub(1);
-        if self.persist == 0 {
-            self.widened = 0;
+    /// Whether segments overtake each other on this path, and how many spurious losses widen the window.
+    pub(crate) fn reordering(&self) -> Option<u32> {
+        (self.persist > 0).then_some(self.widened)
+    }
+
+    /// Losses were found, here or by a connection itself.
+    pub(crate) fn on_repair(&mut self, now: Instant, rtt: &RttEstimator) {
+        if self.persist > 0 && self.repaired_until.is_none_or(|at| at <= now) {
+            self.repaired_until = Some(now + rtt.smoothed());
+            self.persist -= 1;
+            if self.persist == 0 {
+                self.widened = 0;
+            }
         }
     }
 
@@ -69,12 +79,12 @@ impl Order {
 
     /// How long the peer may hold an acknowledgement back.
     pub(crate) fn ack_delay(&self) -> Duration {
-        if self.is_known() { OWN_ACK_DELAY } else { MAX_ACK_DELAY }
+        if self.is_known() { OWN_ACK_DELAY + TIMER_LATE } else { MAX_ACK_DELAY }
     }
 
     /// How much later than one that was sent after it a segment may be reported.
     fn window(&self, rtt: &RttEstimator) -> Duration {
-        (rtt.min() / 4 * (1 + self.widened)).min(rtt.smoothed()).max(WINDOW_MIN)
+        (rtt.min() / 8 + rtt.min() / 4 * self.widened).min(rtt.smoothed()).max(WINDOW_MIN)
     }
 
     /// When a segment that was sent at `sent` is to be taken for lost; `None` while nothing that left later was delivered.
@@ -86,7 +96,7 @@ impl Order {
         prompt: bool,
         rtt: &RttEstimator,
     ) -> Option<Instant> {
-        let held = if prompt { Duration::ZERO } else { OWN_ACK_DELAY };
+        let held = if prompt { Duration::ZERO } else { self.ack_delay() };
         [(self.complete, Duration::ZERO), (self.any, held)]
             .into_iter()
             .filter_map(|(delivered, held)| {
@@ -110,6 +120,8 @@ impl Order {
 
 /// Shortest window: acknowledgements that left together are read in more than one batch (RFC 9002 section 6.1.2).
 const WINDOW_MIN: Duration = Duration::from_millis(1);
+/// How much later than it was set a timer of the peer may fire.
+const TIMER_LATE: Duration = Duration::from_millis(5);
 /// Shortest wait between two looks.
 const LOOK_MIN: Duration = Duration::from_millis(2);
 /// Repairs of a connection without progress before the patience doubles with each.

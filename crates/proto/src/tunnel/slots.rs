@@ -39,6 +39,8 @@ pub(crate) struct Slots {
     touched: Vec<u32>,
     /// Connections that hold an acknowledgement back, or did: each at most once.
     held: Vec<u32>,
+    /// Connections with something to send again, which go first. All of them are in the round as well.
+    urgent: VecDeque<u32>,
     time_wait: HashMap<PortPair, TimeWait>,
     time_wait_order: VecDeque<(Instant, PortPair)>,
 }
@@ -107,7 +109,7 @@ impl Slots {
         if self.len() == 0 && self.slots.len() > ROOM_KEPT {
             // Nobody is left; what was noted about those who were says nothing any more.
             (self.slots, self.free, self.by_ports) = Default::default();
-            (self.ready, self.touched, self.held) = Default::default();
+            (self.ready, self.touched, self.held, self.urgent) = Default::default();
         }
         Some(conn)
     }
@@ -203,6 +205,36 @@ impl Slots {
             conn.in_ready = true;
             self.ready.push_back(slot);
         }
+        self.mark_urgent(slot);
+    }
+
+    fn mark_urgent(&mut self, slot: u32) {
+        if let Some(conn) = self.get_mut(slot)
+            && !conn.in_urgent
+            && conn.has_lost()
+        {
+            conn.in_urgent = true;
+            self.urgent.push_back(slot);
+            if self.urgent.len() > 2 * self.slots.len() {
+                let slots = &self.slots;
+                let listed = |slot: &u32| slots.get(*slot as usize).is_some_and(|c| is_urgent(c.as_deref()));
+                self.urgent.retain(listed);
+            }
+        }
+    }
+
+    /// The connection with something to send again whose turn it is.
+    pub(crate) fn front_urgent(&mut self) -> Option<u32> {
+        while let Some(&slot) = self.urgent.front() {
+            if self.get(slot).is_some_and(|c| is_urgent(Some(c))) {
+                return Some(slot);
+            }
+            self.urgent.pop_front();
+            if let Some(conn) = self.get_mut(slot) {
+                conn.in_urgent = false;
+            }
+        }
+        None
     }
 
     pub(crate) fn front_ready(&self) -> Option<u32> {
@@ -215,6 +247,9 @@ impl Slots {
 
     /// The front one has had its share.
     pub(crate) fn rotate(&mut self) {
+        if self.urgent.len() > 1 {
+            self.urgent.rotate_left(1);
+        }
         if self.ready.len() > 1 {
             self.ready.rotate_left(1);
         }
@@ -278,6 +313,10 @@ impl Slots {
             (self.time_wait, self.time_wait_order) = Default::default();
         }
     }
+}
+
+fn is_urgent(conn: Option<&Connection>) -> bool {
+    conn.is_some_and(|c| c.in_urgent && c.has_lost())
 }
 
 #[cfg(test)]
