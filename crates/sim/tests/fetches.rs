@@ -188,25 +188,42 @@ fn link(loss: f64) -> Link {
     }
 }
 
+/// Prints a row; p50, p99 and the share of segments that were sent again.
+fn row(name: &str, way: Way, link: &Link) -> (f64, f64, f64) {
+    let seeds = std::env::var("PILOTAGE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2);
+    let (times, again) = fetches(way, ControllerKind::Bbr, link, seeds, 400);
+    let [p50, p90, p99, most] = [0.5, 0.9, 0.99, 1.0].map(|share| at(&times, share));
+    println!(
+        "{name:20} p50 {p50:4.0}, p90 {p90:4.0}, p99 {p99:4.0}, max {most:4.0} ms; sent again {:.2} %",
+        again * 100.0
+    );
+    (p50, p99, again)
+}
+
 /// Row (a) of the benchmark table: 20 fetches of 64 KB at a time, 100 Mbit/s, 50 ms, 1 % loss each way. A tail that is lost
-/// alone in its connection is found by what other connections of the path deliver.
+/// alone in its connection is found by what other connections of the path deliver. When each waited for its own probe p99
+/// was 371 ms (fresh) and 330 ms (kept).
 #[test]
 fn a_lost_tail_is_found_by_what_other_connections_deliver() {
-    let seeds = std::env::var("PILOTAGE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(4);
-    for (name, way, loss, reorder, p50, p99) in [
-        ("fresh, no loss", Way::Fresh, 0.0, 0.0, 1e9, 1e9),
-        ("fresh, 1 %", Way::Fresh, 0.01, 0.0, 1e9, 1e9),
-        ("kept, 1 %", Way::Kept, 0.01, 0.0, 1e9, 1e9),
-        ("kept, 5 % reordered", Way::Kept, 0.0, 0.05, 1e9, 1e9),
+    for (name, way, loss, most) in [
+        ("fresh, no loss", Way::Fresh, 0.0, (145.0, 150.0, 0.0)),
+        ("fresh, 1 %", Way::Fresh, 0.01, (140.0, 270.0, 0.02)),
+        ("kept, 1 %", Way::Kept, 0.01, (115.0, 240.0, 0.02)),
     ] {
-        for kind in [ControllerKind::Bbr, ControllerKind::Cubic] {
-            let link = Link { reorder, ..link(loss) };
-            let (times, again) = fetches(way, kind, &link, seeds, 400);
-            let [a, b, c, d] = [0.5, 0.9, 0.99, 1.0].map(|share| at(&times, share));
-            println!("{name:20} {kind:?}: p50 {a:5.0}, p90 {b:5.0}, p99 {c:5.0}, max {d:5.0} ms; sent again {:.2} %", again * 100.0);
-            if kind == ControllerKind::Bbr {
-                assert!(a <= p50 && c <= p99, "{name}: p50 {a:.0}, p99 {c:.0} ms");
-            }
+        let (p50, p99, again) = row(name, way, &link(loss));
+        assert!(p50 <= most.0 && p99 <= most.1 && again <= most.2, "{name}: {p50:.0} {p99:.0} {again}");
+    }
+}
+
+/// Nothing is lost, and everything overtakes: by a few milliseconds, or one in twenty by up to two round trips.
+#[test]
+fn reordering_is_not_taken_for_loss() {
+    let jitter = Link { jitter: Duration::from_millis(4), ..link(0.0) };
+    let held = Link { reorder: 0.05, ..link(0.0) };
+    for (name, link, most) in [("4 ms of jitter", jitter, 0.005), ("5 % held back", held, 0.03)] {
+        for way in [Way::Fresh, Way::Kept] {
+            let (_, _, again) = row(name, way, &link);
+            assert!(again <= most, "{name}: {again}");
         }
     }
 }
@@ -230,7 +247,11 @@ fn acknowledgements_that_are_held_back_leave_with_the_first() {
     assert_eq!([0, 1].map(|i| pair.sent[i] - before[i]), [4, 0], "held back");
     write(&mut pair, 4, &[7; 2 * 1_130]);
     pair.run_for(Duration::from_millis(15));
-    assert_eq!([0, 1].map(|i| pair.sent[i] - before[i]), [6, 5], "two segments, and everything is acknowledged");
+    assert_eq!(
+        [0, 1].map(|i| pair.sent[i] - before[i]),
+        [6, 5],
+        "two segments, and everything is acknowledged"
+    );
     pair.run_for(Duration::from_millis(500));
     assert_eq!([0, 1].map(|i| pair.sent[i] - before[i]), [6, 5], "nothing is sent again");
 }

@@ -117,8 +117,12 @@ fn holding(local: u16, now: Instant) -> Box<Connection> {
     use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
     let cfg = Config::default();
     let mut path = crate::tunnel::Path::new(None, &cfg);
-    let mut cx =
-        crate::connection::Cx { now, path: &mut path, dialect: crate::connection::Dialect::Pilotage, cfg: &cfg };
+    let mut cx = crate::connection::Cx {
+        now,
+        path: &mut path,
+        dialect: crate::connection::Dialect::Pilotage,
+        cfg: &cfg,
+    };
     let mut conn = connection(local, 80, now);
     let mut space = [0; HEADER_LEN + 64];
     assert!(matches!(conn.poll_segment(&mut cx, 64, &mut space), crate::connection::SegmentOut::Packet(_)));
