@@ -84,7 +84,7 @@ impl Order {
 
     /// How much later than one that was sent after it a segment may be reported.
     fn window(&self, rtt: &RttEstimator) -> Duration {
-        (rtt.min() / 8 + rtt.min() / 4 * self.widened).min(rtt.smoothed()).max(WINDOW_MIN)
+        (rtt.min() / 4 * (1 + self.widened)).min(rtt.smoothed()).max(WINDOW_MIN)
     }
 
     /// When a segment that was sent at `sent` is to be taken for lost; `None` while nothing that left later was delivered.

@@ -14,7 +14,7 @@ impl Side {
 
 #[test]
 fn a_lone_tail_is_sent_again_when_something_later_was_delivered() {
-    for (bare, wait) in [(true, 12), (false, 27)] {
+    for (bare, wait) in [(true, 13), (false, 28)] {
         // The handshake took 10 ms.
         let mut side = Side::connected(Dialect::Pilotage);
         side.writes(&[1; 100]);
@@ -99,7 +99,7 @@ fn the_first_handshake_segment_is_repeated_when_something_later_was_delivered() 
         side.hears_elsewhere(MS * 12, MS * 2, false);
         assert!(side.sent().is_empty());
         side.wait(1);
-        assert_eq!(side.sent().len(), 1, "a round trip and an eighth");
+        assert_eq!(side.sent().len(), 1, "a round trip and a quarter");
         // Only once: who answers none may have no room for us.
         for _ in 0..100 {
             side.wait(1);

@@ -24,8 +24,8 @@ fn order(complete: bool) -> (Order, RttEstimator, Instant) {
 #[test]
 fn only_what_was_sent_before_the_newest_that_was_delivered_is_judged() {
     let (order, rtt, base) = order(true);
-    // A round trip and an eighth.
-    assert_eq!(order.due(base + ms(9), 0, false, &rtt), Some(base + ms(9 + 45)));
+    // A round trip and a quarter.
+    assert_eq!(order.due(base + ms(9), 0, false, &rtt), Some(base + ms(9 + 50)));
     assert_eq!(order.due(base + ms(10), 0, false, &rtt), None);
     assert_eq!(order.due(base + ms(11), 0, false, &rtt), None);
 }
@@ -34,20 +34,20 @@ fn only_what_was_sent_before_the_newest_that_was_delivered_is_judged() {
 fn an_acknowledgement_that_may_be_held_back_is_waited_for() {
     let (mut order, rtt, base) = order(false);
     assert_eq!(order.ack_delay(), ms(15));
-    assert_eq!(order.due(base, 0, false, &rtt), Some(base + ms(45 + 15)));
-    assert_eq!(order.due(base, 0, true, &rtt), Some(base + ms(45)), "a SYN is answered at once");
+    assert_eq!(order.due(base, 0, false, &rtt), Some(base + ms(50 + 15)));
+    assert_eq!(order.due(base, 0, true, &rtt), Some(base + ms(50)), "a SYN is answered at once");
     // A bare acknowledgement says that nothing is held back, and one that is older says nothing.
     order.on_delivered(base + ms(52), base + ms(12), true);
     order.on_delivered(base + ms(53), base + ms(3), true);
-    assert_eq!(order.due(base, 0, false, &rtt), Some(base + ms(45)));
-    assert_eq!(order.due(base + ms(11), 0, false, &rtt), Some(base + ms(56)));
+    assert_eq!(order.due(base, 0, false, &rtt), Some(base + ms(50)));
+    assert_eq!(order.due(base + ms(11), 0, false, &rtt), Some(base + ms(61)));
 }
 
 #[test]
 fn a_longer_way_of_the_newest_one_gives_more_time() {
     let (mut order, rtt, base) = order(true);
     order.on_delivered(base + ms(120), base + ms(20), true);
-    assert_eq!(order.due(base, 0, false, &rtt), Some(base + ms(105)));
+    assert_eq!(order.due(base, 0, false, &rtt), Some(base + ms(110)));
 }
 
 #[test]
@@ -56,9 +56,9 @@ fn spurious_losses_widen_the_window_once_per_round_trip_until_repairs_go_well() 
     let patience = |order: &Order| order.due(base, 0, false, &rtt).map(|t| t - base);
     order.on_spurious(base, &rtt);
     order.on_spurious(base + ms(39), &rtt);
-    assert_eq!(patience(&order), Some(ms(55)));
+    assert_eq!(patience(&order), Some(ms(60)));
     order.on_spurious(base + ms(40), &rtt);
-    assert_eq!(patience(&order), Some(ms(65)));
+    assert_eq!(patience(&order), Some(ms(70)));
     for i in 2..100 {
         order.on_spurious(base + ms(40 * i), &rtt);
     }
@@ -70,16 +70,16 @@ fn spurious_losses_widen_the_window_once_per_round_trip_until_repairs_go_well() 
         order.on_repair(base + ms(40 * i), &rtt);
         order.on_repair(base + ms(40 * i + 39), &rtt);
     }
-    assert_eq!((patience(&order), order.reordering()), (Some(ms(45)), None));
+    assert_eq!((patience(&order), order.reordering()), (Some(ms(50)), None));
 }
 
 #[test]
 fn repairs_without_progress_become_rare() {
     let (order, rtt, base) = order(true);
     let patience = |repairs| order.due(base, repairs, false, &rtt).map(|t| t - base);
-    assert_eq!(patience(3), Some(ms(45)));
-    assert_eq!(patience(4), Some(ms(90)));
-    assert_eq!(patience(u8::MAX), Some(ms(45) * 256));
+    assert_eq!(patience(3), Some(ms(50)));
+    assert_eq!(patience(4), Some(ms(100)));
+    assert_eq!(patience(u8::MAX), Some(ms(50) * 256));
 }
 
 #[test]
