@@ -216,9 +216,10 @@ impl Slots {
             conn.in_urgent = true;
             self.urgent.push_back(slot);
             if self.urgent.len() > 2 * self.slots.len() {
-                let slots = &self.slots;
-                let listed = |slot: &u32| slots.get(*slot as usize).is_some_and(|c| is_urgent(c.as_deref()));
-                self.urgent.retain(listed);
+                // As above. Retaining what is valid would keep a place once for each that it ever had.
+                let listed = |c: &Option<Box<Connection>>| is_urgent(c.as_deref());
+                self.urgent.clear();
+                self.urgent.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
             }
         }
     }
