@@ -217,6 +217,7 @@ impl Slots {
             self.urgent.push_back(slot);
             if self.urgent.len() > 2 * self.slots.len() {
                 // As above. Retaining what is valid would keep a place once for each that it ever had.
+                self.slots.iter_mut().flatten().for_each(|c| c.in_urgent &= c.has_lost());
                 let listed = |c: &Option<Box<Connection>>| is_urgent(c.as_deref());
                 self.urgent.clear();
                 self.urgent.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
