@@ -19,6 +19,8 @@ const SQUEEZED_UNREAD: usize = 64 * 1024;
 pub(super) const RIPENING: Duration = Duration::from_millis(3);
 /// By how many segments the window in a reference peer's data may be too large.
 const WINDOW_AGED: u64 = 256;
+/// A segment of so many bytes is part of a transfer, not a message that is answered.
+const FULL_SEGMENT: usize = 1_000;
 /// What a reference peer sends at most before it hears an acknowledgement: ten segments of 4,096 bytes.
 const FIRST_FLIGHT: u32 = 40_960;
 /// Bytes after a loss for which a reference peer gets no more segments than it can hold beyond a hole.
@@ -448,7 +450,7 @@ impl Connection {
             self.ripening = None;
             self.keep_sack_if_full();
         } else {
-            self.owe_ack(cx);
+            self.owe_ack(payload.len(), cx);
         }
         if inserted.advanced {
             if self.detached {
@@ -460,13 +462,20 @@ impl Connection {
         }
     }
 
-    /// A segment came in order: every second one is acknowledged, a single one after a while.
-    fn owe_ack(&mut self, cx: &Cx<'_>) {
+    /// A segment of `len` bytes came in order: every second one is acknowledged, a single one after a while.
+    fn owe_ack(&mut self, len: usize, cx: &mut Cx<'_>) {
         self.unacked_segments += 1;
         let mut wait = cx.cfg.delayed_ack;
         match cx.dialect {
             Dialect::Draft => _ = self.ripening.get_or_insert((self.recv.next(), cx.now + RIPENING)),
-            Dialect::Pilotage => wait = wait.min(OWN_ACK_DELAY),
+            Dialect::Pilotage => {
+                wait = wait.min(OWN_ACK_DELAY);
+                // A sender whose window is a few segments of as many connections must not wait for each (RFC 9000 §13.2.2).
+                if len >= FULL_SEGMENT && cx.path.is_second_full() {
+                    self.ack_pending = true;
+                    return;
+                }
+            }
         }
         if self.unacked_segments >= 2 {
             if cx.dialect == Dialect::Pilotage {
