@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event};
+use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event, TransmitBuf};
 use pilotage_wire::NodeId;
 
 use crate::driver::send::{Pending, SendCounters, SendOutcome, SendSlab};
@@ -360,6 +360,15 @@ impl Shared {
         }
         core.check_flushed(wakes);
         (core, pumped)
+    }
+
+    /// In the middle of a long write: sends no more than the full batches that a stream's unsent bytes make. A batch costs the
+    /// same whether it is full or not, and what would go in it is at hand.
+    pub(crate) fn send_full<'a>(&'a self, core: MutexGuard<'a, Core>, id: ConnectionId) -> MutexGuard<'a, Core> {
+        match core.endpoint.unsent(id) / TransmitBuf::CAPACITY {
+            0 => core,
+            full => self.transmit(core, full, false).0,
+        }
     }
 
     fn transmit<'a>(
