@@ -301,7 +301,7 @@ impl Stream {
             if deadline.is_none() {
                 deadline = load_timeout(timeout).and_then(|timeout| Instant::now().checked_add(timeout));
             }
-            if !self.inner.slot.wait(direction, seen, deadline) {
+            if !self.inner.node.shared.wait(&self.inner.slot, direction, seen, deadline) {
                 return Err(timed_out());
             }
         }
