@@ -98,8 +98,8 @@ pub(crate) enum Sleep {
     Awake,
     /// It sleeps until then, or until the socket or the waker rouses it.
     Until(Option<Instant>),
-    /// Nobody waits at the socket. The driver looks after it within [`GRACE`](crate::driver::post::GRACE), which is as
-    /// exact as the poller.
+    /// Nobody waits at the socket. The driver looks after it within twice [`GRACE`](crate::driver::post::GRACE), which
+    /// is as exact as the poller.
     Guarded,
 }
 
@@ -142,6 +142,8 @@ pub(crate) struct Wakes {
     threads: usize,
     /// The same, and tasks.
     waiting: usize,
+    /// The slot that last had a waiting thread (its address, only to compare), and for how many deliveries in a row.
+    streak: (usize, usize),
 }
 
 impl Wakes {
@@ -152,6 +154,11 @@ impl Wakes {
     /// Slots of the last delivery for which a thread waited.
     pub(crate) fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// How often in a row the threads of one and the same slot were woken.
+    pub(crate) fn streak(&self) -> usize {
+        self.streak.1
     }
 
     /// Threads and tasks that the last delivery woke.
@@ -176,7 +183,11 @@ impl Wakes {
     fn notify(&mut self) {
         self.threads = 0;
         for (slot, direction) in self.slots.drain(..) {
-            self.threads += usize::from(slot.advance(direction, &mut self.tasks));
+            if slot.advance(direction, &mut self.tasks) {
+                self.threads += 1;
+                let slot = Arc::as_ptr(&slot).addr();
+                self.streak = if self.streak.0 == slot { (slot, self.streak.1 + 1) } else { (slot, 1) };
+            }
         }
         for ping in self.pings.drain(..) {
             ping.slot.advance(Direction::Read, &mut self.tasks);

@@ -357,6 +357,7 @@ impl Drop for StreamInner {
         let mut core = shared.lock();
         core.abandon(Instant::now(), self.id);
         shared.finish(core);
+        shared.post.call_if_left();
     }
 }
 

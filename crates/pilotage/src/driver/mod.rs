@@ -42,6 +42,9 @@ use crate::state::StateDir;
 /// Send batches per turn and receive batch.
 const SEND_BATCHES: usize = 64;
 
+/// How often in a row the driver wakes the threads of one stream before it leaves them the watch.
+const STREAK: usize = 8;
+
 /// How long the last datagrams of a closing node may wait for room in the socket.
 const FAREWELL: Duration = Duration::from_millis(100);
 
@@ -69,7 +72,8 @@ impl Driver {
                 shared.conclude(shared.lock());
                 return;
             }
-            if watch.threads > 0 && watch.open && !shared.post.is_reserved() {
+            let same = watch.wakes.streak() >= STREAK;
+            if watch.threads > 0 && same && watch.open && !shared.post.is_reserved() {
                 let urgent = watch.rest(shared);
                 shared.post.leave(watch, urgent);
                 watch = shared.post.guard();

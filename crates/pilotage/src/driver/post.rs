@@ -7,12 +7,12 @@
 //!
 //! The watch is in one place at a time: with the driver, with one thread of the application, or here.
 //!
-//! * The driver gives it up after a turn that brought something for a waiting thread, which is likely to wait again soon.
-//! * A thread gives it up when its wait is over, or after a turn that brought something only for other threads: it then
-//!   sleeps as every other waiting thread does, and the busier one finds the watch free.
-//! * The driver takes it when it has lain here for [`GRACE`], or at once if it was [called](Post::call). So data for
-//!   somebody else, and deadlines, wait [`GRACE`] at most while the thread that left the watch does other things. That is
-//!   less than what the poller of Linux rounds up its time-outs by.
+//! * The driver gives it up when it woke the threads of one stream several times in a row: they are likely to wait again soon.
+//!   A connection that is made, used once and closed stays with the driver.
+//! * A thread leaves it here when its wait is over, and to the driver after a turn that brought something only for others.
+//! * The driver takes it when it has lain here for one to two times [`GRACE`], or at once if it was [called](Post::call) or a
+//!   stream ended. So data for somebody else, and deadlines, wait that long at most while the thread that left the watch does
+//!   other things. The poller of Linux rounds its time-outs up by as much.
 //!
 //! A node on which a task (a future) ever waited is left to its driver: tasks can wait for days without a thread that blocks,
 //! and an executor's thread must not.
@@ -26,7 +26,7 @@
 //! * *The driver* sleeps on `called` under the lock of the state: without a limit only while somebody has the watch and had it
 //!   for [`GRACE`] (`deep`); whoever leaves the watch sees that and calls. Else it looks again after [`GRACE`].
 //! * *A call* ([`Post::call`]) finds the watch here and sets `urgent`, or writes to the poller's waker. If the holder leaves
-//!   without another poll, the event stays in the poller until the next holder polls, which is [`GRACE`] later at most.
+//!   without another poll, the event stays in the poller until the next holder polls, twice [`GRACE`] later at most.
 //! * *Small writes that others left to the holder* (`Shared::finish_small`) are sent by [`Watch::rest`], which says under the
 //!   core's lock that from now on nobody is awake.
 //! * *A panic* in a turn drops the [`Lead`], which puts the watch back and calls the driver.
@@ -131,6 +131,16 @@ impl Post {
         state.urgent = true;
         drop(state);
         self.called.notify_one();
+    }
+
+    /// A stream ended, and with it perhaps the interest of the thread that left the watch here: the driver takes it.
+    pub(crate) fn call_if_left(&self) {
+        let mut state = self.lock();
+        if state.watch.is_some() {
+            state.urgent = true;
+            drop(state);
+            self.called.notify_one();
+        }
     }
 
     pub(super) fn leave(&self, watch: Box<Watch>, urgent: bool) {
@@ -272,8 +282,8 @@ impl Shared {
         };
         self.post.awake();
         slot.forget(direction, &self.post.waker);
-        let driver = watch.rest(self);
-        lead.urgent = driver || self.post.is_reserved();
+        let busy = watch.rest(self);
+        lead.urgent = busy || outcome.is_none() || self.post.is_reserved();
         outcome
     }
 }
