@@ -66,8 +66,7 @@ impl Driver {
 
     fn run(self, mut watch: Box<Watch>) {
         let shared = &*self.shared;
-        loop {
-            let Some(timeout) = watch.prepare_sleep(shared) else { break };
+        while let Some(timeout) = watch.prepare_sleep(shared) {
             if watch.turn(shared, timeout).is_err() {
                 shared.conclude(shared.lock());
                 return;
