@@ -442,6 +442,10 @@ impl Connection {
         self.send.free()
     }
 
+    pub(crate) fn unsent(&self) -> usize {
+        self.send.unsent() as usize
+    }
+
     /// Whether the peer has acknowledged all that was written (and FIN, if it was queued).
     pub(crate) fn is_flushed(&self) -> bool {
         self.send.is_empty() && (!self.fin_queued || self.fin_acked)
