@@ -12,9 +12,11 @@ use pilotage_proto::crypto::Identity;
 use pilotage_proto::{Config, ConnectError, Endpoint, PeerConfig, PeerPolicy};
 use pilotage_wire::Address;
 
+use crate::driver::Driver;
+use crate::driver::post::Post;
 use crate::driver::send::SendSlab;
 use crate::driver::socket::Socket;
-use crate::driver::{Driver, WAKER};
+use crate::driver::watch::{WAKER, Watch};
 use crate::error::StartError;
 use crate::hub::{Directory, Hub, HubError, Visibility, Wish, resolve_host};
 use crate::keeper::{Budget, HEARTBEAT, Keeper, Mailbox, adopt, derived_address, describe};
@@ -217,12 +219,12 @@ impl NodeBuilder {
         }
 
         let poll = mio::Poll::new()?;
-        let waker = mio::Waker::new(poll.registry(), WAKER)?;
+        let post = Post::new(mio::Waker::new(poll.registry(), WAKER)?);
         let mailbox = Arc::new(Mailbox::new(self.registry.is_some(), beacon));
         let known_as = addresses.as_ref().zip(self.registry.as_ref()).and_then(|(known, at)| known.at(at));
         let core = self.core(&identity, known_as, &socket, beacon)?;
-        let shared = Arc::new(Shared::new(core, local, waker, book, mailbox.clone()));
-        let driver = Driver::new(shared.clone(), socket.clone(), state, poll)?.spawn()?;
+        let shared = Arc::new(Shared::new(core, local, post, book, mailbox.clone()));
+        let driver = Driver::new(shared.clone(), state).spawn(Watch::new(socket.clone(), poll)?)?;
 
         let hub = self
             .registry

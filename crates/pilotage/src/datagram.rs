@@ -77,7 +77,7 @@ impl DatagramSocket {
             if let Some(received) = self.try_recv() {
                 return received;
             }
-            self.slot.wait(Direction::Read, seen, None);
+            self.node.shared.wait(&self.slot, Direction::Read, seen, None);
         }
     }
 
@@ -89,7 +89,7 @@ impl DatagramSocket {
             if let Some(received) = self.try_recv() {
                 return received.ok();
             }
-            if !self.slot.wait(Direction::Read, seen, deadline) {
+            if !self.node.shared.wait(&self.slot, Direction::Read, seen, deadline) {
                 return None;
             }
         }

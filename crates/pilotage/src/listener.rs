@@ -77,7 +77,7 @@ impl Listener {
             if let Some(accepted) = self.try_accept() {
                 return accepted.map(Some);
             }
-            if !self.slot.wait(Direction::Read, seen, deadline) {
+            if !self.node.shared.wait(&self.slot, Direction::Read, seen, deadline) {
                 return Ok(None);
             }
         }

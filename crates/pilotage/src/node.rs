@@ -92,6 +92,8 @@ pub struct NodeStats {
     pub receive_calls: u64,
     /// System calls in which the driver waited, or looked, for something to do.
     pub poll_calls: u64,
+    /// Blocking calls of the application whose thread received for the node while it waited, in place of the driver.
+    pub led_waits: u64,
     /// Sends that found the socket full.
     pub send_blocked: u64,
     /// Sends that the operating system refused; the core repairs them like losses.
@@ -167,7 +169,7 @@ impl Node {
             if let Some(outcome) = self.connect_outcome(&stream, &peer) {
                 return outcome.map(|()| stream);
             }
-            if !stream.slot().wait(Direction::Write, seen, Some(deadline)) {
+            if !self.inner.shared.wait(stream.slot(), Direction::Write, seen, Some(deadline)) {
                 return Err(self.inner.failure(ConnectError::Timeout, &peer));
             }
         }
@@ -237,6 +239,7 @@ impl Node {
             send_calls: shared.counters.calls.load(Ordering::Relaxed),
             receive_calls: shared.counters.receives.load(Ordering::Relaxed),
             poll_calls: shared.counters.polls.load(Ordering::Relaxed),
+            led_waits: shared.counters.led.load(Ordering::Relaxed),
             send_blocked: shared.counters.blocked.load(Ordering::Relaxed),
             send_errors: shared.counters.errors.load(Ordering::Relaxed),
             connections: core.connections.len(),

@@ -16,9 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event};
+use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event, TransmitBuf};
 use pilotage_wire::NodeId;
 
+use crate::driver::post::Post;
 use crate::driver::send::{Pending, SendCounters, SendOutcome, SendSlab};
 use crate::events::{EventHub, NodeEvent};
 use crate::keeper::Mailbox;
@@ -45,7 +46,8 @@ pub(crate) struct Shared {
     core: Mutex<Core>,
     /// The address that the socket is bound to.
     pub(crate) local: SocketAddr,
-    pub(crate) waker: mio::Waker,
+    /// Who waits at the socket.
+    pub(crate) post: Post,
     pub(crate) counters: SendCounters,
     pub(crate) relay: Relay,
     /// Calls of the application whose datagrams were left to the driver.
@@ -96,6 +98,9 @@ pub(crate) enum Sleep {
     Awake,
     /// It sleeps until then, or until the socket or the waker rouses it.
     Until(Option<Instant>),
+    /// Nobody waits at the socket. The driver looks after it within twice [`GRACE`](crate::driver::post::GRACE), which
+    /// is as exact as the poller.
+    Guarded,
 }
 
 /// Life of a node.
@@ -133,6 +138,12 @@ pub(crate) struct Wakes {
     pings: Vec<Arc<PendingPing>>,
     /// Kept for its memory; empty between two deliveries.
     tasks: Vec<Waker>,
+    /// Slots of the last delivery for which a thread waited.
+    threads: usize,
+    /// The same, and tasks.
+    waiting: usize,
+    /// The slot that last had a waiting thread (its address, only to compare), and for how many deliveries in a row.
+    streak: (usize, usize),
 }
 
 impl Wakes {
@@ -140,9 +151,19 @@ impl Wakes {
         self.slots.push((slot.clone(), direction));
     }
 
-    /// How many would be woken.
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len()
+    /// Slots of the last delivery for which a thread waited.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// How often in a row the threads of one and the same slot were woken.
+    pub(crate) fn streak(&self) -> usize {
+        self.streak.1
+    }
+
+    /// Threads and tasks that the last delivery woke.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting
     }
 
     pub(crate) fn deliver(&mut self) {
@@ -160,12 +181,18 @@ impl Wakes {
 
     /// Notifies the threads and collects the tasks.
     fn notify(&mut self) {
+        self.threads = 0;
         for (slot, direction) in self.slots.drain(..) {
-            slot.advance(direction, &mut self.tasks);
+            if slot.advance(direction, &mut self.tasks) {
+                self.threads += 1;
+                let slot = Arc::as_ptr(&slot).addr();
+                self.streak = if self.streak.0 == slot { (slot, self.streak.1 + 1) } else { (slot, 1) };
+            }
         }
         for ping in self.pings.drain(..) {
             ping.slot.advance(Direction::Read, &mut self.tasks);
         }
+        self.waiting = self.threads + self.tasks.len();
     }
 }
 
@@ -258,7 +285,7 @@ impl Core {
 
     fn driver_oversleeps(&mut self) -> bool {
         match self.sleep {
-            Sleep::Awake => false,
+            Sleep::Awake | Sleep::Guarded => false,
             Sleep::Until(wakes_at) => {
                 let deadline = self.endpoint.poll_timeout();
                 deadline.is_some_and(|deadline| wakes_at.is_none_or(|wakes_at| deadline < wakes_at))
@@ -271,14 +298,14 @@ impl Shared {
     pub(crate) fn new(
         core: Core,
         local: SocketAddr,
-        waker: mio::Waker,
+        post: Post,
         book: PeerBook,
         mailbox: Arc<Mailbox>,
     ) -> Self {
         Self {
             core: Mutex::new(core),
             local,
-            waker,
+            post,
             counters: SendCounters::default(),
             relay: Relay::default(),
             left_to_driver: AtomicU64::new(0),
@@ -309,13 +336,16 @@ impl Shared {
         attempt: impl FnMut() -> Option<T>,
     ) -> Poll<T> {
         self.relay.run();
-        slot.poll_once(direction, cx, attempt)
+        let polled = slot.poll_once(direction, cx, attempt);
+        if polled.is_pending() && self.post.reserve() {
+            self.wake_driver();
+        }
+        polled
     }
 
+    /// Wakes the driver, or whoever waits at the socket in its stead.
     pub(crate) fn wake_driver(&self) {
-        if let Err(error) = self.waker.wake() {
-            tracing::warn!(%error, "the driver could not be woken");
-        }
+        self.post.call();
     }
 
     /// Ends a call of the application that moved only `len` bytes: where the driver is awake, it sends what became ready
@@ -360,6 +390,19 @@ impl Shared {
         }
         core.check_flushed(wakes);
         (core, pumped)
+    }
+
+    /// In the middle of a long write: sends no more than the full batches that a stream's unsent bytes make. A batch costs the
+    /// same whether it is full or not, and what would go in it is at hand.
+    pub(crate) fn send_full<'a>(
+        &'a self,
+        core: MutexGuard<'a, Core>,
+        id: ConnectionId,
+    ) -> MutexGuard<'a, Core> {
+        match core.endpoint.unsent(id) / TransmitBuf::CAPACITY {
+            0 => core,
+            full => self.transmit(core, full, false).0,
+        }
     }
 
     fn transmit<'a>(

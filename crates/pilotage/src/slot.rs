@@ -154,8 +154,17 @@ impl Slot {
         }
     }
 
-    /// As [`Self::signal`], but leaves it to the caller to wake the tasks, which are added to `tasks`.
-    pub(crate) fn advance(&self, direction: Direction, tasks: &mut Vec<Waker>) {
+    /// Takes a task off the list again.
+    pub(crate) fn forget(&self, direction: Direction, waker: &Waker) {
+        let mut waiters = self.side(direction).lock();
+        if waiters.first.as_ref().is_some_and(|first| first.will_wake(waker)) {
+            waiters.first = None;
+        }
+        waiters.others.retain(|other| !other.will_wake(waker));
+    }
+
+    /// As [`Self::signal`], but leaves it to the caller to wake the tasks, which are added to `tasks`. Whether a thread waited.
+    pub(crate) fn advance(&self, direction: Direction, tasks: &mut Vec<Waker>) -> bool {
         let side = self.side(direction);
         let mut waiters = side.lock();
         side.epoch.fetch_add(1, Ordering::AcqRel);
@@ -167,6 +176,7 @@ impl Slot {
         if threads > 0 {
             side.changed.notify_all();
         }
+        threads > 0
     }
 
     fn side(&self, direction: Direction) -> &Side {
@@ -234,6 +244,23 @@ mod tests {
         for thread in threads {
             assert!(thread.join().expect("waiter"));
         }
+    }
+
+    #[test]
+    fn a_task_that_was_forgotten_is_not_woken() {
+        let slot = Slot::default();
+        let counts: Vec<_> = (0..3).map(|_| Arc::new(Count(AtomicUsize::new(0)))).collect();
+        let wakers: Vec<Waker> = counts.iter().cloned().map(Waker::from).collect();
+        for forgotten in 0..3 {
+            let seen = slot.epoch(Direction::Read);
+            for waker in &wakers {
+                assert!(slot.register(Direction::Read, seen, waker));
+            }
+            slot.forget(Direction::Read, &wakers[forgotten]);
+            slot.signal(Direction::Read);
+        }
+        let woken: Vec<_> = counts.iter().map(|count| count.0.load(Ordering::SeqCst)).collect();
+        assert_eq!(woken, [2; 3]);
     }
 
     #[test]

@@ -16,8 +16,11 @@ use crate::node::NodeInner;
 use crate::shared::{Core, Phase};
 use crate::slot::{Direction, Slot};
 
-/// Most bytes copied under the lock by one `write`: other threads get their turn, and sending starts early.
-const MAX_WRITE: usize = 128 << 10;
+/// Most bytes copied under the lock at once by a `write`: other threads get their turn, and sending starts early.
+const MAX_PIECE: usize = 128 << 10;
+
+/// Most bytes that one `write` takes, in pieces. What a piece leaves over of a full batch goes with the next.
+const MAX_WRITE: usize = 1 << 20;
 
 /// Most bytes copied under the lock by one `read`.
 const MAX_READ: usize = 256 << 10;
@@ -255,19 +258,30 @@ impl Stream {
         if data.is_empty() {
             return Some(Ok(0));
         }
+        let data = &data[..data.len().min(MAX_WRITE)];
         let shared = &inner.node.shared;
         let mut core = shared.lock();
-        if core.phase != Phase::Open {
-            return Some(Err(closed()));
-        }
-        let len = data.len().min(MAX_WRITE);
-        match core.endpoint.write(Instant::now(), inner.id, &data[..len]) {
-            Ok(len) => {
-                shared.finish_small(core, len);
-                Some(Ok(len))
+        let mut taken = 0;
+        loop {
+            if core.phase != Phase::Open {
+                break if taken == 0 { Some(Err(closed())) } else { Some(Ok(taken)) };
             }
-            Err(WriteError::Blocked) => None,
-            Err(error) => Some(Err(write_error(error))),
+            let piece = &data[taken..data.len().min(taken + MAX_PIECE)];
+            match core.endpoint.write(Instant::now(), inner.id, piece) {
+                Ok(len) => taken += len,
+                Err(WriteError::Blocked) if taken == 0 => break None,
+                Err(error) if taken == 0 => break Some(Err(write_error(error))),
+                // The next call will say it.
+                Err(_) => {
+                    shared.finish_small(core, taken);
+                    break Some(Ok(taken));
+                }
+            }
+            if taken == data.len() || core.endpoint.writable(inner.id) == 0 {
+                shared.finish_small(core, taken);
+                break Some(Ok(taken));
+            }
+            core = shared.send_full(core, inner.id);
         }
     }
 
@@ -287,7 +301,7 @@ impl Stream {
             if deadline.is_none() {
                 deadline = load_timeout(timeout).and_then(|timeout| Instant::now().checked_add(timeout));
             }
-            if !self.inner.slot.wait(direction, seen, deadline) {
+            if !self.inner.node.shared.wait(&self.inner.slot, direction, seen, deadline) {
                 return Err(timed_out());
             }
         }
@@ -343,6 +357,7 @@ impl Drop for StreamInner {
         let mut core = shared.lock();
         core.abandon(Instant::now(), self.id);
         shared.finish(core);
+        shared.post.call_if_left();
     }
 }
 

@@ -95,7 +95,7 @@ impl DatagramTap {
                 return Err(closed());
             }
             drop(core);
-            if !self.slot.wait(Direction::Read, seen, deadline) {
+            if !self.node.shared.wait(&self.slot, Direction::Read, seen, deadline) {
                 return Ok(None);
             }
         }

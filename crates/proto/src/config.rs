@@ -43,7 +43,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long unacknowledged data is retransmitted before the connection is given up.
     pub user_timeout: Duration,
-    /// Longest wait for a second segment before an acknowledgement is sent (draft: 40 ms).
+    /// Longest wait for a second segment before an acknowledgement is sent (draft: 40 ms); between Pilotage peers never
+    /// longer than 10 ms.
     pub delayed_ack: Duration,
     /// How long a closed connection stays known to answer late segments (draft: 10 s).
     pub time_wait: Duration,
@@ -86,6 +87,10 @@ impl Default for Config {
 
 /// Longest time a peer may sit on a single segment before it acknowledges (draft: 40 ms delayed ACK).
 pub(crate) const MAX_ACK_DELAY: Duration = Duration::from_millis(40);
+
+/// The same of a Pilotage peer, whatever its configuration says: half of what it takes to notice, and enough for an
+/// answer to ride on.
+pub(crate) const OWN_ACK_DELAY: Duration = Duration::from_millis(10);
 
 /// What the operator allows for one peer (rule C6). The default allows nothing but PILA and PILS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -30,6 +30,7 @@ use crate::rtt::RttEstimator;
 #[cfg(feature = "fuzzing")]
 #[path = "scoreboard/tests/model.rs"]
 pub(crate) mod model;
+mod overdue;
 mod rack;
 #[cfg(test)]
 mod tests;
@@ -143,6 +144,7 @@ struct Segment {
 #[derive(Debug, Clone, Copy)]
 struct Resent {
     end: u64,
+    sent: Instant,
     transmissions: u32,
 }
 
@@ -350,12 +352,13 @@ impl Scoreboard {
             self.lost_segments += 1;
             self.lost.push(Reverse(at));
         } else if segment.transmissions > 1 {
-            let head = Resent { end: at, transmissions: segment.transmissions };
+            let head = Resent { end: at, sent: segment.sent, transmissions: segment.transmissions };
             let place =
                 self.resent.iter().position(|r| r.end == tail.end && r.transmissions == tail.transmissions);
             self.resent.insert(place.unwrap_or(self.resent.len()), head);
         }
-        // A cursor behind this place now points one segment too low, which costs one step and no more.
+        // A cursor behind this place stays at its segment.
+        self.scan += u64::from(self.popped + (index as u64) < self.scan);
         self.segments.insert(index + 1, tail);
     }
 
@@ -377,16 +380,6 @@ impl Scoreboard {
     /// Whether everything sent is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.segments.is_empty()
-    }
-
-    /// When the segment at `una` was last sent.
-    pub fn oldest_sent(&self) -> Option<Instant> {
-        self.segments.front().map(|s| s.sent)
-    }
-
-    /// How often the segment at `una` was sent; 0 if everything is acknowledged.
-    pub fn oldest_transmissions(&self) -> u32 {
-        self.segments.front().map_or(0, |s| s.transmissions)
     }
 
     /// Whether a segment waits to be sent again.
@@ -599,7 +592,7 @@ impl Scoreboard {
         segment.sent = now;
         segment.transmissions = segment.transmissions.saturating_add(1);
         self.last_sent = Some(now);
-        self.resent.push_back(Resent { end: segment.end, transmissions: segment.transmissions });
+        self.resent.push_back(Resent { end: segment.end, sent: now, transmissions: segment.transmissions });
         // Stale entries behind a live front: at most as many as there are segments, whoever drives us.
         if self.resent.len() > 2 * self.segments.len() + 64 {
             let mut resent = std::mem::take(&mut self.resent);

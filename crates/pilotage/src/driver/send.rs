@@ -52,6 +52,7 @@ pub(crate) enum SendOutcome {
 pub(crate) struct SendCounters {
     pub(crate) receives: AtomicU64,
     pub(crate) polls: AtomicU64,
+    pub(crate) led: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) blocked: AtomicU64,
     pub(crate) errors: AtomicU64,

@@ -121,6 +121,10 @@ pub(crate) struct Connection {
     pub(crate) in_ready: bool,
     /// In the tunnel's list of connections whose deadline or notifications may have changed.
     pub(crate) touched: bool,
+    /// In the tunnel's round of connections with something to send again.
+    pub(crate) in_urgent: bool,
+    /// In the tunnel's list of connections that hold an acknowledgement back.
+    pub(crate) listed_held: bool,
     /// Unread bytes of ours that the endpoint has counted.
     pub(crate) counted_unread: usize,
     /// The earliest deadline that the endpoint's timer table holds for us.
@@ -169,6 +173,10 @@ pub(crate) struct Connection {
     backoff: u32,
     /// Retransmissions that the congestion window does not hold back.
     rto_credit: u8,
+    /// When to ask again whether the path has delivered anything that was sent later.
+    look_again: Option<Instant>,
+    /// Losses that the path's order has shown since anything new was acknowledged.
+    repairs: u8,
 
     // ---- receiving
     peer_isn: u32,
@@ -259,6 +267,8 @@ impl Connection {
             queued: Notify::default(),
             in_ready: false,
             touched: false,
+            in_urgent: false,
+            listed_held: false,
             counted_unread: 0,
             registered: None,
             isn,
@@ -287,6 +297,8 @@ impl Connection {
             rto_base: now,
             backoff: 0,
             rto_credit: 0,
+            look_again: None,
+            repairs: 0,
             peer_isn: 0,
             recv: Assembler::new(cfg.recv_buffer),
             peer_fin: None,
@@ -428,6 +440,10 @@ impl Connection {
 
     pub(crate) fn writable(&self) -> usize {
         self.send.free()
+    }
+
+    pub(crate) fn unsent(&self) -> usize {
+        self.send.unsent() as usize
     }
 
     /// Whether the peer has acknowledged all that was written (and FIN, if it was queued).

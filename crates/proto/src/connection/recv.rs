@@ -7,6 +7,7 @@ use pilotage_wire::packet::{Flags, Header};
 use pilotage_wire::sack;
 
 use super::{Connection, Cx, Dialect, Failure, State, WINDOW_UNIT, timers, unwrap_offset};
+use crate::config::OWN_ACK_DELAY;
 use crate::congestion::{AckEvent, Controller};
 use crate::event::ConnectError;
 use crate::send_buffer::UNSENT_MAX;
@@ -18,6 +19,8 @@ const SQUEEZED_UNREAD: usize = 64 * 1024;
 pub(super) const RIPENING: Duration = Duration::from_millis(3);
 /// By how many segments the window in a reference peer's data may be too large.
 const WINDOW_AGED: u64 = 256;
+/// A segment of so many bytes is part of a transfer, not a message that is answered.
+const FULL_SEGMENT: usize = 1_000;
 /// What a reference peer sends at most before it hears an acknowledgement: ten segments of 4,096 bytes.
 const FIRST_FLIGHT: u32 = 40_960;
 /// Bytes after a loss for which a reference peer gets no more segments than it can hold beyond a hole.
@@ -246,7 +249,14 @@ impl Connection {
             self.board.set_reported_end(sack.as_ref().and_then(|sack| sack.told_up_to));
         }
         if ack > una || sack.is_some() {
+            let newest = self.board.newest_delivered();
             self.on_progress(ack, sack.as_ref().map_or(&[], SackIn::blocks), cx);
+            if cx.dialect == Dialect::Pilotage
+                && let Some(sent) = self.board.newest_delivered().filter(|sent| newest != Some(*sent))
+            {
+                let bare = data == 0 && !hdr.flags.contains(Flags::FIN);
+                cx.path.order.on_delivered(cx.now, sent, bare);
+            }
         }
         if sack.is_some() { Acked::Sack } else { Acked::Plain }
     }
@@ -283,6 +293,7 @@ impl Connection {
 
     fn on_progress(&mut self, ack: u64, blocks: &[(u64, u64)], cx: &mut Cx<'_>) {
         let in_flight_before = cx.path.in_flight;
+        self.board.set_reordering(cx.path.order.reordering());
         let outcome = self.board.on_ack(cx.now, ack, blocks, &mut cx.path.rtt);
         if outcome.invalid {
             return;
@@ -302,17 +313,20 @@ impl Connection {
             self.progress_at = cx.now;
             self.rto_base = cx.now;
             self.backoff = 0;
+            self.repairs = 0;
             if self.board.una() >= self.tail_probe_end {
                 self.tail_probe_out = false;
             }
         }
         if outcome.spurious_bytes > 0 {
             cx.path.controller.on_spurious_bytes(outcome.spurious_bytes);
+            cx.path.order.on_spurious(cx.now, &cx.path.rtt);
         }
         if outcome.lost_bytes > 0
             && let Some(sent) = outcome.newest_lost_sent
         {
             cx.path.on_lost(cx.now, sent, outcome.lost_bytes);
+            cx.path.order.on_repair(cx.now, &cx.path.rtt);
             self.quirks.careful_until = self.board.nxt() + CAREFUL;
         }
         if outcome.advanced {
@@ -436,7 +450,7 @@ impl Connection {
             self.ripening = None;
             self.keep_sack_if_full();
         } else {
-            self.owe_ack(cx);
+            self.owe_ack(payload.len(), cx);
         }
         if inserted.advanced {
             if self.detached {
@@ -448,12 +462,20 @@ impl Connection {
         }
     }
 
-    /// A segment came in order: every second one is acknowledged, a single one after a while.
-    fn owe_ack(&mut self, cx: &Cx<'_>) {
+    /// A segment of `len` bytes came in order: every second one is acknowledged, a single one after a while.
+    fn owe_ack(&mut self, len: usize, cx: &mut Cx<'_>) {
         self.unacked_segments += 1;
         let mut wait = cx.cfg.delayed_ack;
-        if cx.dialect == Dialect::Draft {
-            self.ripening.get_or_insert((self.recv.next(), cx.now + RIPENING));
+        match cx.dialect {
+            Dialect::Draft => _ = self.ripening.get_or_insert((self.recv.next(), cx.now + RIPENING)),
+            Dialect::Pilotage => {
+                wait = wait.min(OWN_ACK_DELAY);
+                // A sender whose window is a few segments of as many connections must not wait for each (RFC 9000 §13.2.2).
+                if len >= FULL_SEGMENT && cx.path.is_second_full() {
+                    self.ack_pending = true;
+                    return;
+                }
+            }
         }
         if self.unacked_segments >= 2 {
             if cx.dialect == Dialect::Pilotage {
@@ -498,6 +520,16 @@ impl Connection {
         } else {
             self.timers.delayed_ack = self.ripening.map(|(_, at)| at);
         }
+    }
+
+    /// An acknowledgement waits for a second segment, or for data to ride on.
+    pub(crate) fn holds_ack(&self) -> bool {
+        self.timers.delayed_ack.is_some() && !self.ack_pending
+    }
+
+    /// Another connection's acknowledgement leaves, and so does this one (spec/stream.md §5.2b).
+    pub(crate) fn release_ack(&mut self) {
+        self.ack_pending |= self.holds_ack();
     }
 
     /// While the endpoint is short of memory: little is unread, and no larger buffer is needed.

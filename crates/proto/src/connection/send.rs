@@ -374,12 +374,14 @@ impl Connection {
         let Some(target) = space.get_mut(HEADER_LEN..) else { return SegmentOut::TooLong };
         let len = sack::encode(&wire[..blocks.len().min(sack::MAX_BLOCKS)], target);
         let hdr = self.ack_header(cx);
+        cx.path.ack_left = true;
         emit(&hdr, len, space)
     }
 
     fn emit_bare_ack(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
         let hdr = self.ack_header(cx);
         self.clear_ack();
+        cx.path.ack_left = true;
         if fault::point!("proto.send.lose_ack") {
             return SegmentOut::Idle;
         }
@@ -395,6 +397,7 @@ impl Connection {
         }
         self.keepalive_pending = false;
         let mut hdr = self.ack_header(cx);
+        cx.path.ack_left = true;
         // Acknowledged in the peer's own words: what was given up, or FIN's number, may be news to it.
         let known = if len > 0 { self.send.acked() } else { self.board.nxt() };
         hdr.seq = self.seq_of(known).wrapping_sub(1);

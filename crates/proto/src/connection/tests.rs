@@ -12,6 +12,7 @@ use crate::tunnel::path::Path;
 
 mod ends;
 mod handshake;
+mod order;
 mod timers;
 mod windows;
 

@@ -8,6 +8,7 @@ use super::{Connection, Cx, Dialect, Failure, State};
 use crate::config::Config;
 use crate::event::ConnectError;
 use crate::rtt::{RtoClamp, RttEstimator};
+use crate::tunnel::order::Order;
 use crate::tunnel::path::Path;
 
 /// How long a dropped connection may wait for the peer to end its direction.
@@ -87,14 +88,15 @@ impl Timers {
 
 impl Connection {
     /// The next time at which something is due. May be early, never late.
-    pub(crate) fn deadline(&self, rtt: &RttEstimator, cfg: &Config) -> Option<Instant> {
+    pub(crate) fn deadline(&self, path: &Path, cfg: &Config) -> Option<Instant> {
         if matches!(self.state, State::Done | State::Failed(_)) {
             return self.last_word_deadline();
         }
         [
             self.timers.earliest(),
-            self.retransmit_deadline(rtt, cfg),
+            self.retransmit_deadline(path, cfg),
             self.board.loss_deadline(),
+            self.look_deadline(path),
             self.truncate_at,
         ]
         .into_iter()
@@ -111,12 +113,13 @@ impl Connection {
     }
 
     /// When the retransmission timer fires: as a probe first, then as a timeout (RFC 8985 §7.2).
-    fn retransmit_deadline(&self, rtt: &RttEstimator, cfg: &Config) -> Option<Instant> {
+    fn retransmit_deadline(&self, path: &Path, cfg: &Config) -> Option<Instant> {
         if self.board.is_empty() || self.peer_ended {
             return None;
         }
+        let rtt = &path.rtt;
         if self.probe_possible() {
-            return Some(self.rto_base + self.probe_timeout(rtt));
+            return Some(self.rto_base + self.probe_timeout(path));
         }
         let rto = rtt.rto(&RtoClamp::default()) * (1 << self.backoff.min(BACKOFF_MAX));
         // The draft's clamp is 10 s; waiting longer than this would leave too few tries before giving up.
@@ -127,12 +130,12 @@ impl Connection {
         !self.tail_probe_out && !self.tail_probe && self.backoff == 0 && !self.board.has_lost()
     }
 
-    fn probe_timeout(&self, rtt: &RttEstimator) -> Duration {
-        let clamp = RtoClamp::default();
+    fn probe_timeout(&self, path: &Path) -> Duration {
+        let (rtt, clamp) = (&path.rtt, RtoClamp::default());
         if !rtt.has_sample() {
             return clamp.initial;
         }
-        let delayed = if self.board.len() <= 1 { crate::config::MAX_ACK_DELAY } else { Duration::ZERO };
+        let delayed = if self.board.len() <= 1 { path.order.ack_delay() } else { Duration::ZERO };
         (rtt.smoothed() * 2 + delayed).max(TLP_MIN).min(rtt.rto(&clamp) + delayed)
     }
 
@@ -157,6 +160,11 @@ impl Connection {
     /// Segments are lost, or the retransmission timer has fired without anything new acknowledged since.
     pub(crate) fn is_repairing(&self) -> bool {
         self.state == State::Established && (self.backoff > 0 || self.board.has_lost())
+    }
+
+    /// Something is to be sent again.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.state == State::Established && !self.peer_ended && self.board.has_lost()
     }
 
     /// Something of ours waits for an answer of the peer.
@@ -218,7 +226,10 @@ impl Connection {
         if self.board.loss_deadline().is_some_and(|t| t <= now) {
             self.on_reordering_timeout(cx);
         }
-        if self.retransmit_deadline(&cx.path.rtt, cx.cfg).is_some_and(|t| t <= now) {
+        if self.look_deadline(cx.path).is_some_and(|t| t <= now) {
+            self.look_at_path(cx);
+        }
+        if self.retransmit_deadline(cx.path, cx.cfg).is_some_and(|t| t <= now) {
             self.on_retransmit_timeout(cx);
         }
         if due(&mut self.timers.persist, now) {
@@ -231,11 +242,63 @@ impl Connection {
 
     /// RFC 8985 §6.2 step 5: the reordering window of some segment has passed.
     fn on_reordering_timeout(&mut self, cx: &mut Cx<'_>) {
+        self.board.set_reordering(cx.path.order.reordering());
         let lost = self.board.detect_losses(cx.now, &cx.path.rtt);
         self.sync_in_flight(cx.path);
         if let (true, Some(sent)) = (lost.bytes > 0, lost.newest_sent) {
             cx.path.on_lost(cx.now, sent, lost.bytes);
         }
+    }
+
+    /// When to see whether the path has delivered anything that was sent after our oldest segment (R4.18), or after our SYN.
+    fn look_deadline(&self, path: &Path) -> Option<Instant> {
+        let (sent, prompt) = self.oldest_unanswered()?;
+        if !path.order.is_known() {
+            return None;
+        }
+        let due = path.order.due(sent, self.repairs, prompt, &path.rtt);
+        due.or_else(|| path.order.first_look(sent, &path.rtt).max(self.look_again))
+    }
+
+    /// When the oldest segment was sent that may turn out to be lost, and whether the peer answers it at once.
+    fn oldest_unanswered(&self) -> Option<(Instant, bool)> {
+        match self.state {
+            // Only the first: who answers none may have no room for us (spec/stream.md §2.2).
+            State::SynSent | State::SynReceived if self.syn_transmissions == 1 && !self.syn_pending => {
+                Some((self.syn_first_sent?, true))
+            }
+            // A window probe is not taken, which says nothing about the path.
+            State::Established if !self.peer_ended && self.window_edge >= self.board.nxt() => {
+                Some((self.board.oldest_in_flight()?, false))
+            }
+            _ => None,
+        }
+    }
+
+    /// R4.18: takes for lost what the path should have delivered before something else that it did deliver.
+    fn look_at_path(&mut self, cx: &mut Cx<'_>) {
+        let Some((sent, prompt)) = self.oldest_unanswered() else { return };
+        let (order, rtt, now) = (&cx.path.order, &cx.path.rtt, cx.now);
+        if self.state != State::Established {
+            match order.due(sent, 0, prompt, rtt).is_some_and(|t| t <= now) {
+                true => self.syn_pending = true,
+                false => self.look_again = Some(Order::next_look(sent, now)),
+            }
+            return;
+        }
+        let repairs = self.repairs;
+        let overdue = |sent| order.due(sent, repairs, prompt, rtt).is_some_and(|t| t <= now);
+        let lost = self.board.detect_overdue(overdue);
+        self.sync_in_flight(cx.path);
+        let Some(newest_sent) = lost.newest_sent else {
+            self.look_again = Some(Order::next_look(sent, now));
+            return;
+        };
+        self.repairs = self.repairs.saturating_add(1);
+        self.rto_base = now;
+        self.tail_probe = false;
+        cx.path.order.on_repair(now, &cx.path.rtt);
+        cx.path.on_lost(now, newest_sent, lost.bytes);
     }
 
     fn on_retransmit_timeout(&mut self, cx: &mut Cx<'_>) {

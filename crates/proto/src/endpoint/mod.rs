@@ -319,7 +319,7 @@ impl Endpoint {
         let cfg = cx.cfg;
         let suspicious = tunnel.with_connection(slot, cfg, now, |c, ccx| {
             c.registered = None;
-            if c.deadline(&ccx.path.rtt, ccx.cfg).is_some_and(|t| t <= now) {
+            if c.deadline(ccx.path, ccx.cfg).is_some_and(|t| t <= now) {
                 c.on_timeout(ccx);
             }
             c.suspects_silence()
@@ -404,7 +404,7 @@ impl Endpoint {
         if notify.closed && !conn.detached {
             self.events.push_back(Event::Closed(id));
         }
-        let deadline = conn.deadline(&path.rtt, &self.cfg);
+        let deadline = conn.deadline(path, &self.cfg);
         self.timers.register(&mut conn.registered, deadline, TimerKey::Connection(index, slot));
         let announce = notify.connected && conn.incoming && !conn.announced;
         let (port, over) = (conn.local.port, conn.is_over() && conn.detached);

@@ -266,6 +266,11 @@ impl Endpoint {
         self.look(id).map_or(0, Connection::writable)
     }
 
+    /// Bytes that were written and not yet sent for the first time.
+    pub fn unsent(&self, id: ConnectionId) -> usize {
+        self.look(id).map_or(0, Connection::unsent)
+    }
+
     /// Whether the peer acknowledged everything written (and the end of our direction, if it was ended).
     pub fn is_flushed(&self, id: ConnectionId) -> bool {
         self.look(id).is_none_or(Connection::is_flushed)

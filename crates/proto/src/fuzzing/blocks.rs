@@ -186,6 +186,7 @@ pub fn scoreboard(base: Instant, data: &[u8]) {
             }
             3 => Op::Wait { us: input.time().as_micros() as u64 % 20_000_000 },
             4 => Op::Retransmit { count: usize::from(op / 8 % 6) + 1 },
+            5 if op & 0x80 != 0 => Op::Overdue { ago_us: u64::from(input.u16()) },
             5 => Op::Timer,
             6 => {
                 Op::Split { segment: thousandths(&mut input).min(999), at: thousandths(&mut input).min(999) }

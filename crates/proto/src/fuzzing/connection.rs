@@ -54,7 +54,7 @@ pub fn connection(base: Instant, data: &[u8]) {
     side.with(|c, cx| c.detach(cx.now));
     for _ in 0..2_000 {
         side.drain();
-        let Some(deadline) = side.conn.deadline(&side.path.rtt, &side.cfg) else { break };
+        let Some(deadline) = side.conn.deadline(&side.path, &side.cfg) else { break };
         side.clock.go_to(deadline);
         side.path.paced_until = None;
         side.with(|c, cx| c.on_timeout(cx));
@@ -128,7 +128,7 @@ impl Side {
             }
             11 => self.clock.pass(input.time()),
             12 | 13 => {
-                if let Some(deadline) = self.conn.deadline(&self.path.rtt, &self.cfg) {
+                if let Some(deadline) = self.conn.deadline(&self.path, &self.cfg) {
                     self.clock.go_to(deadline);
                 }
                 self.path.paced_until = None;
@@ -315,7 +315,7 @@ impl Side {
         let stats = self.conn.stats();
         assert!(stats.bytes_acked <= self.written && stats.bytes_received == view.received);
         if self.conn.is_over() {
-            assert!(!self.conn.wants_to_send() && self.conn.deadline(&self.path.rtt, &self.cfg).is_none());
+            assert!(!self.conn.wants_to_send() && self.conn.deadline(&self.path, &self.cfg).is_none());
         }
     }
 }

@@ -293,7 +293,7 @@ impl Both {
 
     fn deadline(&self) -> Option<Instant> {
         let of = |side: &Side| {
-            let conn = side.conn.as_ref()?.deadline(&side.path.rtt, &self.cfg);
+            let conn = side.conn.as_ref()?.deadline(&side.path, &self.cfg);
             [conn, side.path.paced_until].into_iter().flatten().min()
         };
         self.sides.iter().filter_map(of).min()

@@ -15,6 +15,8 @@ pub(super) struct Rack {
     /// Highest offset known to be delivered (RACK.fack).
     pub(super) fack: u64,
     reordering_seen: bool,
+    /// What other connections of the path have seen: reordering, and how many spurious losses widen the window.
+    pub(super) elsewhere: Option<u32>,
     /// Spurious losses that still widen the window: it is `1 + widened` quarters of the minimum round trip.
     widened: u32,
     /// The window is widened at most once per round trip: not before `una` is here.
@@ -62,10 +64,11 @@ impl Rack {
     /// R4.8: how long after the newest delivered segment an older one may still arrive. `hasty`: in recovery, or three
     /// segments are SACKed; then nothing is forgiven until reordering was seen.
     pub(super) fn reorder_window(&self, rtt: &RttEstimator, hasty: bool) -> Duration {
-        if !self.reordering_seen && hasty {
+        if !self.reordering_seen && self.elsewhere.is_none() && hasty {
             return Duration::ZERO;
         }
-        (rtt.min() / 4 * (1 + self.widened)).min(rtt.smoothed())
+        let widened = self.widened.max(self.elsewhere.unwrap_or(0));
+        (rtt.min() / 4 * (1 + widened)).min(rtt.smoothed())
     }
 }
 

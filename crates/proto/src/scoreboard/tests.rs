@@ -508,6 +508,7 @@ fn op() -> impl Strategy<Value = model::Op> {
         1 => Just(Op::Probe),
         1 => Just(Op::Rto),
         3 => Just(Op::Timer),
+        1 => (0u64..40_000).prop_map(|ago_us| Op::Overdue { ago_us }),
         1 => (0u64..1000, 0u64..1000).prop_map(|(segment, at)| Op::Split { segment, at }),
         2 => (0u64..1200).prop_map(|up_to| Op::Told { up_to }),
     ]

@@ -8,6 +8,7 @@
 
 mod control;
 mod exchange;
+pub(crate) mod order;
 mod packets;
 pub(crate) mod path;
 mod proof;

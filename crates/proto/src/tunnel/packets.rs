@@ -210,6 +210,9 @@ impl Tunnel {
         };
         let (cfg, now) = (cx.cfg, cx.now);
         let fate = self.with_connection(slot, cfg, now, |c, ccx| c.on_segment(hdr, payload, ccx));
+        if self.dialect == Dialect::Pilotage {
+            self.slots.note_held(slot);
+        }
         match fate {
             Some(SegmentFate::Accepted) => {}
             Some(SegmentFate::Refused) => self.refuse(hdr, payload.len()),
@@ -238,6 +241,7 @@ impl Tunnel {
                 answer.ack = entry.ack;
                 answer.window = 1;
                 self.control.push_bare(answer);
+                self.slots.release_held();
             }
             return Inner::Done;
         }

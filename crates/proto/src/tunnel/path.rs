@@ -10,6 +10,7 @@ use crate::event::{PathInfo, PathKind};
 use crate::mtud::MtuDiscovery;
 use crate::rtt::{RtoClamp, RttEstimator};
 use crate::tunnel::OVERHEAD;
+use crate::tunnel::order::Order;
 
 /// Bytes that the relay puts before a frame: type, sender, destination (spec/nat.md, relay).
 pub(crate) const RELAY_PREFIX: usize = 9;
@@ -57,6 +58,12 @@ pub(crate) struct Path {
     pub(crate) mtu: MtuDiscovery,
     /// Bytes of all connections that are neither acknowledged nor known to be lost.
     pub(crate) in_flight: u64,
+    /// What all connections together know about the order of delivery.
+    pub(crate) order: Order,
+    /// A bare acknowledgement has left: what other connections hold back follows (spec/stream.md §5.2b).
+    pub(crate) ack_left: bool,
+    /// A full-sized segment has come, of whatever connection, that none of them has been asked to acknowledge.
+    full_unacked: bool,
     /// When the pacer allows the next data, if it held some back.
     pub(crate) paced_until: Option<Instant>,
     /// When the last valid frame came on the direct route.
@@ -83,6 +90,9 @@ impl Path {
             pacer: Pacer::new(mss),
             mtu,
             in_flight: 0,
+            order: Order::default(),
+            ack_left: false,
+            full_unacked: false,
             paced_until: None,
             direct_heard: None,
             bytes_sent: 0,
@@ -118,6 +128,12 @@ impl Path {
                 false
             }
         }
+    }
+
+    /// Counts a full-sized segment that came in order; true for every second one of all connections.
+    pub(crate) fn is_second_full(&mut self) -> bool {
+        self.full_unacked = !self.full_unacked;
+        !self.full_unacked
     }
 
     /// `bytes` left; they are part of `in_flight` already.

@@ -37,6 +37,10 @@ pub(crate) struct Slots {
     last: Option<(PortPair, u32)>,
     ready: VecDeque<u32>,
     touched: Vec<u32>,
+    /// Connections that hold an acknowledgement back, or did: each at most once.
+    held: Vec<u32>,
+    /// Connections with something to send again, which go first. All of them are in the round as well.
+    urgent: VecDeque<u32>,
     time_wait: HashMap<PortPair, TimeWait>,
     time_wait_order: VecDeque<(Instant, PortPair)>,
 }
@@ -105,7 +109,7 @@ impl Slots {
         if self.len() == 0 && self.slots.len() > ROOM_KEPT {
             // Nobody is left; what was noted about those who were says nothing any more.
             (self.slots, self.free, self.by_ports) = Default::default();
-            (self.ready, self.touched) = Default::default();
+            (self.ready, self.touched, self.held, self.urgent) = Default::default();
         }
         Some(conn)
     }
@@ -155,6 +159,37 @@ impl Slots {
         }
     }
 
+    // ---- acknowledgements that are held back
+
+    /// Notes that a connection holds an acknowledgement back, if it does.
+    pub(crate) fn note_held(&mut self, slot: u32) {
+        if let Some(conn) = self.get_mut(slot)
+            && !conn.listed_held
+            && conn.holds_ack()
+        {
+            conn.listed_held = true;
+            self.held.push(slot);
+            if self.held.len() > 2 * self.slots.len() {
+                // Names of connections that are gone, and of their successors in the same places.
+                let listed = |c: &Option<Box<Connection>>| c.as_ref().is_some_and(|c| c.listed_held);
+                self.held.clear();
+                self.held.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
+            }
+        }
+    }
+
+    /// Nothing is held back any longer: who held an acknowledgement back takes part in the round.
+    pub(crate) fn release_held(&mut self) {
+        while let Some(slot) = self.held.pop() {
+            if let Some(conn) = self.get_mut(slot) {
+                conn.listed_held = false;
+                conn.release_ack();
+                self.mark_ready(slot);
+                self.touch(slot);
+            }
+        }
+    }
+
     // ---- the round of connections that want to send
 
     pub(crate) fn any_ready(&self) -> bool {
@@ -170,6 +205,38 @@ impl Slots {
             conn.in_ready = true;
             self.ready.push_back(slot);
         }
+        self.mark_urgent(slot);
+    }
+
+    fn mark_urgent(&mut self, slot: u32) {
+        if let Some(conn) = self.get_mut(slot)
+            && !conn.in_urgent
+            && conn.has_lost()
+        {
+            conn.in_urgent = true;
+            self.urgent.push_back(slot);
+            if self.urgent.len() > 2 * self.slots.len() {
+                // As above. Retaining what is valid would keep a place once for each that it ever had.
+                self.slots.iter_mut().flatten().for_each(|c| c.in_urgent &= c.has_lost());
+                let listed = |c: &Option<Box<Connection>>| is_urgent(c.as_deref());
+                self.urgent.clear();
+                self.urgent.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
+            }
+        }
+    }
+
+    /// The connection with something to send again whose turn it is.
+    pub(crate) fn front_urgent(&mut self) -> Option<u32> {
+        while let Some(&slot) = self.urgent.front() {
+            if self.get(slot).is_some_and(|c| is_urgent(Some(c))) {
+                return Some(slot);
+            }
+            self.urgent.pop_front();
+            if let Some(conn) = self.get_mut(slot) {
+                conn.in_urgent = false;
+            }
+        }
+        None
     }
 
     pub(crate) fn front_ready(&self) -> Option<u32> {
@@ -182,6 +249,9 @@ impl Slots {
 
     /// The front one has had its share.
     pub(crate) fn rotate(&mut self) {
+        if self.urgent.len() > 1 {
+            self.urgent.rotate_left(1);
+        }
         if self.ready.len() > 1 {
             self.ready.rotate_left(1);
         }
@@ -245,6 +315,10 @@ impl Slots {
             (self.time_wait, self.time_wait_order) = Default::default();
         }
     }
+}
+
+fn is_urgent(conn: Option<&Connection>) -> bool {
+    conn.is_some_and(|c| c.in_urgent && c.has_lost())
 }
 
 #[cfg(test)]

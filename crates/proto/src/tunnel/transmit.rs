@@ -176,20 +176,17 @@ impl Tunnel {
         if self.blocked {
             return Next::Nothing;
         }
+        if let Some(slot) = self.slots.front_urgent() {
+            match self.poll_connection(slot, limit, space, cx) {
+                SegmentOut::Packet(len) => return Next::Packet { len },
+                SegmentOut::TooLong => return Next::TooLong,
+                // Others may have acknowledgements to send.
+                SegmentOut::Idle | SegmentOut::PathBlocked => {}
+            }
+        }
         let mut blocked = 0;
         while let Some(slot) = self.slots.front_ready() {
-            let (cfg, now) = (cx.cfg, cx.now);
-            let out = self
-                .with_connection(slot, cfg, now, |c, ccx| {
-                    let out = c.poll_segment(ccx, limit, space);
-                    if out == SegmentOut::Idle {
-                        c.arm_persist(ccx);
-                    }
-                    out
-                })
-                .unwrap_or(SegmentOut::Idle);
-            self.slots.touch(slot);
-            match out {
+            match self.poll_connection(slot, limit, space, cx) {
                 SegmentOut::Packet(len) => return Next::Packet { len },
                 SegmentOut::TooLong => return Next::TooLong,
                 SegmentOut::Idle => self.slots.drop_front(),
@@ -204,6 +201,27 @@ impl Tunnel {
             }
         }
         Next::Nothing
+    }
+
+    fn poll_connection(
+        &mut self,
+        slot: u32,
+        limit: usize,
+        space: &mut [u8],
+        cx: &TunnelCx<'_>,
+    ) -> SegmentOut {
+        let out = self.with_connection(slot, cx.cfg, cx.now, |c, ccx| {
+            let out = c.poll_segment(ccx, limit, space);
+            if out == SegmentOut::Idle {
+                c.arm_persist(ccx);
+            }
+            out
+        });
+        self.slots.touch(slot);
+        if std::mem::take(&mut self.path.ack_left) {
+            self.slots.release_held();
+        }
+        out.unwrap_or(SegmentOut::Idle)
     }
 
     fn poll_datagram(&mut self, limit: usize, space: &mut [u8], cx: &TunnelCx<'_>) -> Option<Next> {

@@ -50,7 +50,7 @@ fn a_closed_window_is_probed_with_one_byte_until_it_opens() {
     }
     assert!(side.sent().is_empty());
     side.with(|c, cx| c.arm_persist(cx));
-    let due = side.with(|c, cx| c.deadline(&cx.path.rtt, cx.cfg)).expect("the persist timer");
+    let due = side.with(|c, cx| c.deadline(cx.path, cx.cfg)).expect("the persist timer");
     assert!(due - side.now <= Duration::from_secs(1), "{:?}", due - side.now);
     side.now = due;
     side.wait(0);
@@ -90,7 +90,7 @@ fn reading_half_of_a_full_buffer_is_told_at_once() {
 }
 
 #[test]
-fn the_second_segment_and_a_filled_hole_are_acknowledged_at_once_and_a_lone_one_after_40_ms() {
+fn the_second_segment_and_a_filled_hole_are_acknowledged_at_once_and_a_lone_one_after_its_time() {
     for dialect in BOTH {
         let mut side = Side::connected(dialect);
         side.takes_data(0, 0, &[1; 100]);
@@ -105,7 +105,7 @@ fn the_second_segment_and_a_filled_hole_are_acknowledged_at_once_and_a_lone_one_
         let sent = side.sent();
         assert_eq!((sent.len(), sent[0].0.ack), (1, PEER_ISN + 201));
         side.takes_data(200, 0, &[1; 100]);
-        side.wait(39);
+        side.wait(if dialect == Dialect::Draft { 39 } else { 9 });
         assert!(side.sent().is_empty());
         side.wait(1);
         let sent = side.sent();

@@ -26,6 +26,10 @@ pub(crate) enum Op {
     Probe,
     Rto,
     Timer,
+    /// Another connection shows that what was sent longer ago than this is lost.
+    Overdue {
+        ago_us: u64,
+    },
     Split {
         segment: u64,
         at: u64,
@@ -187,6 +191,19 @@ impl Model {
         losses
     }
 
+    fn overdue(&mut self, before: Instant) -> Losses {
+        let mut losses = Losses::default();
+        let nxt = self.nxt();
+        for segment in self.segments.iter_mut().filter(|s| s.state == State::InFlight && s.sent < before) {
+            segment.state = State::Lost;
+            segment.was_lost = true;
+            losses.bytes += segment.len();
+            losses.newest_sent = losses.newest_sent.max(Some(segment.sent));
+            self.recovery_end.get_or_insert(nxt);
+        }
+        losses
+    }
+
     fn rto(&mut self) -> Losses {
         let mut losses = Losses::default();
         let reneged = self.segments.first().is_some_and(|s| s.state == State::Sacked);
@@ -267,6 +284,11 @@ impl Pair {
             Op::Timer => {
                 let losses = self.board.detect_losses(self.now, &self.board_rtt);
                 assert_eq!(losses, self.model.detect(self.now, &self.model_rtt));
+            }
+            Op::Overdue { ago_us } => {
+                let before = self.now.checked_sub(Duration::from_micros(ago_us)).unwrap_or(self.now);
+                let losses = self.board.detect_overdue(|sent| sent < before);
+                assert_eq!(losses, self.model.overdue(before));
             }
             Op::Split { segment, at } => self.split(segment, at),
             Op::Told { up_to } => {
@@ -363,6 +385,9 @@ impl Pair {
         assert_eq!(board.loss_deadline(), model.deadline);
         assert_eq!(board.in_recovery(), model.recovery_end.is_some());
         assert_eq!(board.oldest_sent(), model.segments.first().map(|s| s.sent));
+        // May be early, never late.
+        let oldest = model.segments.iter().filter(|s| s.state == State::InFlight).map(|s| s.sent).min();
+        assert!(oldest.is_none() || board.oldest_in_flight().is_some_and(|sent| Some(sent) <= oldest));
         // A segment has one state: nothing is lost and SACKed, and what is neither is in flight.
         for (a, b) in board.segments.iter().zip(&model.segments) {
             assert_eq!(

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
 use pilotage_wire::{Address, SocketAddress};
 
 use super::*;
 use crate::config::Config;
+use crate::connection::{Cx, Dialect, SegmentOut};
 use crate::event::ConnectionId;
 
 fn connection(local: u16, remote: u16, now: Instant) -> Box<Connection> {
@@ -110,4 +112,97 @@ fn closed_connections_are_remembered_up_to_a_bound_and_the_oldest_goes_first() {
     }
     assert_eq!((slots.time_wait.len(), slots.time_wait_order.len()), (TIME_WAIT_MAX, TIME_WAIT_MAX));
     assert!(!slots.is_time_wait((99, 80)) && slots.is_time_wait((100, 80)));
+}
+
+/// An established connection to a Pilotage peer, after `then`, which also gets a header of the peer's next segment.
+fn established(
+    local: u16,
+    now: Instant,
+    then: impl FnOnce(&mut Connection, &mut Cx<'_>, &Header),
+) -> Box<Connection> {
+    let cfg = Config::default();
+    let mut path = crate::tunnel::Path::new(None, &cfg);
+    let mut cx = Cx { now, path: &mut path, dialect: Dialect::Pilotage, cfg: &cfg };
+    let mut conn = connection(local, 80, now);
+    sends(&mut conn, &mut cx);
+    let mut hdr = Header {
+        flags: Flags::SYN | Flags::ACK,
+        protocol: Protocol::Stream,
+        src: conn.remote.address,
+        dst: conn.local.address,
+        src_port: 80,
+        dst_port: local,
+        seq: 5,
+        ack: 8,
+        window: 1,
+    };
+    conn.on_segment(&hdr, b"PLTG", &mut cx);
+    sends(&mut conn, &mut cx);
+    (hdr.flags, hdr.seq) = (Flags::ACK, 6);
+    then(&mut conn, &mut cx, &hdr);
+    conn
+}
+
+fn sends(conn: &mut Connection, cx: &mut Cx<'_>) {
+    let mut space = [0; HEADER_LEN + 64];
+    assert!(matches!(conn.poll_segment(cx, 64, &mut space), SegmentOut::Packet(_)));
+}
+
+/// One that has received one segment and holds its acknowledgement back.
+fn holding(local: u16, now: Instant) -> Box<Connection> {
+    established(local, now, |conn, cx, hdr| {
+        assert!(!conn.holds_ack());
+        conn.on_segment(hdr, b"data", cx);
+        assert!(conn.holds_ack() && !conn.wants_to_send());
+    })
+}
+
+/// One with a segment to send again.
+fn losing(local: u16, now: Instant) -> Box<Connection> {
+    established(local, now, |conn, cx, _| {
+        assert_eq!(conn.write(b"data"), Ok(4));
+        sends(conn, cx);
+        assert!(!conn.has_lost());
+        conn.on_old_path_gone(cx.now, cx.path);
+        assert!(conn.has_lost());
+    })
+}
+
+#[test]
+fn the_round_of_those_that_send_again_is_bounded() {
+    let (mut slots, now) = (Slots::default(), now());
+    let kept = slots.insert(losing(1, now)).expect("free");
+    slots.mark_ready(kept);
+    for _ in 0..100 {
+        let slot = slots.insert(losing(2, now)).expect("free");
+        slots.mark_ready(slot);
+        slots.mark_ready(slot);
+        assert!(slots.urgent.len() <= 2 * slots.slots.len() + 1, "{}", slots.urgent.len());
+        assert!(slots.remove(slot).is_some());
+    }
+    let fresh = slots.insert(connection(3, 80, now)).expect("free");
+    slots.mark_ready(fresh);
+    slots.rotate();
+    assert_eq!(slots.front_urgent(), Some(kept), "the only one that has something to send again");
+    assert!(slots.remove(kept).is_some());
+    assert_eq!((slots.front_urgent(), slots.urgent.len()), (None, 0));
+}
+
+#[test]
+fn the_list_of_held_acknowledgements_is_bounded() {
+    let (mut slots, now) = (Slots::default(), now());
+    let kept = slots.insert(holding(1, now)).expect("free");
+    slots.note_held(kept);
+    // Connections come and go in one place, and nothing is ever released.
+    for _ in 0..100 {
+        let slot = slots.insert(holding(2, now)).expect("free");
+        slots.note_held(slot);
+        slots.note_held(slot);
+        assert!(slots.held.len() <= 2 * slots.slots.len() + 1, "{}", slots.held.len());
+        assert!(slots.remove(slot).is_some());
+    }
+    assert!(!slots.any_ready());
+    slots.release_held();
+    assert_eq!((slots.ready_len(), slots.front_ready(), slots.held.len()), (1, Some(kept), 0));
+    assert!(slots.get(kept).is_some_and(|c| !c.holds_ack() && c.wants_to_send()));
 }
