@@ -57,7 +57,7 @@ fn staggered(kind: ControllerKind, count: u64, gap: u64, seed: u64) -> Vec<(Cont
 fn mean(kind: ControllerKind, count: u64, gap: u64, of: impl Fn(&Outcome) -> f64) -> f64 {
     let name = format!("{count} {kind:?}, {gap} ms");
     let all: Vec<f64> =
-        (0..3).map(|seed| of(&run(&name, seed, &staggered(kind, count, gap, seed)))).collect();
+        (0..6).map(|seed| of(&run(&name, seed, &staggered(kind, count, gap, seed)))).collect();
     all.iter().sum::<f64>() / all.len() as f64
 }
 
@@ -65,7 +65,7 @@ fn mean(kind: ControllerKind, count: u64, gap: u64, of: impl Fn(&Outcome) -> f64
 fn eight_flows_of_the_model_share_evenly() {
     for gap in [0, 300] {
         let jain = mean(Bbr, 8, gap, |o| {
-            assert!(o.jain > 0.87 && o.total > 44.0, "{:?}", o.rates);
+            assert!(o.jain > 0.86 && o.total > 44.0, "{:?}", o.rates);
             o.jain
         });
         assert!(jain > 0.93, "gap {gap} ms: Jain {jain:.3}");
@@ -74,7 +74,7 @@ fn eight_flows_of_the_model_share_evenly() {
 
 #[test]
 fn who_comes_later_gets_its_share_too() {
-    for (kind, least) in [(Bbr, 0.75), (Cubic, 0.6), (NewReno, 0.6)] {
+    for (kind, least) in [(Bbr, 0.86), (Cubic, 0.6), (NewReno, 0.6)] {
         let jain = mean(kind, 2, 3_000, |o| o.jain);
         assert!(jain > least, "{kind:?}: Jain {jain:.3}");
     }

@@ -6,8 +6,8 @@
 //! * Loss counts as congestion only beyond a share that the path also loses without being pushed. Radio links and
 //!   policed ones lose some per cent at any rate, which would halve the draft's rate again and again.
 //! * The delivery rate is measured by send times, not per packet ([`DeliveryRate`]): many connections share a path.
-//! * What several flows take from each other is evened out by terms that do not grow with the rate: a few segments more in
-//!   the window, and per round trip while probing. While a queue stands, the highest rate is forgotten over some rounds.
+//! * What several flows take from each other is evened out by a term that does not grow with the rate: a few segments more
+//!   in the window.
 //! * A round trip within a thirtieth of the shortest one confirms it, so that a path with a little jitter is not
 //!   drained every five seconds only to see the same value again.
 
@@ -50,8 +50,6 @@ pub struct Bbr {
     delivery: DeliveryRate,
     /// The highest rate of this cycle and the one before, bytes per second.
     max_rate: [u64; 2],
-    /// The highest rates of the last rounds, four and four of them; the last four are not complete.
-    recent: [u64; 3],
     min_rtt: Option<Duration>,
     min_rtt_at: Option<Instant>,
     /// The shortest time to an answer while nothing but retransmissions was acknowledged, as after a change of the path.
@@ -129,7 +127,6 @@ impl Bbr {
             phase_since: None,
             delivery: DeliveryRate::default(),
             max_rate: [0; 2],
-            recent: [0; 3],
             min_rtt: None,
             min_rtt_at: None,
             answer_time: None,
@@ -193,7 +190,6 @@ impl Bbr {
         self.round.min_rtt = Some(self.round.min_rtt.map_or(latest, |m| m.min(latest)));
         self.round.limited |= ack.app_limited;
         let Some(sample) = sample else { return false };
-        self.recent[2] = self.recent[2].max(sample.rate);
         if !ack.app_limited || sample.rate >= self.bandwidth() {
             self.max_rate[1] = self.max_rate[1].max(sample.rate);
         }
@@ -226,21 +222,6 @@ impl Bbr {
         }
     }
 
-    /// R5.19: all the flows of a queue that stands remember more than there is, each from a time when others sent less.
-    /// Windows then are what the queue holds, and nothing makes them equal.
-    fn forget_what_is_gone(&mut self) {
-        let recent = self.recent.iter().max().copied().unwrap_or(0);
-        let bandwidth = self.bandwidth();
-        let counts = self.phase == Phase::Cruise && !self.round.limited && self.recent[1] > 0;
-        if counts && recent < bandwidth && self.is_queued() {
-            let less = bandwidth - (bandwidth - recent) / 4;
-            self.max_rate = self.max_rate.map(|rate| rate.min(less));
-        }
-        if self.round.count.is_multiple_of(RECENT_ROUNDS) {
-            self.recent = [self.recent[1], self.recent[2], 0];
-        }
-    }
-
     /// Whether this round lost more than a path may lose that is not overloaded. `true` only once per round.
     fn is_congested(&self) -> bool {
         let delivered = self.delivery.delivered().saturating_sub(self.round.began_at);
@@ -267,7 +248,6 @@ impl Bbr {
         if self.phase == Phase::Startup {
             self.check_full_pipe(congested);
         }
-        self.forget_what_is_gone();
         let delivered = self.delivery.delivered();
         self.round = Round {
             began_at: delivered,
@@ -402,7 +382,7 @@ impl Bbr {
             Some(until) if now >= until => {
                 self.min_rtt_at = Some(now);
                 if let [Some(before), Some(seen)] = self.probed {
-                    // R5.20: the path has become longer. One probe alone may have seen the queue of others.
+                    // R5.19: the path has become longer. One probe alone may have seen the queue of others.
                     self.min_rtt = self.min_rtt.max(Some(before.min(seen)));
                 }
                 self.enter(Phase::Down, now);
@@ -566,11 +546,7 @@ impl Controller for Bbr {
             return None;
         }
         let gain = self.pacing_gain();
-        let mut measured = (bandwidth as f64 * gain * PACING_MARGIN) as u64;
-        if self.phase == Phase::Up {
-            let more = self.even() as f64 / self.span().as_secs_f64();
-            measured += (more as u64).min(bandwidth / 2);
-        }
+        let measured = (bandwidth as f64 * gain * PACING_MARGIN) as u64;
         if self.phase != Phase::Startup {
             return Some(measured.max(1));
         }
@@ -617,8 +593,6 @@ const PROBE_WAIT: Duration = Duration::from_secs(2);
 const RENO_ROUNDS_MAX: u64 = 63;
 /// Rounds to the next probe where Startup was ended by loss.
 const PROBE_SOON: u64 = 2;
-/// Rounds of each part of [`Bbr::recent`].
-const RECENT_ROUNDS: u64 = 4;
 /// See [`Bbr::even`]; a large datagram is not more than one of Ethernet's size.
 const EVEN_SEGMENTS: u64 = 8;
 const EVEN_SEGMENT_MAX: u64 = 1_472;
