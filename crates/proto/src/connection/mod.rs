@@ -121,10 +121,8 @@ pub(crate) struct Connection {
     pub(crate) in_ready: bool,
     /// In the tunnel's list of connections whose deadline or notifications may have changed.
     pub(crate) touched: bool,
-    /// In the tunnel's round of connections with something to send again.
-    pub(crate) in_urgent: bool,
-    /// In the tunnel's list of connections that hold an acknowledgement back.
-    pub(crate) listed_held: bool,
+    /// In further lists of the tunnel.
+    pub(crate) lists: Lists,
     /// Unread bytes of ours that the endpoint has counted.
     pub(crate) counted_unread: usize,
     /// The earliest deadline that the endpoint's timer table holds for us.
@@ -151,12 +149,7 @@ pub(crate) struct Connection {
     nagle_over: bool,
     /// Send one segment past the window (persist timer fired).
     window_probe: bool,
-    /// Send a tail loss probe.
-    tail_probe: bool,
-    /// A probe is outstanding for this flight (RFC 8985 §7.3: one per flight).
-    tail_probe_out: bool,
-    /// Until this offset is acknowledged no further probe is sent.
-    tail_probe_end: u64,
+    tail: TailProbe,
     /// Handshake segment to send.
     syn_pending: bool,
     syn_first_sent: Option<Instant>,
@@ -173,10 +166,7 @@ pub(crate) struct Connection {
     backoff: u32,
     /// Retransmissions that the congestion window does not hold back.
     rto_credit: u8,
-    /// When to ask again whether the path has delivered anything that was sent later.
-    look_again: Option<Instant>,
-    /// Losses that the path's order has shown since anything new was acknowledged.
-    repairs: u8,
+    looks: Looks,
 
     // ---- receiving
     peer_isn: u32,
@@ -267,8 +257,7 @@ impl Connection {
             queued: Notify::default(),
             in_ready: false,
             touched: false,
-            in_urgent: false,
-            listed_held: false,
+            lists: Lists::default(),
             counted_unread: 0,
             registered: None,
             isn,
@@ -284,9 +273,7 @@ impl Connection {
             nodelay: false,
             nagle_over: false,
             window_probe: false,
-            tail_probe: false,
-            tail_probe_out: false,
-            tail_probe_end: 0,
+            tail: TailProbe::default(),
             syn_pending: true,
             syn_first_sent: None,
             syn_transmissions: 0,
@@ -297,8 +284,7 @@ impl Connection {
             rto_base: now,
             backoff: 0,
             rto_credit: 0,
-            look_again: None,
-            repairs: 0,
+            looks: Looks::default(),
             peer_isn: 0,
             recv: Assembler::new(cfg.recv_buffer),
             peer_fin: None,
@@ -537,6 +523,35 @@ impl Connection {
             self.notify.closed = true;
         }
     }
+}
+
+/// The lists of the tunnel in which a connection stands, besides the round of those that want to send.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Lists {
+    /// The round of connections with something to send again.
+    pub(crate) urgent: bool,
+    /// The list of connections that hold an acknowledgement back.
+    pub(crate) held: bool,
+}
+
+/// The tail loss probe of a flight.
+#[derive(Debug, Clone, Copy, Default)]
+struct TailProbe {
+    /// Send one.
+    wanted: bool,
+    /// One is outstanding for this flight (RFC 8985 §7.3: one per flight).
+    out: bool,
+    /// Until this offset is acknowledged no further one is sent.
+    end: u64,
+}
+
+/// What the order of delivery on the path has been asked for (spec/recovery.md §4.7).
+#[derive(Debug, Clone, Copy, Default)]
+struct Looks {
+    /// When to ask again whether the path has delivered anything that was sent later.
+    again: Option<Instant>,
+    /// Losses that it has shown since anything new was acknowledged.
+    repairs: u8,
 }
 
 /// What is remembered about a reference peer's way to receive.

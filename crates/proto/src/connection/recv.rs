@@ -207,7 +207,7 @@ impl Connection {
             self.fin_queued = true;
             self.peer_ended = true;
             self.backoff = 0;
-            self.tail_probe = false;
+            self.tail.wanted = false;
             self.timers.fin_hold = None;
             if !self.send.is_empty() && !self.fin_sent {
                 self.timers.last_ack = Some(cx.now + timers::LAST_ACK);
@@ -313,9 +313,9 @@ impl Connection {
             self.progress_at = cx.now;
             self.rto_base = cx.now;
             self.backoff = 0;
-            self.repairs = 0;
-            if self.board.una() >= self.tail_probe_end {
-                self.tail_probe_out = false;
+            self.looks.repairs = 0;
+            if self.board.una() >= self.tail.end {
+                self.tail.out = false;
             }
         }
         if outcome.spurious_bytes > 0 {
@@ -344,7 +344,7 @@ impl Connection {
             }
         }
         if self.board.is_empty() {
-            self.tail_probe_out = false;
+            self.tail.out = false;
         }
     }
 

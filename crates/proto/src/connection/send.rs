@@ -112,7 +112,7 @@ impl Connection {
 
     fn choose(&mut self, cx: &mut Cx<'_>, limit: usize) -> Chosen {
         let mss = cx.path.mss();
-        if self.tail_probe {
+        if self.tail.wanted {
             // RFC 8985 §7.3: new data if there is any and the window allows, else the last segment again.
             if let Some(range) = self.next_new(mss, cx, true) {
                 return self.sized(range, false, Kind::Probe, limit);
@@ -120,8 +120,8 @@ impl Connection {
             let Some(seg) = self.board.probe_candidate() else {
                 // Everything outstanding is SACKed: nothing to probe with. The timeout comes next (R4.11), or the deadline
                 // of this probe would never move.
-                self.tail_probe = false;
-                self.tail_probe_out = true;
+                self.tail.wanted = false;
+                self.tail.out = true;
                 return Chosen::Nothing;
             };
             let range = self.split_to_fit(seg.range, seg.fin, mss);
@@ -331,9 +331,9 @@ impl Connection {
             }
         }
         if kind == Kind::Probe {
-            self.tail_probe = false;
-            self.tail_probe_out = true;
-            self.tail_probe_end = self.board.nxt();
+            self.tail.wanted = false;
+            self.tail.out = true;
+            self.tail.end = self.board.nxt();
             self.stats.tail_loss_probes += 1;
             self.rto_base = cx.now;
         }
@@ -439,7 +439,7 @@ impl Connection {
             State::SynSent | State::SynReceived => self.syn_pending,
             State::Established if self.peer_ended => self.parting_fin_is_due(),
             State::Established => {
-                self.tail_probe
+                self.tail.wanted
                     || self.board.has_lost()
                     || self.send.unsent() > 0
                     || (self.fin_queued && !self.fin_sent)

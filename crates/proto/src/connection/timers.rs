@@ -127,7 +127,7 @@ impl Connection {
     }
 
     fn probe_possible(&self) -> bool {
-        !self.tail_probe_out && !self.tail_probe && self.backoff == 0 && !self.board.has_lost()
+        !self.tail.out && !self.tail.wanted && self.backoff == 0 && !self.board.has_lost()
     }
 
     fn probe_timeout(&self, path: &Path) -> Duration {
@@ -153,8 +153,8 @@ impl Connection {
         self.sync_in_flight(path);
         self.rto_base = now;
         self.backoff = 0;
-        self.tail_probe = false;
-        self.tail_probe_out = false;
+        self.tail.wanted = false;
+        self.tail.out = false;
     }
 
     /// Segments are lost, or the retransmission timer has fired without anything new acknowledged since.
@@ -256,8 +256,8 @@ impl Connection {
         if !path.order.is_known() {
             return None;
         }
-        let due = path.order.due(sent, self.repairs, prompt, &path.rtt);
-        due.or_else(|| path.order.first_look(sent, &path.rtt).max(self.look_again))
+        let due = path.order.due(sent, self.looks.repairs, prompt, &path.rtt);
+        due.or_else(|| path.order.first_look(sent, &path.rtt).max(self.looks.again))
     }
 
     /// When the oldest segment was sent that may turn out to be lost, and whether the peer answers it at once.
@@ -282,21 +282,21 @@ impl Connection {
         if self.state != State::Established {
             match order.due(sent, 0, prompt, rtt).is_some_and(|t| t <= now) {
                 true => self.syn_pending = true,
-                false => self.look_again = Some(Order::next_look(sent, now)),
+                false => self.looks.again = Some(Order::next_look(sent, now)),
             }
             return;
         }
-        let repairs = self.repairs;
+        let repairs = self.looks.repairs;
         let overdue = |sent| order.due(sent, repairs, prompt, rtt).is_some_and(|t| t <= now);
         let lost = self.board.detect_overdue(overdue);
         self.sync_in_flight(cx.path);
         let Some(newest_sent) = lost.newest_sent else {
-            self.look_again = Some(Order::next_look(sent, now));
+            self.looks.again = Some(Order::next_look(sent, now));
             return;
         };
-        self.repairs = self.repairs.saturating_add(1);
+        self.looks.repairs = self.looks.repairs.saturating_add(1);
         self.rto_base = now;
-        self.tail_probe = false;
+        self.tail.wanted = false;
         cx.path.order.on_repair(now, &cx.path.rtt);
         cx.path.on_lost(now, newest_sent, lost.bytes);
     }
@@ -312,12 +312,12 @@ impl Connection {
             return;
         }
         if self.probe_possible() && !fault::point!("proto.timers.no_tail_probe") {
-            self.tail_probe = true;
+            self.tail.wanted = true;
             return;
         }
         self.stats.timeouts += 1;
-        self.tail_probe = false;
-        self.tail_probe_out = true; // no probe again before something new is acknowledged
+        self.tail.wanted = false;
+        self.tail.out = true; // no probe again before something new is acknowledged
         self.backoff = (self.backoff + 1).min(BACKOFF_MAX);
         self.rto_base = cx.now;
         self.rto_credit = RTO_SEGMENTS;

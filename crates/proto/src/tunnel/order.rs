@@ -109,7 +109,7 @@ impl Order {
 
     /// When it is first worth asking whether anything later was delivered.
     pub(crate) fn first_look(&self, sent: Instant, rtt: &RttEstimator) -> Option<Instant> {
-        sent.checked_add(rtt.smoothed() + self.window(rtt))
+        sent.checked_add((rtt.smoothed() + self.window(rtt)).max(FIRST_LOOK))
     }
 
     /// When to ask again what was asked in vain at `now`: at most some twenty times before the retransmission timer fires.
@@ -122,6 +122,8 @@ impl Order {
 const WINDOW_MIN: Duration = Duration::from_millis(1);
 /// How much later than it was set a timer of the peer may fire.
 const TIMER_LATE: Duration = Duration::from_millis(5);
+/// Shortest wait before the first look: where round trips are short each request would cost a timer.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
 /// Shortest wait between two looks.
 const LOOK_MIN: Duration = Duration::from_millis(2);
 /// Repairs of a connection without progress before the patience doubles with each.

@@ -164,14 +164,14 @@ impl Slots {
     /// Notes that a connection holds an acknowledgement back, if it does.
     pub(crate) fn note_held(&mut self, slot: u32) {
         if let Some(conn) = self.get_mut(slot)
-            && !conn.listed_held
+            && !conn.lists.held
             && conn.holds_ack()
         {
-            conn.listed_held = true;
+            conn.lists.held = true;
             self.held.push(slot);
             if self.held.len() > 2 * self.slots.len() {
                 // Names of connections that are gone, and of their successors in the same places.
-                let listed = |c: &Option<Box<Connection>>| c.as_ref().is_some_and(|c| c.listed_held);
+                let listed = |c: &Option<Box<Connection>>| c.as_ref().is_some_and(|c| c.lists.held);
                 self.held.clear();
                 self.held.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
             }
@@ -182,7 +182,7 @@ impl Slots {
     pub(crate) fn release_held(&mut self) {
         while let Some(slot) = self.held.pop() {
             if let Some(conn) = self.get_mut(slot) {
-                conn.listed_held = false;
+                conn.lists.held = false;
                 conn.release_ack();
                 self.mark_ready(slot);
                 self.touch(slot);
@@ -210,14 +210,14 @@ impl Slots {
 
     fn mark_urgent(&mut self, slot: u32) {
         if let Some(conn) = self.get_mut(slot)
-            && !conn.in_urgent
+            && !conn.lists.urgent
             && conn.has_lost()
         {
-            conn.in_urgent = true;
+            conn.lists.urgent = true;
             self.urgent.push_back(slot);
             if self.urgent.len() > 2 * self.slots.len() {
                 // As above. Retaining what is valid would keep a place once for each that it ever had.
-                self.slots.iter_mut().flatten().for_each(|c| c.in_urgent &= c.has_lost());
+                self.slots.iter_mut().flatten().for_each(|c| c.lists.urgent &= c.has_lost());
                 let listed = |c: &Option<Box<Connection>>| is_urgent(c.as_deref());
                 self.urgent.clear();
                 self.urgent.extend((0..).zip(&self.slots).filter(|(_, c)| listed(c)).map(|(slot, _)| slot));
@@ -233,7 +233,7 @@ impl Slots {
             }
             self.urgent.pop_front();
             if let Some(conn) = self.get_mut(slot) {
-                conn.in_urgent = false;
+                conn.lists.urgent = false;
             }
         }
         None
@@ -318,7 +318,7 @@ impl Slots {
 }
 
 fn is_urgent(conn: Option<&Connection>) -> bool {
-    conn.is_some_and(|c| c.in_urgent && c.has_lost())
+    conn.is_some_and(|c| c.lists.urgent && c.has_lost())
 }
 
 #[cfg(test)]
