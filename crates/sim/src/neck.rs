@@ -151,7 +151,7 @@ impl Neck {
         let (host, stream) = (&mut self.hosts[i], &mut self.streams[i / 2]);
         let endpoint = &mut host.endpoint;
         let end = &mut stream.ends[i % 2];
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             if end.is_none() && stream.starts <= self.now {
                 *end = endpoint.connect(self.now, to).ok();
             }
@@ -181,16 +181,16 @@ impl Neck {
     fn put_on_wire(&mut self, from: usize, datagram: &[u8]) {
         let mut arrivals = Vec::new();
         let state = &mut self.states[from % 2];
-        if from % 2 == 0 {
+        if from.is_multiple_of(2) {
             self.idle += self.now.saturating_duration_since(state.free_at.unwrap_or(self.start));
         }
         let fate = self.link.carry(self.now, datagram, state, &mut self.rng, &mut arrivals);
-        if from % 2 == 0 {
+        if from.is_multiple_of(2) {
             self.dropped += u64::from(fate == Fate::Queue);
             self.wire += datagram.len() as u64 + IP_AND_UDP;
         }
         for arrival in arrivals {
-            if from % 2 == 0 {
+            if from.is_multiple_of(2) {
                 let rate = self.link.rate.unwrap_or(u64::MAX);
                 let bare = self.link.delay + Duration::from_secs_f64(datagram.len() as f64 / rate as f64);
                 self.waited.0 += arrival.at.saturating_duration_since(self.now + bare);
