@@ -12,6 +12,8 @@ use crate::transport::{ETHERNET_PAYLOAD, QUIC_CONNECTION_WINDOW, QUIC_STREAM_WIN
 pub enum Subject {
     /// Pilotage, UDP payloads of at most 1,452 bytes.
     Pilotage,
+    /// The same in the secure mode S1; the client has the server's prekey, as from its record.
+    PilotageS1,
     /// Pilotage, UDP payloads as large as the path takes.
     PilotageLarge,
     /// The raw encrypted UDP loop, 1,452-byte datagrams: no protocol, only what the machine can do.
@@ -100,6 +102,7 @@ impl Subject {
     pub fn name(self) -> &'static str {
         match self {
             Self::Pilotage => "pilotage",
+            Self::PilotageS1 => "pilotage-s1",
             Self::PilotageLarge => "pilotage-large",
             Self::Ceiling => "ceiling",
             Self::CeilingLarge => "ceiling-large",
@@ -121,7 +124,7 @@ impl Subject {
     /// Whose code it runs.
     pub fn family(self) -> Family {
         match self {
-            Self::Pilotage | Self::PilotageLarge => Family::Pilotage,
+            Self::Pilotage | Self::PilotageS1 | Self::PilotageLarge => Family::Pilotage,
             Self::Ceiling | Self::CeilingLarge => Family::Ceiling,
             Self::Quinn | Self::QuinnTuned | Self::QuinnLarge | Self::QuinnChacha => Family::Quinn,
             Self::S2n | Self::S2nTuned | Self::S2nLarge => Family::S2n,
@@ -154,9 +157,12 @@ impl Subject {
     /// Largest UDP payload this subject may use; `None` for TCP and for the libraries' defaults.
     pub fn max_datagram(self) -> Option<u16> {
         match self {
-            Self::Pilotage | Self::Ceiling | Self::QuinnTuned | Self::QuinnChacha | Self::S2nTuned => {
-                Some(ETHERNET_PAYLOAD)
-            }
+            Self::Pilotage
+            | Self::PilotageS1
+            | Self::Ceiling
+            | Self::QuinnTuned
+            | Self::QuinnChacha
+            | Self::S2nTuned => Some(ETHERNET_PAYLOAD),
             Self::PilotageLarge => Some(LARGEST_PAYLOAD),
             Self::QuinnLarge => Some(QUINN_LARGE),
             Self::S2nLarge | Self::CeilingLarge => Some(JUMBO_PAYLOAD),
@@ -204,6 +210,10 @@ impl Subject {
         let suite = self.suite().name();
         let tls = format!("TLS 1.3, {suite}, X25519, ECDSA P-256 certificate, no tickets");
         match self.family() {
+            Family::Pilotage if self == Self::PilotageS1 => format!(
+                "secure mode S1 with {suite} (X25519, Noise IK), prekey known beforehand, aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; driver thread and application on one core",
+                options.congestion.name()
+            ),
             Family::Pilotage => format!(
                 "{suite} (the only suite of the draft's tunnels), aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; driver thread and application on one core",
                 options.congestion.name()

@@ -27,6 +27,7 @@ const OPERATIONS: &[&str] = &[
     "stream",
     "tunnel",
     "pair",
+    "s1",
     "beacon_engine",
     "beacon_client",
     "registry",
@@ -59,6 +60,12 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("file_header", [&b"PLFR\x05"[..], &[1; 40], b"\0\x04full"].concat()),
         ("file_header", vec![0; 44]),
         ("file_header", b"\xFF\xFF\xFF\xFF\0\x04gone".to_vec()),
+        ("reach_text", b"wss://hub.example:8443/x".to_vec()),
+        ("reach_text", b"http://user:p%20w@[::1]:3128/".to_vec()),
+        ("reach_text", b"HTTP/1.1 200 Connection established\r\n\r\n".to_vec()),
+        ("reach_text", b".example.com, 10.0.0.0/8 ::1 host:443\n10.1.2.3".to_vec()),
+        ("portmap", [&b"\x02\0\x80\0\x01\0\0\0\x09"[..], &[0; 52], b"\x02\0\x80\0\0\0\0\0\x09\xcb\0\x71\x09"].concat()),
+        ("portmap", [&b"\x02\x02\x81\0\0\0\0\x0e\x10\0\0\0\x09"[..], &[0; 12], &[7; 12], b"\x11\0\0\0\x0f\xa0\x13\x88", &[0; 10], b"\xff\xff\xcb\0\x71\x09"].concat()),
         ("socks5", b"\x05\x02\x00\x02".to_vec()),
         ("socks5", b"\x01\x03ann\x06secret".to_vec()),
         ("socks5", b"\x05\x01\x00\x03\x09bob.pilot\x13\x88early".to_vec()),
@@ -86,6 +93,7 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
     samples.extend(services());
     samples.extend(records().into_iter().map(|bytes| ("registry_record", bytes)));
     samples.extend(rows().into_iter().map(|bytes| ("registry_record", bytes)));
+    samples.extend(prec());
     samples.extend(captures().into_iter().map(|bytes| ("capture", bytes)));
     samples
 }
@@ -106,6 +114,20 @@ fn trust() -> Vec<(&'static str, Vec<u8>)> {
     samples.push(("trust_file", file.into_bytes()));
     samples.push(("trust_file", br#"{"trusted":null}"#.to_vec()));
     samples
+}
+
+/// The records and claims of spec/vectors/prec.json.
+fn prec() -> Vec<(&'static str, Vec<u8>)> {
+    let vectors: serde_json::Value =
+        serde_json::from_str(include_str!("../../spec/vectors/prec.json")).expect("vectors");
+    let all = |list: &str, field: &str| -> Vec<Vec<u8>> {
+        let list = vectors[list].as_array().expect("a list").iter();
+        list.map(|case| hex::decode(case[field].as_str().expect("a text")).expect("hex digits")).collect()
+    };
+    let records = all("cases", "record_hex").into_iter().chain(all("must_reject", "record_hex"));
+    let claims = all("claims", "claim_hex").into_iter().chain(all("claims_must_reject", "claim_hex"));
+    let records = records.map(|bytes| ("prec", bytes));
+    records.chain(claims.map(|bytes| ("claims", [&[0][..], &bytes].concat()))).collect()
 }
 
 /// The golden bytes of the services of draft-01.

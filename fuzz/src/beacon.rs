@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_nat::{BeaconClient, BeaconConfig, BeaconEngine, ClientEvent, Rate};
+use pilotage_proto::crypto::{Identity, verify};
 use pilotage_wire::NodeId;
-use pilotage_wire::beacon::Message;
+use pilotage_wire::beacon::{
+    Accept, Extension, MAX_PERMITTED, MAX_PROOF_TEXT, Message, NodeList, proof_text,
+};
 
 use crate::inputs::Input;
 
@@ -41,6 +44,8 @@ pub(crate) fn beacon_engine(base: Instant, data: &[u8]) {
         max_nodes: 6,
         max_nodes_per_prefix: 4,
         messages_per_prefix: Rate { per_second: 20, burst: 40 },
+        verify: Some(verify),
+        ports: [9001, 9002],
         ..BeaconConfig::default()
     };
     let mut engine = BeaconEngine::new(config, 1);
@@ -48,10 +53,11 @@ pub(crate) fn beacon_engine(base: Instant, data: &[u8]) {
     // Weight in and out, in all and by address; who ever registered.
     let (mut came, mut went) = (0u64, 0u64);
     let mut flows: BTreeMap<SocketAddr, (u64, u64, bool)> = BTreeMap::new();
+    let mut cookie = [0; 24];
     for _ in 0..OPS {
         let Some(op) = input.op() else { break };
         let node = NodeId([0, u32::MAX, 1, 2, 3, 4, 5, 6][usize::from(op >> 4 & 7)]);
-        let mut bytes = [0u8; 320];
+        let mut bytes = [0u8; 512];
         let payload = [0x55u8; 200];
         let from = address(input.u8());
         let message = match op & 0x0F {
@@ -69,6 +75,13 @@ pub(crate) fn beacon_engine(base: Instant, data: &[u8]) {
                 }
                 continue;
             }
+            10 | 11 => Message::Extension(Extension::Hello { renew: op & 1 != 0, node, nonce: 1 }),
+            12 => {
+                let made = proof(&cookie, node, from, input.u8());
+                one(&mut engine, now, from, &made, &mut came, &mut went, &mut flows);
+                continue;
+            }
+            13 => Message::Extension(Extension::Probe { from_other_port: op & 16 != 0, nonce: 2 }),
             _ => {
                 let raw = input.bytes(255);
                 one(&mut engine, now, from, raw, &mut came, &mut went, &mut flows);
@@ -77,24 +90,48 @@ pub(crate) fn beacon_engine(base: Instant, data: &[u8]) {
         };
         let Ok(len) = message.encode(&mut bytes) else { continue };
         // Padding buys answers.
-        let padding = usize::from(op >> 7) * 20;
+        let padding = usize::from(op >> 7) * 40;
         let padded = if matches!(message, Message::Relay { .. }) { len } else { len + padding };
-        one(&mut engine, now, from, &bytes[..padded], &mut came, &mut went, &mut flows);
+        if let Some(challenged) =
+            one(&mut engine, now, from, &bytes[..padded], &mut came, &mut went, &mut flows)
+        {
+            cookie = challenged;
+        }
         assert!(engine.stats().registered <= 6, "table");
     }
     let stats = engine.stats();
-    let ends = stats.discovers
-        + stats.punches
-        + stats.relays
-        + stats.malformed
-        + stats.not_for_beacons
-        + stats.bad_source
-        + stats.over_budget
-        + stats.not_registered
-        + stats.unreachable;
-    assert_eq!(stats.datagrams_in, ends, "{stats:?}");
+    assert_eq!(stats.datagrams_in, stats.ends(), "{stats:?}");
 }
 
+/// A proof for a challenge that may have been another's; by one of four keys, which may name whom it accepts.
+fn proof(cookie: &[u8; 24], node: NodeId, from: SocketAddr, choice: u8) -> Vec<u8> {
+    let identity = Identity::from_seed([choice & 3; 32]);
+    let key = identity.public_key();
+    let accept =
+        [Accept::Anybody, Accept::Proven, Accept::Named, Accept::Named][usize::from(choice >> 2 & 3)];
+    let list = NodeList::<{ 4 * MAX_PERMITTED }>::new((0..u32::from(choice >> 4)).map(NodeId));
+    let message = |signature: &[u8; 64]| {
+        let mut bytes = [0; 512];
+        let prove = Extension::Prove {
+            node,
+            salt: 0,
+            nonce: 1,
+            cookie,
+            key: &key,
+            beacon: SocketAddr::from(([203, 0, 113, 9], 9_001)),
+            accept,
+            permitted: list.ids(),
+            signature,
+        };
+        let len = prove.encode(&mut bytes).expect("fits");
+        bytes[..len].to_vec()
+    };
+    let mut text = [0; MAX_PROOF_TEXT];
+    let len = proof_text(&message(&[0; 64]), from, &mut text).expect("a proof");
+    message(&identity.sign(&text[..len]))
+}
+
+/// The cookie of the challenge that came back, if one did.
 fn one(
     engine: &mut BeaconEngine,
     now: Instant,
@@ -103,12 +140,13 @@ fn one(
     came: &mut u64,
     went: &mut u64,
     flows: &mut BTreeMap<SocketAddr, (u64, u64, bool)>,
-) {
+) -> Option<[u8; 24]> {
     *came += weight(from, bytes.len());
     let flow = flows.entry(from).or_default();
     flow.0 += weight(from, bytes.len());
     let before = engine.stats().registered;
     let mut answers = 0;
+    let mut cookie = None;
     engine.handle_datagram(now, from, bytes, &mut |to, out: &[u8]| {
         answers += 1;
         // A relayed frame is no longer than it came; between IP versions the headers differ, which nobody gains by.
@@ -118,9 +156,17 @@ fn one(
         *went += size;
         flows.entry(to).or_default().1 += size;
         check_answer(from, bytes, to, out);
+        if let Ok(Message::Extension(Extension::Challenge { cookie: made, .. })) = Message::decode(out) {
+            cookie = Some(*made);
+        }
     });
     if engine.stats().registered > before
-        || matches!(Message::decode(bytes), Ok(Message::Discover { .. } | Message::DiscoverEx { .. }))
+        || matches!(
+            Message::decode(bytes),
+            Ok(Message::Discover { .. }
+                | Message::DiscoverEx { .. }
+                | Message::Extension(Extension::Prove { .. }))
+        )
     {
         flows.entry(from).or_default().2 = true;
     }
@@ -129,6 +175,7 @@ fn one(
     for (to, (came, went, registered)) in flows.iter() {
         assert!(*registered || went <= came, "{to}: {went} for {came}");
     }
+    cookie
 }
 
 fn check_answer(from: SocketAddr, request: &[u8], to: SocketAddr, out: &[u8]) {
@@ -146,6 +193,18 @@ fn check_answer(from: SocketAddr, request: &[u8], to: SocketAddr, out: &[u8]) {
         (Ok(Message::Relay { src, dst, frame }), Message::DeliverEx { src: s, dst: d, frame: f }) => {
             assert_eq!((src, dst, frame), (s, d, f));
         }
+        (
+            Ok(Message::Extension(Extension::Hello { nonce, .. } | Extension::Prove { nonce, .. })),
+            Message::Extension(
+                Extension::Challenge { nonce: n, addr, .. }
+                | Extension::Registered { nonce: n, addr, .. }
+                | Extension::Refused { nonce: n, addr, .. },
+            ),
+        )
+        | (
+            Ok(Message::Extension(Extension::Probe { nonce, .. })),
+            Message::Extension(Extension::ProbeReply { nonce: n, addr, .. }),
+        ) => assert_eq!((nonce, addr, to), (n, from, from)),
         (request, answer) => panic!("{request:?} was answered with {answer:?}"),
     }
 }
@@ -154,15 +213,25 @@ fn check_answer(from: SocketAddr, request: &[u8], to: SocketAddr, out: &[u8]) {
 /// believed, messages go to the beacon only, their number is bounded, timers lead somewhere.
 pub(crate) fn beacon_client(base: Instant, data: &[u8]) {
     let mut input = Input(data);
+    struct Key(Identity);
+    impl pilotage_nat::Signer for Key {
+        fn sign(&self, message: &[u8]) -> [u8; 64] {
+            self.0.sign(message)
+        }
+    }
     let mut client = BeaconClient::new();
+    let key = Key(Identity::from_seed([7; 32]));
+    client.set_key(key.0.public_key(), base);
     let mut now = base;
     let mut still = 0;
     for _ in 0..OPS {
         let Some(op) = input.op() else { break };
         match op & 7 {
-            0 => client.set_beacon((op & 8 == 0).then(|| address(op >> 4)), now),
+            0 if op & 8 == 0 => client.set_beacons(&[address(op >> 4), address(op >> 5)], now),
+            0 => client.set_beacon((op & 16 == 0).then(|| address(op >> 5)), now),
             1 => client.set_node(NodeId(u32::from(op >> 3)), now),
-            2 => client.rediscover(now),
+            2 if op & 8 == 0 => client.rediscover(now),
+            2 => client.on_relaying(now),
             3 => {
                 client.punch_request(NodeId(input.u32() & 0xFFFF), now);
             }
@@ -187,7 +256,7 @@ pub(crate) fn beacon_client(base: Instant, data: &[u8]) {
                 };
                 let before = client.observed();
                 let event = client.handle(from, &message, now);
-                if client.beacon() != Some(from) {
+                if !client.is_beacon(from) {
                     assert!(matches!(event, ClientEvent::Ignored), "believed somebody else");
                     assert_eq!(client.observed(), before);
                 }
@@ -195,9 +264,12 @@ pub(crate) fn beacon_client(base: Instant, data: &[u8]) {
         }
         for count in 0.. {
             assert!(count < 100, "does not stop sending");
-            let Some((to, message)) = client.poll_transmit(now) else { break };
-            assert_eq!(Some(to), client.beacon());
-            assert!(Message::decode(&message).is_ok());
+            let Some((to, message)) = client.poll_transmit_with(now, &key) else { break };
+            // A probe may go to the beacon's other port, a hairpin message to ourselves.
+            match Message::decode(&message).expect("decodes") {
+                Message::Extension(Extension::Probe { .. } | Extension::Hairpin { .. }) => {}
+                _ => assert!(client.is_beacon(to)),
+            }
         }
         assert!(still < 10, "busy loop");
     }

@@ -8,12 +8,20 @@ use std::time::Instant;
 
 mod beacon;
 mod bench;
+/// The frames between the nodes of a registry cluster.
+#[path = "../../crates/cluster/src/frame.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the crate itself uses the rest")]
+mod cluster;
 mod decode;
+mod discover;
 mod file;
 mod inputs;
 /// The invariants of the wire parsers, shared with the mutation test of `pilotage-wire`.
 #[path = "../../crates/wire/tests/vectors/invariants.rs"]
 pub mod invariants;
+mod path;
+mod prec;
+mod reach;
 mod registry;
 mod services;
 /// The messages of SOCKS clients.
@@ -39,7 +47,10 @@ macro_rules! targets {
 
         /// One function per target: a program that calls one holds nothing of the others.
         pub mod target {
-            use super::{base, beacon, bench, decode, file, invariants, registry, services, socks, state, trust};
+            use super::{
+                base, beacon, bench, cluster, decode, discover, file, invariants, path, prec, reach, registry,
+                services, socks, state, trust,
+            };
             use pilotage_proto::fuzzing;
 
             $(
@@ -62,8 +73,18 @@ targets! {
     beacon => invariants::beacon,
     registry_frame => invariants::registry_frame,
     ipc => invariants::ipc,
+    s1_handshake => invariants::s1_handshake,
+    s1_frames => invariants::s1_frames,
     socks5 => socks::fuzz_input,
     registry_record => registry::record,
+    prec => prec::record,
+    claims => prec::claims,
+    book => prec::messages,
+    cluster_frame => cluster::fuzz_input,
+    registry_map => pilotage_registry::placement::fuzz_input,
+    heartbeat => pilotage_registry::replica::presence::fuzz_input,
+    reach_text => reach::text,
+    portmap => |data| reach::portmap(base(), data),
     capture => decode::capture,
     view => decode::view,
     file_header => file::file_header,
@@ -76,6 +97,9 @@ targets! {
     message_frame => services::message_frame,
     event_frame => services::event_frame,
     task_frame => services::task_frame,
+    skill_card => discover::skill_card,
+    discover_frame => discover::discover_frame,
+    discover_records => discover::discover_records,
     // Data structures against models.
     assembler => |data| fuzzing::assembler(base(), data),
     send_buffer => |data| fuzzing::send_buffer(base(), data),
@@ -86,8 +110,12 @@ targets! {
     stream => |data| fuzzing::stream(base(), data),
     tunnel => |data| fuzzing::tunnel(base(), data),
     pair => |data| fuzzing::pair(base(), data),
+    s1 => |data| fuzzing::s1(base(), data),
+    s1_mux => |data| fuzzing::s1_mux(base(), data),
     beacon_engine => |data| beacon::beacon_engine(base(), data),
     beacon_client => |data| beacon::beacon_client(base(), data),
+    path_offer => path::path_offer,
+    path_agent => |data| path::path_agent(base(), data),
     registry => |data| registry::engine(base(), data),
 }
 

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use pilotage_registry::engine::{
-    Config, ConnState, Context, Engine, Outcome, Proof, RateLimits, Record, Row, RowKey, Secret, SocialLimits,
-    Unsigned, toy,
+    Config, ConnState, Context, Engine, Outcome, Proof, RateLimits, Record, Row, RowKey, Secret,
+    SocialLimits, Unsigned, toy,
 };
 use pilotage_wire::NodeId;
 use pilotage_wire::addressing::derive_node_id;
@@ -113,7 +113,8 @@ impl World {
             }
         };
         let config = Config {
-            unsigned: [Unsigned::Refused, Unsigned::Trusted, Unsigned::UntilSigned][usize::from(kind >> 1) % 3],
+            unsigned: [Unsigned::Refused, Unsigned::Trusted, Unsigned::UntilSigned]
+                [usize::from(kind >> 1) % 3],
             admin_token: Some(Secret::new(TOKEN)),
             open_scores: kind & 16 != 0,
             max_unconfirmed: UNCONFIRMED,

@@ -9,7 +9,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::{Config, ConnectionId, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf};
+use pilotage_proto::{
+    Config, ConnectionId, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, SecureConfig, SecureMode,
+    TransmitBuf,
+};
 use pilotage_wire::addressing::derive_node_id;
 use pilotage_wire::{Address, NetworkId, SocketAddress};
 
@@ -99,6 +102,12 @@ impl Host {
         Self { endpoint, place, key, out: TransmitBuf::new(BATCH) }
     }
 
+    /// Speaks S1 only, from now on. Whether it can.
+    pub fn speak_s1(&mut self, now: Instant) -> bool {
+        let config = SecureConfig::new(SecureMode::S1, 1_800_000_000_000, [7; 32]);
+        self.endpoint.enable_s1(now, config, &self.key)
+    }
+
     /// Its address as a stream or datagram port.
     pub fn port(&self, port: u16) -> SocketAddress {
         SocketAddress { address: self.endpoint.local_address(), port }
@@ -111,6 +120,7 @@ impl Host {
             key: Some(other.key),
             endpoint: Some(other.place),
             policy: PeerPolicy::default(),
+            prekey: None,
         };
         self.endpoint.add_peer(now, peer).is_ok()
     }
@@ -257,7 +267,19 @@ pub struct Bulk {
 impl Bulk {
     /// So many established connections; `None` if one does not come to be. `chunk` bytes are written and read at once.
     pub fn new(config: &Config, wire: Wire, streams: usize, chunk: usize, now: Instant) -> Option<Self> {
-        let mut pair = Pair::new(config, Wire::default(), now);
+        Self::of(Pair::new(config, Wire::default(), now), wire, streams, chunk)
+    }
+
+    /// The same in tunnels of S1.
+    pub fn in_s1(config: &Config, wire: Wire, streams: usize, chunk: usize, now: Instant) -> Option<Self> {
+        let (mut a, mut b) = (Host::new(1, config.clone(), now), Host::new(2, config.clone(), now));
+        if !(a.speak_s1(now) && b.speak_s1(now)) {
+            return None;
+        }
+        Self::of(Pair::of(a, b, Wire::default(), now), wire, streams, chunk)
+    }
+
+    fn of(mut pair: Pair, wire: Wire, streams: usize, chunk: usize) -> Option<Self> {
         let streams = (0..streams).map(|_| pair.connect()).collect::<Option<Vec<_>>>()?;
         pair.wire = wire;
         Some(Self { pair, streams, source: vec![0x5A; chunk], sink: vec![0; chunk], delivered: 0 })

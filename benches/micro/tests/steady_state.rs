@@ -23,6 +23,8 @@ struct Case {
     config: Config,
     wire: Wire,
     streams: usize,
+    /// In a tunnel of S1.
+    s1: bool,
     /// Bytes written to each stream in each turn.
     chunk: usize,
     /// Virtual time of a turn.
@@ -37,6 +39,7 @@ impl Default for Case {
             config: fixed_size(1_452),
             wire: Wire::default(),
             streams: 1,
+            s1: false,
             chunk: 64 << 10,
             step: Duration::from_micros(50),
             turns: 1_000,
@@ -48,7 +51,8 @@ impl Case {
     /// Runs it and says how many packets were counted, and how many allocations of any kind there were meanwhile.
     fn allocations(self) -> (usize, usize) {
         let _alone = alone();
-        let mut bulk = Bulk::new(&self.config, self.wire, self.streams, self.chunk, Instant::now())
+        let make = if self.s1 { Bulk::in_s1 } else { Bulk::new };
+        let mut bulk = make(&self.config, self.wire, self.streams, self.chunk, Instant::now())
             .expect("connections in memory come to be");
         bulk.turns(self.turns, self.step);
         let before = bulk.delivered;
@@ -69,6 +73,11 @@ impl Case {
 #[test]
 fn one_stream_without_delay() {
     Case::default().allocates_nothing();
+}
+
+#[test]
+fn one_stream_in_s1() {
+    Case { s1: true, ..Case::default() }.allocates_nothing();
 }
 
 #[test]

@@ -1,22 +1,29 @@
 //! Pilotage through its session API. The client knows the server's address, key and endpoint; no hub takes part, and
-//! the server knows nothing of the client.
+//! the server knows nothing of the client. In S1 the client knows the server's prekey as well, which a record would tell it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ::pilotage::{Address, ControllerKind, Identity, Listener, Node, Peer, ProtoConfig};
+use ::pilotage::{
+    Address, ControllerKind, Identity, Listener, Node, Peer, PeerConfig, PeerPolicy, PeerPrekey, ProtoConfig,
+    SecureMode,
+};
 use pilotage_wire::addressing::derive_node_id;
+use pilotage_wire::s1::handshake::NewPrekey;
 
 use super::exec::{Exec, block_on, detach, detach_task, runtime};
 use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream, local_for};
 use crate::Failure;
 use crate::settings::{Api, Congestion};
+use crate::subject::Subject;
 use crate::work::Outcome;
 
 /// Port of the comparison, our own bench port (spec/services.md).
 pub const PORT: u16 = 1011;
 /// The server's identity, which the client is told.
 const SERVER_SEED: [u8; 32] = [1; 32];
+/// Name of the file that the server leaves its prekey in.
+const PREKEY_FILE: &str = "server.prekey";
 /// Spare connections and places above those that a work needs.
 const SPARE: usize = 64;
 
@@ -57,9 +64,38 @@ fn listen(setup: &Setup) -> Result<(Node, Listener), Failure> {
         .identity(Identity::from_seed(SERVER_SEED))
         .bind(setup.server)
         .config(config(setup))
+        .secure_mode(mode(setup))
         .start()?;
     let listener = node.listen(PORT)?;
+    if let Some(PeerPrekey { prekey, certificate, .. }) = node.prekey() {
+        let told = NewPrekey { receiver: 1, cause: [0; 16], prekey, certificate };
+        std::fs::write(setup.scratch.join(PREKEY_FILE), told.encode())?;
+    }
     Ok((node, listener))
+}
+
+/// The server as clients know it.
+pub fn server_peer(setup: &Setup) -> Result<PeerConfig, Failure> {
+    let (address, key) = server_introduction()?;
+    let prekey = match mode(setup) {
+        SecureMode::Draft => None,
+        _ => {
+            let told = NewPrekey::decode(&std::fs::read(setup.scratch.join(PREKEY_FILE))?)?;
+            Some(PeerPrekey { identity: key, prekey: told.prekey, certificate: told.certificate })
+        }
+    };
+    Ok(PeerConfig {
+        address,
+        key: Some(key),
+        endpoint: Some(setup.server),
+        policy: PeerPolicy::default(),
+        prekey,
+    })
+}
+
+/// Which protection both sides speak, and nothing else.
+pub fn mode(setup: &Setup) -> SecureMode {
+    if setup.subject == Subject::PilotageS1 { SecureMode::S1 } else { SecureMode::Draft }
 }
 
 /// Serves streams until the process ends.
@@ -118,9 +154,14 @@ impl Dialer {
 }
 
 fn client_node(setup: &Setup) -> Result<Node, Failure> {
-    let (server, key) = server_introduction()?;
     let local: SocketAddr = local_for(setup.server);
-    Ok(Node::builder().bind(local).config(config(setup)).peer(server, setup.server, Some(key)).start()?)
+    let peer = server_peer(setup)?;
+    Ok(Node::builder()
+        .bind(local)
+        .config(config(setup))
+        .secure_mode(mode(setup))
+        .peer_config(peer)
+        .start()?)
 }
 
 fn note(node: &Node) -> String {

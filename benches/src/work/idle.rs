@@ -4,10 +4,10 @@
 //! open) is in the figure, for everybody alike. Kernel memory (TCP) is not.
 
 use std::net::UdpSocket;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ::pilotage::{Address, Identity, PeerConfig, PeerPolicy};
-use pilotage_proto::{Endpoint, Event, RecvMeta, TransmitBuf};
+use ::pilotage::{Address, Identity};
+use pilotage_proto::{Endpoint, Event, RecvMeta, SecureConfig, TransmitBuf};
 
 use super::Outcome;
 use super::request::round_trip;
@@ -15,7 +15,7 @@ use crate::Failure;
 use crate::control::Control;
 use crate::measure::resident_bytes;
 use crate::transport::exec::Exec;
-use crate::transport::pilotage::{config, introduction, server_introduction};
+use crate::transport::pilotage::{config, introduction, mode, server_peer};
 use crate::transport::{Client, Job, Link, Setup, local_for};
 
 /// Silence before memory is read, so that delayed acknowledgements are sent: the more there are, the longer.
@@ -128,16 +128,12 @@ fn tunnel(setup: &Setup, number: u32) -> Result<UdpSocket, Failure> {
     let mut seed = [7; 32];
     seed[..4].copy_from_slice(&number.to_be_bytes());
     let (own, _) = introduction(seed)?;
-    let (server, key) = server_introduction()?;
-    let identity = Identity::from_seed(seed);
+    let peer = server_peer(setup)?;
+    let (server, identity) = (peer.address, Identity::from_seed(seed));
     // Random enough for a peer that lives for a millisecond on loopback.
     let mut endpoint = Endpoint::new(config(setup), identity, own, seed, Instant::now());
-    let peer = PeerConfig {
-        address: server,
-        key: Some(key),
-        endpoint: Some(setup.server),
-        policy: PeerPolicy::default(),
-    };
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
+    endpoint.enable_s1(Instant::now(), SecureConfig::new(mode(setup), unix_ms, seed), &seed);
     endpoint.add_peer(Instant::now(), peer)?;
     wait_for_pong(&mut endpoint, &socket, server)?;
     Ok(socket)

@@ -1,24 +1,38 @@
 //! The command line.
 
+mod cluster;
 mod congestion;
 mod draft;
+mod explain;
+mod find;
 mod gateway;
+mod hub;
 mod network;
+mod protection;
+mod record;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pilotage::Peer;
 
+pub(crate) use self::cluster::{ClusterArgs, HubAction, MapArgs};
 pub(crate) use self::congestion::Congestion;
 pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
     TaskArgs,
 };
+pub(crate) use self::explain::{DoctorArgs, ReachArgs, TraceArgs};
+pub(crate) use self::find::{CallArgs, FindArgs, SkillArgs, WishArgs};
 pub(crate) use self::gateway::{ForwardArgs, GatewayArgs, GatewayLimits, ServeArgs, Socks5Args};
+pub(crate) use self::hub::{BeaconArgs, BeaconSharing, HubArgs};
 pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
+pub(crate) use self::protection::{NetworkSecret, Protection};
+pub(crate) use self::record::{
+    RecordAction, RecordArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys, WatchArgs,
+};
 use crate::units::{parse_duration, parse_size};
 
 const ABOUT: &str = "Pilot Protocol network in one binary: hub, node and tools";
@@ -63,9 +77,15 @@ pub(crate) struct Global {
     /// Registry (TCP), if it is not where --hub says
     #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_REGISTRY")]
     pub(crate) registry: Option<String>,
-    /// Beacon (UDP), if it is not where --hub says
-    #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_BEACON")]
-    pub(crate) beacon: Option<String>,
+    /// Beacon (UDP), if it is not where --hub says; may be given several times, the first that answers relays
+    #[arg(long, global = true, value_name = "HOST:PORT", env = "PILOTAGE_BEACON", value_delimiter = ',')]
+    pub(crate) beacon: Vec<String>,
+    /// The hub's WebSocket, used where UDP is blocked, or `off` [default: port 443 of --hub]
+    #[arg(long, global = true, value_name = "wss://HOST[:PORT]", env = "PILOTAGE_HUB_WSS")]
+    pub(crate) hub_wss: Option<String>,
+    /// Take only the certificate with this SHA-256 there [default: what a browser takes, else that of the first time]
+    #[arg(long, global = true, value_name = "HEX", env = "PILOTAGE_HUB_WSS_PIN", value_parser = parse_pin)]
+    pub(crate) hub_wss_pin: Option<[u8; 32]>,
     /// Speak TLS with the registry, and only with the certificate that has this SHA-256 (64 hex digits)
     #[arg(long, global = true, value_name = "HEX", env = "PILOTAGE_REGISTRY_TLS_PIN", value_parser = parse_pin)]
     pub(crate) registry_tls_pin: Option<[u8; 32]>,
@@ -88,6 +108,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     /// Run a hub: registry (TCP) and beacon (UDP) in one process
     Hub(HubArgs),
+    /// Run a beacon (UDP) alone: tells nodes their address, introduces them to each other and relays
+    Beacon(BeaconArgs),
     /// Run a node in the foreground: echo, file inbox and benchmark services
     Up(UpArgs),
     /// Show or make the identity of a state directory
@@ -98,6 +120,10 @@ pub(crate) enum Command {
     Trust(TrustArgs),
     /// Measure the round-trip time to a peer
     Ping(PingArgs),
+    /// Show step by step how a peer is reached, with times
+    Trace(TraceArgs),
+    /// Look for what keeps this node from others: addresses, hub, UDP, NAT, clock, and the way to a peer
+    Doctor(DoctorArgs),
     /// Send files, or standard input, to a peer
     Send(SendArgs),
     /// Receive files
@@ -118,10 +144,18 @@ pub(crate) enum Command {
     Publish(PublishArgs),
     /// Ask peers to do something, and do what they ask (port 1003)
     Task(TaskArgs),
-    /// Look a name up at the nameserver of a peer (port 53)
+    /// Find an agent at the hub, verified; with --via, look a name up at the nameserver of a peer (port 53)
     Resolve(ResolveArgs),
+    /// Publish what this agent says about itself at the hub, and show what others say
+    Record(RecordArgs),
+    /// Print records as they change at the hub
+    Watch(WatchArgs),
     /// Register a name at the nameserver of a peer, for five minutes (port 53)
     Announce(AnnounceArgs),
+    /// Find agents by what they can do, and show why they are found (port 1013)
+    Find(FindArgs),
+    /// Have something done by whoever can do it, and by the next one if that fails (port 1014)
+    Call(CallArgs),
     /// Make, enter, leave and look after networks of nodes
     Network(NetworkArgs),
     /// Show what is in packets: hex, a raw file, pcap or pcapng
@@ -170,6 +204,8 @@ pub(crate) struct NodeArgs {
     /// Time between heartbeats to the registry [default: 30s]
     #[arg(long, value_name = "TIME", env = "PILOTAGE_KEEPALIVE", value_parser = parse_keepalive)]
     pub(crate) keepalive: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
     /// Introduce a peer without a hub: ADDRESS@IP:PORT, optionally =KEY (64 hex digits)
     #[arg(long = "peer", value_name = "ADDRESS@IP:PORT[=KEY]")]
     pub(crate) peers: Vec<Introduction>,
@@ -179,6 +215,20 @@ pub(crate) struct NodeArgs {
     /// Congestion control of what this node sends [default: bbr]
     #[arg(long, value_enum, value_name = "NAME", env = "PILOTAGE_CONGESTION")]
     pub(crate) congestion: Option<Congestion>,
+    /// Protection of tunnels [default: draft]
+    #[arg(long, value_enum, value_name = "MODE", env = "PILOTAGE_SECURE_MODE")]
+    pub(crate) secure_mode: Option<Protection>,
+    /// Secret of a network, the same at all its nodes: sessions of S1 in it are for those who have it. The file holds 64 hex digits
+    #[arg(
+        long = "network-secret",
+        value_name = "NUMBER=FILE",
+        env = "PILOTAGE_NETWORK_SECRET",
+        value_delimiter = ','
+    )]
+    pub(crate) network_secrets: Vec<NetworkSecret>,
+    /// In S1, use its own streams instead of carrying the draft's packets (experimental)
+    #[arg(long, env = "PILOTAGE_SECURE_STREAMS")]
+    pub(crate) secure_streams: bool,
     /// Agree on new keys with a peer after this long [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_rekey_after)]
     pub(crate) rekey_after: Option<Duration>,
@@ -242,52 +292,15 @@ pub(crate) fn parse_key(text: &str) -> Result<[u8; 32], String> {
     Ok(key)
 }
 
-/// `hub`
-#[derive(Debug, Args)]
-pub(crate) struct HubArgs {
-    /// IP address to listen on, for both
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
-    pub(crate) listen: IpAddr,
-    /// TCP port of the registry; 0 = any
-    #[arg(long, value_name = "PORT", default_value_t = 9000)]
-    pub(crate) registry_port: u16,
-    /// UDP port of the beacon; 0 = any [default: registry port + 1]
-    #[arg(long, value_name = "PORT")]
-    pub(crate) beacon_port: Option<u16>,
-    /// Database of the registry [default: registry.redb in the state directory]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) store: Option<PathBuf>,
-    /// Believe registrations without proof at once instead of when the key signs something: for networks you trust only
-    #[arg(long)]
-    pub(crate) allow_unsigned: bool,
-    /// Register only with proof of possession: reference daemons stay out
-    #[arg(long, conflicts_with = "allow_unsigned")]
-    pub(crate) require_proof: bool,
-    /// File with the admin token, which makes networks and does what else only an operator may
-    #[arg(long, value_name = "FILE", conflicts_with = "admin_token")]
-    pub(crate) admin_token_file: Option<PathBuf>,
-    /// The admin token itself; others on this machine can see it on the command line
-    #[arg(long, value_name = "TOKEN", env = "PILOTAGE_ADMIN_TOKEN", hide_env_values = true)]
-    pub(crate) admin_token: Option<String>,
-    /// Speak TLS on the registry's port, with a certificate made once and kept in the state directory
-    #[arg(long)]
-    pub(crate) tls: bool,
-    /// Let everybody change scores, as reference daemons do; for networks you trust only
-    #[arg(long)]
-    pub(crate) open_scores: bool,
-    /// Let everybody announce a beacon, as reference beacons do; for networks you trust only
-    #[arg(long)]
-    pub(crate) allow_beacons: bool,
-    /// End when standard input ends (for a parent process)
-    #[arg(long)]
-    pub(crate) exit_with_stdin: bool,
-}
-
 /// `up`
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) skills: SkillArgs,
+    #[command(flatten)]
+    pub(crate) records: RecordsArgs,
     /// Directory for received files [default: inbox in the state directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) inbox: Option<PathBuf>,
@@ -398,9 +411,12 @@ pub(crate) struct PingArgs {
     /// Time between two
     #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = parse_duration)]
     pub(crate) interval: Duration,
-    /// How long to wait for each answer
-    #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
-    pub(crate) timeout: Duration,
+    /// How long to wait for each answer, or with --until-direct in all [default: 5s, or 30s in all]
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Ping until the path is a direct one, and fail if it does not become one; --count and --interval do not count
+    #[arg(long)]
+    pub(crate) until_direct: bool,
 }
 
 /// `send`

@@ -10,7 +10,7 @@ use pilotage::Visibility;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::args::{Congestion, Global, NodeArgs, parse_pin};
+use crate::args::{Congestion, Global, NetworkSecret, NodeArgs, Protection, parse_pin};
 use crate::error::CliError;
 
 /// Largest configuration file that is read.
@@ -26,8 +26,8 @@ pub(crate) struct ConfigFile {
     hub: Option<String>,
     /// Registry, `HOST:PORT`.
     registry: Option<String>,
-    /// Beacon, `HOST:PORT`.
-    beacon: Option<String>,
+    /// Beacon, `HOST:PORT`, or a list of them.
+    beacon: Option<OneOrMany>,
     /// Name to claim.
     name: Option<String>,
     /// UDP address to bind.
@@ -40,6 +40,14 @@ pub(crate) struct ConfigFile {
     nameserver: Option<bool>,
     /// Log filter.
     log: Option<String>,
+    /// The hub's WebSocket, `wss://HOST[:PORT]`, or `off`.
+    hub_wss: Option<String>,
+    /// Be found on the local network.
+    lan: Option<bool>,
+    /// Ask the router for a port.
+    port_mapping: Option<bool>,
+    /// SHA-256 of the certificate there.
+    hub_wss_pin: Option<String>,
     /// SHA-256 of the registry's TLS certificate.
     registry_tls_pin: Option<String>,
     /// E-mail address or other owner text.
@@ -48,6 +56,27 @@ pub(crate) struct ConfigFile {
     ipc: Option<PathBuf>,
     /// Congestion control.
     congestion: Option<Congestion>,
+    /// Protection of tunnels.
+    secure_mode: Option<Protection>,
+    /// Secrets of networks, `NUMBER=FILE`.
+    network_secrets: Option<OneOrMany>,
+}
+
+/// One text or a list.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    fn list(&self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text.clone()],
+            Self::Many(list) => list.clone(),
+        }
+    }
 }
 
 /// Where a setting comes from.
@@ -64,8 +93,10 @@ pub(crate) struct Settings {
     pub(crate) state: PathBuf,
     pub(crate) hub: Option<String>,
     pub(crate) registry: Option<String>,
-    pub(crate) beacon: Option<String>,
+    pub(crate) beacons: Vec<String>,
     pub(crate) registry_tls_pin: Option<[u8; 32]>,
+    pub(crate) hub_wss: Option<String>,
+    pub(crate) hub_wss_pin: Option<[u8; 32]>,
     pub(crate) log: Option<String>,
     /// The file that was read, if there was one.
     pub(crate) config_path: Option<PathBuf>,
@@ -85,6 +116,8 @@ impl Settings {
         };
         // A hub named on the command line replaces a registry and a beacon of the file.
         let file_hub = |value: &Option<String>| if global.hub.is_some() { None } else { value.clone() };
+        let file_beacons = file.beacon.as_ref().filter(|_| global.hub.is_none());
+        let file_beacons = file_beacons.map(OneOrMany::list).unwrap_or_default();
         // A pin of the file belongs to the registry of the file.
         let file_pin = match (&global.hub, &global.registry, &file.registry_tls_pin) {
             (None, None, Some(pin)) => Some(parse_pin(pin).map_err(|cause| {
@@ -92,13 +125,22 @@ impl Settings {
             })?),
             _ => None,
         };
+        // Likewise.
+        let wss_pin = match (&global.hub, &global.hub_wss, &file.hub_wss_pin) {
+            (None, None, Some(pin)) => Some(parse_pin(pin).map_err(|cause| {
+                CliError::usage("configuration", format!("hub_wss_pin: {cause}"), "correct the file")
+            })?),
+            _ => None,
+        };
         let mut from_command_line = Vec::new();
         for (key, given) in [
             ("hub", global.hub.is_some()),
             ("registry", global.registry.is_some()),
-            ("beacon", global.beacon.is_some()),
+            ("beacon", !global.beacon.is_empty()),
             ("log", global.log.is_some()),
             ("registry_tls_pin", global.registry_tls_pin.is_some()),
+            ("hub_wss", global.hub_wss.is_some()),
+            ("hub_wss_pin", global.hub_wss_pin.is_some()),
         ] {
             if given {
                 from_command_line.push(key);
@@ -108,8 +150,10 @@ impl Settings {
             state,
             hub: global.hub.clone().or_else(|| file.hub.clone()),
             registry: global.registry.clone().or_else(|| file_hub(&file.registry)),
-            beacon: global.beacon.clone().or_else(|| file_hub(&file.beacon)),
+            beacons: if global.beacon.is_empty() { file_beacons } else { global.beacon.clone() },
             registry_tls_pin: global.registry_tls_pin.or(file_pin),
+            hub_wss: global.hub_wss.clone().or_else(|| file_hub(&file.hub_wss)),
+            hub_wss_pin: global.hub_wss_pin.or(wss_pin),
             log: global.log.clone().or_else(|| file.log.clone()),
             config_path,
             file,
@@ -131,6 +175,22 @@ impl Settings {
 
     pub(crate) fn bind(&self, args: &NodeArgs) -> Option<SocketAddr> {
         args.bind.or(self.file.bind)
+    }
+
+    /// Whether to look for others on the local network. A node on the loopback only does so when told.
+    pub(crate) fn lan(&self, args: &NodeArgs) -> bool {
+        let default = || !self.has_hub() && !self.is_local(args);
+        !args.reach.no_lan && (args.reach.lan || self.file.lan.unwrap_or_else(default))
+    }
+
+    /// Whether to ask the router for a port.
+    pub(crate) fn port_mapping(&self, args: &NodeArgs) -> bool {
+        let default = || self.has_hub() && !self.is_local(args);
+        !args.reach.no_port_mapping && self.file.port_mapping.unwrap_or_else(default)
+    }
+
+    fn is_local(&self, args: &NodeArgs) -> bool {
+        self.bind(args).is_some_and(|bind| bind.ip().is_loopback())
     }
 
     pub(crate) fn visibility(&self, args: &NodeArgs) -> Visibility {
@@ -162,6 +222,22 @@ impl Settings {
         args.congestion.or(self.file.congestion).unwrap_or_else(default)
     }
 
+    pub(crate) fn secure_mode(&self, args: &NodeArgs) -> Protection {
+        args.secure_mode.or(self.file.secure_mode).unwrap_or(Protection::Draft)
+    }
+
+    /// Secrets of networks: those of the command line, else those of the file.
+    pub(crate) fn network_secrets(&self, args: &NodeArgs) -> Result<Vec<NetworkSecret>, CliError> {
+        if !args.network_secrets.is_empty() {
+            return Ok(args.network_secrets.clone());
+        }
+        let listed = self.file.network_secrets.as_ref().map(OneOrMany::list).unwrap_or_default();
+        let parsed = listed.iter().map(|text| text.parse()).collect::<Result<_, String>>();
+        parsed.map_err(|error| {
+            CliError::usage("configuration", format!("network_secrets: {error}"), "write \"NUMBER=FILE\"")
+        })
+    }
+
     pub(crate) fn nameserver(&self) -> bool {
         self.file.nameserver.unwrap_or(false)
     }
@@ -189,18 +265,34 @@ impl Settings {
         put("state", json!(self.state), self.state_origin);
         put("hub", json!(self.hub), of("hub", self.file.hub.is_some()));
         put("registry", json!(self.registry), of("registry", self.registry.is_some()));
-        put("beacon", json!(self.beacon), of("beacon", self.beacon.is_some()));
+        let beacon = match &self.beacons[..] {
+            [] => Value::Null,
+            [one] => json!(one),
+            several => json!(several),
+        };
+        put("beacon", beacon, of("beacon", !self.beacons.is_empty()));
         put("log", json!(self.log), of("log", self.file.log.is_some()));
         put("name", json!(self.file.name), of("name", self.file.name.is_some()));
         put("bind", json!(self.file.bind), of("bind", self.file.bind.is_some()));
         put("inbox", json!(self.inbox(None)), of("inbox", self.file.inbox.is_some()));
         let pin = self.registry_tls_pin.map(hex::encode);
         put("registry_tls_pin", json!(pin), of("registry_tls_pin", self.file.registry_tls_pin.is_some()));
+        put("hub_wss", json!(self.hub_wss), of("hub_wss", self.file.hub_wss.is_some()));
+        let pin = self.hub_wss_pin.map(hex::encode);
+        put("hub_wss_pin", json!(pin), of("hub_wss_pin", self.file.hub_wss_pin.is_some()));
         put("owner", json!(self.file.owner), of("owner", self.file.owner.is_some()));
         put("private", json!(self.file.private), of("private", self.file.private.is_some()));
         put("ipc", json!(self.file.ipc), of("ipc", self.file.ipc.is_some()));
         let congestion = self.congestion(&NodeArgs::default());
         put("congestion", json!(congestion), of("congestion", self.file.congestion.is_some()));
+        let usual = NodeArgs::default();
+        let secure = self.secure_mode(&usual);
+        put("secure_mode", json!(secure), of("secure_mode", self.file.secure_mode.is_some()));
+        let secrets = self.file.network_secrets.as_ref().map(OneOrMany::list).unwrap_or_default();
+        put("network_secrets", json!(secrets), of("network_secrets", self.file.network_secrets.is_some()));
+        put("lan", json!(self.lan(&usual)), of("lan", self.file.lan.is_some()));
+        let mapping = self.port_mapping(&usual);
+        put("port_mapping", json!(mapping), of("port_mapping", self.file.port_mapping.is_some()));
         put("nameserver", json!(self.nameserver()), of("nameserver", self.file.nameserver.is_some()));
         map
     }

@@ -132,9 +132,10 @@ fn parse() -> Result<Cli, ExitCode> {
 /// Logs go to standard error; `--log` (or `RUST_LOG`) wins over `-v`.
 fn init_logging(settings: &Settings, verbose: u8, quiet: bool) -> Result<(), CliError> {
     let level = match (quiet, verbose) {
-        (true, 0) => "error",
-        (_, 0) => "warn",
-        (_, 1) => "info",
+        // What openraft calls an error is each heartbeat to a node that is away: `hub status` says that better.
+        (true, 0) => "error,openraft=off",
+        (_, 0) => "warn,openraft=off",
+        (_, 1) => "info,openraft=warn",
         (_, 2) => "debug",
         _ => "trace",
     };

@@ -12,8 +12,15 @@ use crate::error::CliError;
 
 /// Starts a node with the settings in force. It is closed when the command is interrupted.
 pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError> {
+    start_with(context, args, true)
+}
+
+/// As [`start`]; with `hub_required` false also while the hub does not answer.
+pub(crate) fn start_with(context: &Context, args: &NodeArgs, hub_required: bool) -> Result<Node, CliError> {
     let settings = &context.settings;
-    let mut builder = Node::builder().visibility(settings.visibility(args));
+    let mut builder = Node::builder().visibility(settings.visibility(args)).hub_required(hub_required);
+    builder = builder.lan(settings.lan(args)).port_mapping(settings.port_mapping(args));
+    builder = builder.proven_only(args.reach.proven_only);
     if !args.ephemeral {
         builder = builder.state_dir(&settings.state);
     }
@@ -29,17 +36,26 @@ pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError
     if let Some(pin) = settings.registry_tls_pin {
         builder = builder.registry_tls_pin(pin);
     }
+    match settings.hub_wss.as_deref() {
+        Some("off") => builder = builder.no_hub_wss(),
+        Some(url) => builder = builder.hub_wss(url),
+        None => {}
+    }
+    // The hub shows one certificate at both ports, unless it has a bought one.
+    if let Some(pin) = settings.hub_wss_pin {
+        builder = builder.hub_wss_pin(pin);
+    }
     if let Some(owner) = settings.owner(args) {
         builder = builder.owner(owner);
     }
     if let Some(keepalive) = args.keepalive {
         builder = builder.keepalive(keepalive);
     }
-    if let Some(beacon) = &settings.beacon {
-        builder = builder.beacon(beacon);
+    if !settings.beacons.is_empty() {
+        builder = builder.beacons(&settings.beacons);
     }
     if let Some(name) = settings.name(args) {
-        if !settings.has_hub() {
+        if !settings.has_hub() && !settings.lan(args) {
             context.output.note(format!("note: the name {name:?} is not claimed, as no hub is configured"));
         }
         builder = builder.name(name);
@@ -48,7 +64,12 @@ pub(crate) fn start(context: &Context, args: &NodeArgs) -> Result<Node, CliError
     config.connect_timeout = args.connect_timeout.unwrap_or(config.connect_timeout);
     config.rekey_after = args.rekey_after.unwrap_or(config.rekey_after);
     config.congestion = settings.congestion(args).into();
-    builder = builder.config(config);
+    builder = builder.config(config).secure_mode(settings.secure_mode(args).into());
+    for secret in settings.network_secrets(args)? {
+        let (network, secret) = secret.read()?;
+        builder = builder.network_secret(network, secret);
+    }
+    builder = builder.secure_streams(args.secure_streams);
     for peer in &args.peers {
         builder = builder.peer(peer.address, peer.at, peer.key);
     }
@@ -86,13 +107,15 @@ pub(crate) fn describe_text(about: &Value) -> String {
 }
 
 /// A name without a hub cannot work: say so before a socket is opened.
-pub(crate) fn check_peer(context: &Context, peer: &Peer) -> Result<(), CliError> {
+pub(crate) fn check_peer(context: &Context, args: &NodeArgs, peer: &Peer) -> Result<(), CliError> {
     match peer {
-        Peer::Name(name) if !context.settings.has_hub() => Err(CliError::usage(
-            "resolve",
-            format!("the name {name:?} cannot be looked up: no hub is configured"),
-            "name a hub with --hub HOST, or give the peer as ADDRESS@IP:PORT",
-        )),
+        Peer::Name(name) if !context.settings.has_hub() && !context.settings.lan(args) => {
+            Err(CliError::usage(
+                "resolve",
+                format!("the name {name:?} cannot be looked up: no hub is configured"),
+                "name a hub with --hub HOST, look on the local network with --lan, or give the peer as ADDRESS@IP:PORT",
+            ))
+        }
         _ => Ok(()),
     }
 }

@@ -48,7 +48,7 @@ fn messages_come_into_the_inbox() {
     let lab = Lab::new();
     let (bob, ready) = lab.up("bob");
     let ports: Vec<_> = ready["services"].as_array().unwrap().iter().map(|p| p.as_u64().unwrap()).collect();
-    assert_eq!(ports, [7, 1001, 1002, 1003, 1010, 1011]);
+    assert_eq!(ports, [7, 1001, 1002, 1003, 1010, 1011, 1012]);
     good(&lab, "alice", &["message", "bob", "hello \u{1b}[31mbob"]);
     assert_eq!(bob.expect("message", STEP)["kind"], "TEXT");
     good(&lab, "alice", &["message", "bob", "{\"a\": 1}", "--json-payload"]);
@@ -177,7 +177,7 @@ fn services_can_be_left_out() {
     let args = ["up", "--name", "bob", "--without", "messages", "--without", "tasks", "--without", "events"];
     let bob = lab.start("bob", &args);
     let ready = bob.expect("ready", STEP);
-    assert_eq!(ready["services"], serde_json::json!([7, 1010, 1011]));
+    assert_eq!(ready["services"], serde_json::json!([7, 1010, 1011, 1012]));
     let output = lab.run("alice", &["message", "bob", "hi"], b"");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
 }

@@ -42,6 +42,28 @@ fn connect(lab: &Lab, node: &str, peer: &str, port: &str) -> Running {
     connector
 }
 
+/// The hub's beacon asks the hub's registry whose an id is. It does when a node proves its key, at the start: before the node
+/// has registered the first time, but not the second.
+#[test]
+fn a_node_that_the_registry_knows_is_confirmed_by_the_beacon() {
+    let lab = Lab::new();
+    let (mut alice, _) = lab.up("alice");
+    alice.kill();
+    let (_alice, _) = lab.up("alice");
+    let deadline = std::time::Instant::now() + STEP;
+    loop {
+        let state = lab.path("alice");
+        let output = common::run(&["status", "--json", "--state", state.to_str().expect("UTF-8")]);
+        let status = lines(&output.stdout).pop().expect("a line");
+        let proof = status["hub"]["beacons"][0]["proof"].clone();
+        if proof == "confirmed" {
+            break;
+        }
+        assert!(proof.is_null() && std::time::Instant::now() < deadline, "{status}");
+        thread::sleep(SECOND / 10);
+    }
+}
+
 #[test]
 fn ping_send_and_bench_go_through_the_running_node() {
     let (lab, alice, alice_ready, bob, bob_ready) = lab();

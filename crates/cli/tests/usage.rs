@@ -29,6 +29,8 @@ fn help_documents_exit_codes_and_every_command_has_help() {
         "id",
         "status",
         "ping",
+        "trace",
+        "doctor",
         "send",
         "recv",
         "listen",
@@ -42,6 +44,7 @@ fn help_documents_exit_codes_and_every_command_has_help() {
         "publish",
         "task",
         "resolve",
+        "record",
         "announce",
         "config",
         "completions",
@@ -82,8 +85,15 @@ fn errors_name_stage_cause_and_next_step() {
 #[test]
 fn a_name_without_a_hub_is_explained() {
     let dir = tempfile::tempdir().unwrap();
-    let error = error_of(&["ping", "bob", "--state", dir.path().to_str().unwrap()], 2);
+    let state = dir.path().to_str().unwrap();
+    let error = error_of(&["ping", "bob", "--no-lan", "--state", state], 2);
     assert!(error["next"].as_str().unwrap().contains("--hub"), "{error}");
+    // On the loopback there is no local network to look at, unless that is wanted.
+    error_of(&["ping", "bob", "--bind", "127.0.0.1:0", "--state", state], 2);
+    // Otherwise it is looked for on this network, where nobody has such a name.
+    let error =
+        error_of(&["ping", "nobody-of-that-name", "--count", "1", "--timeout", "1s", "--state", state], 3);
+    assert_eq!(error["stage"], "resolve");
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod error;
 mod lab;
 pub mod link;
 mod namespace;
+pub mod nat;
 mod pump;
 pub mod selftest;
 

@@ -22,6 +22,14 @@ const SETTINGS: [(&str, &str); 3] = [
     ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"),
     ("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"),
 ];
+/// What makes a namespace a router that hides nothing and advises nobody.
+const ROUTER: [(&str, &str); 5] = [
+    ("/proc/sys/net/ipv4/ip_forward", "1"),
+    ("/proc/sys/net/ipv4/conf/all/rp_filter", "0"),
+    ("/proc/sys/net/ipv4/conf/default/rp_filter", "0"),
+    ("/proc/sys/net/ipv4/conf/all/send_redirects", "0"),
+    ("/proc/sys/net/ipv4/conf/default/send_redirects", "0"),
+];
 
 /// One namespace of a lab. It is removed when the lab is dropped.
 #[derive(Debug)]
@@ -43,6 +51,16 @@ impl Namespace {
         ip(&["-n", ns, "link", "set", "lo", "up"])?;
         ip(&["-n", ns, "addr", "add", &format!("{}/24", made.address), "dev", INSIDE])?;
         ip(&["-n", ns, "link", "set", INSIDE, "mtu", &mtu.to_string(), "up"])?;
+        Ok(made)
+    }
+
+    /// Makes a namespace without a device: a part of a world of NATs, which joins it to others.
+    pub(crate) fn bare(label: &str, address: Ipv4Addr, v6: bool) -> Result<Self, LabError> {
+        let name = format!("{PREFIX}{}-{label}", std::process::id());
+        ip(&["netns", "add", &name])?;
+        let made = Self { name, address };
+        let settings = SETTINGS.iter().filter(|(path, _)| !v6 || !path.contains("ipv6")).chain(&ROUTER);
+        made.run(|| settings.into_iter().try_for_each(|(path, value)| set(path, value)))??;
         Ok(made)
     }
 
@@ -118,8 +136,12 @@ pub fn sweep() -> Result<Vec<String>, LabError> {
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut removed = Vec::new();
     for name in names.filter(|name| is_stale(name)) {
-        ip(&["netns", "del", &name])?;
-        removed.push(name);
+        match ip(&["netns", "del", &name]) {
+            Ok(()) => removed.push(name),
+            // Another lab was faster.
+            Err(_) if !Path::new(FOLDER).join(&name).exists() => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(removed)
 }

@@ -37,9 +37,21 @@ impl TokenBucket {
         has
     }
 
+    /// Takes `amount`, of which [`has`](Self::has) said that it is there.
+    pub(crate) fn charge(&mut self, amount: u64) {
+        self.used = self.used.saturating_add(amount);
+    }
+
     fn earn(&mut self, now: Instant, rate: Rate) {
         let counted = *self.counted.get_or_insert(now);
         let elapsed = now.saturating_duration_since(counted).as_nanos();
+        // Most calls come so soon after another that nothing is earned yet: they need no division.
+        if let Ok(elapsed) = u64::try_from(elapsed)
+            && elapsed.checked_mul(rate.per_second).is_some_and(|earned| u128::from(earned) < NANOS)
+            && self.used > 0
+        {
+            return;
+        }
         let earned = elapsed.saturating_mul(u128::from(rate.per_second)) / NANOS;
         if earned >= u128::from(self.used) {
             self.used = 0;
@@ -87,10 +99,15 @@ impl PrefixBuckets {
         let slot = self.slot(source);
         self.slots[slot].take(now, rate, 1)
     }
+
+    /// The bucket of a slot.
+    pub(crate) fn bucket(&mut self, slot: usize) -> &mut TokenBucket {
+        &mut self.slots[slot % Self::SLOTS]
+    }
 }
 
 /// The finaliser of SplitMix64: every input bit reaches every output bit.
-fn mix(mut z: u64) -> u64 {
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);

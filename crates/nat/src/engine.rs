@@ -1,6 +1,7 @@
 //! The beacon: tells nodes their address, introduces them to each other, relays between them.
 //!
-//! `spec/nat.md §2` to `§4`. One [`BeaconEngine`] serves one UDP socket.
+//! `spec/nat.md §2` to `§4`, §7 to §9. One [`BeaconEngine`] serves one UDP socket, and a second one that helps nodes
+//! to find out how their NATs behave.
 //!
 //! # Why it never amplifies
 //!
@@ -17,168 +18,140 @@
 //!   the address the request came from. A target gets at most [`BeaconConfig::punch_per_target`].
 //! * A relayed frame leaves as one datagram that is no longer than the one that brought it.
 //!
-//! So nothing is ever sent to an address at which no node is registered but replies to its own discovers,
-//! and in all the beacon sends no more than it received.
+//! So nothing is ever sent to an address at which no node is registered but replies to its own messages,
+//! and in all the beacon sends no more than it received. Other beacons, which the operator named and which share a
+//! key, are outside of this account: what is carried to them grows by 18 bytes, and they are told who is here.
 //!
 //! # Bounds
 //!
-//! [`BeaconConfig::max_nodes`] registrations of under 256 bytes each, a fixed table of source budgets, one
-//! buffer of a datagram. Each call does work for one datagram, [`BeaconEngine::handle_timeout`] looks at
-//! up to 4,096 registrations.
+//! [`BeaconConfig::max_nodes`] registrations of under 256 bytes each and under 1 KiB for a proof, two fixed tables of
+//! source budgets, [`BeaconConfig::max_remote`] nodes of other beacons, one buffer of a datagram. Each call does work
+//! for one datagram, [`BeaconEngine::handle_timeout`] looks at up to 4,096 registrations.
 
-use std::collections::BTreeMap;
+mod config;
+mod peers;
+mod proof;
+mod relay;
+mod table;
+
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Bound;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pilotage_fault as fault;
 use pilotage_wire::NodeId;
-use pilotage_wire::beacon::Message;
+use pilotage_wire::beacon::{Extension, Message};
 use pilotage_wire::frame::MAX_DATAGRAM;
 
-use crate::budget::{PrefixBuckets, Rate, TokenBucket};
+use self::peers::Peers;
+use self::proof::Cookies;
+use self::table::{Registration, Table};
+use crate::budget::{PrefixBuckets, TokenBucket};
 use crate::scope::is_unicast;
 
-/// Limits of a [`BeaconEngine`].
-#[derive(Debug, Clone)]
-pub struct BeaconConfig {
-    /// Most registered nodes. When full, new ones are refused and old ones go on working.
-    pub max_nodes: usize,
-    /// Most registered nodes per source prefix (IPv4 /32, IPv6 /64).
-    pub max_nodes_per_prefix: u16,
-    /// How long a registration lasts without a sign of life. Nodes refresh each 25 to 30 s.
-    pub registration_ttl: Duration,
-    /// How long a node must be silent before another IP address may take its id over. A new port of the
-    /// same IP address may at once, which is what a restart or a new NAT mapping looks like.
-    pub takeover_after: Duration,
-    /// Discovers and punch requests per source prefix.
-    pub messages_per_prefix: Rate,
-    /// Discovers and punch requests in all.
-    pub messages_total: Rate,
-    /// Punch commands to one node on the request of others.
-    pub punch_per_target: Rate,
-    /// Relayed bytes from one node, and to one node.
-    pub relay_bytes_per_node: Rate,
-    /// Relayed bytes in all.
-    pub relay_bytes_total: Rate,
+pub use self::config::{BeaconConfig, BeaconStats, Verify};
+
+/// Which of a beacon's two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// The one that all know.
+    Main,
+    /// The other one, for probes only.
+    Other,
 }
 
-impl Default for BeaconConfig {
-    fn default() -> Self {
-        const MIB: u64 = 1 << 20;
-        Self {
-            max_nodes: 100_000,
-            max_nodes_per_prefix: 4_096,
-            registration_ttl: Duration::from_secs(120),
-            takeover_after: Duration::from_secs(35),
-            messages_per_prefix: Rate { per_second: 200, burst: 1_000 },
-            messages_total: Rate { per_second: 50_000, burst: 50_000 },
-            punch_per_target: Rate { per_second: 5, burst: 5 },
-            relay_bytes_per_node: Rate { per_second: 32 * MIB, burst: 4 * MIB },
-            relay_bytes_total: Rate { per_second: 256 * MIB, burst: 32 * MIB },
-        }
-    }
+/// How a datagram came.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// Its source.
+    pub from: SocketAddr,
+    /// To which socket it came.
+    pub port: Port,
+    /// Its destination, where the system says it.
+    pub to: Option<SocketAddr>,
 }
 
-/// What a beacon has done since it started. Every received datagram ends in exactly one of the counters
-/// from `discovers` on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct BeaconStats {
-    /// Nodes registered now, some of which may have run out since the last sweep.
-    pub registered: u64,
-    /// Datagrams received.
-    pub datagrams_in: u64,
-    /// UDP payload bytes received.
-    pub bytes_in: u64,
-    /// Datagrams sent.
-    pub datagrams_out: u64,
-    /// UDP payload bytes sent.
-    pub bytes_out: u64,
-    /// Replies to discovers, commands to requesters and to targets that were left out because the bytes
-    /// received did not pay for them.
-    pub unpaid: u64,
-    /// Registrations refused because the table or the share of the source prefix was full.
-    pub table_full: u64,
-    /// Registrations refused because the id is in use from another IP address.
-    pub takeovers_refused: u64,
-
-    /// Discovers handled, answered or not.
-    pub discovers: u64,
-    /// Punch requests that led to at least one command.
-    pub punches: u64,
-    /// Frames relayed.
-    pub relays: u64,
-    /// Dropped: no beacon message, or one with nothing in it to relay.
-    pub malformed: u64,
-    /// Dropped: a message that beacons send, or gossip, which nothing authenticates.
-    pub not_for_beacons: u64,
-    /// Dropped: from an address that is no single host.
-    pub bad_source: u64,
-    /// Dropped: over a message or byte budget.
-    pub over_budget: u64,
-    /// Dropped: the sender is not registered at the address the message came from.
-    pub not_registered: u64,
-    /// Dropped: the other node is not registered, is the sender itself or shares no IP version with it.
-    pub unreachable: u64,
-}
+/// Says which key the registry names for a node; `None` where it does not know the node.
+pub type KeySource = Arc<dyn Fn(NodeId) -> Option<[u8; 32]> + Send + Sync>;
 
 /// The server half of the beacon protocol.
 ///
-/// Feed every received datagram to [`handle_datagram`](Self::handle_datagram); it hands what must be sent
-/// to a closure, at once. Call [`handle_timeout`](Self::handle_timeout) when
-/// [`next_timeout`](Self::next_timeout) is due; being late only costs memory.
-#[derive(Debug)]
+/// Feed every received datagram to [`handle_datagram`](Self::handle_datagram) or [`handle`](Self::handle), which hand
+/// what must be sent to a closure, at once. Call [`handle_timeout`](Self::handle_timeout) when
+/// [`next_timeout`](Self::next_timeout) is due; being late only costs memory, and time until other beacons hear of a
+/// new node.
 pub struct BeaconEngine {
     config: BeaconConfig,
-    // Ordered, so that nothing depends on a hash seed and the sweep can go on where it stopped.
-    nodes: BTreeMap<NodeId, Registration>,
-    nodes_per_prefix: Box<[u16]>,
+    table: Table,
     prefixes: PrefixBuckets,
+    proof_prefixes: PrefixBuckets,
+    relay_prefixes: PrefixBuckets,
     messages: TokenBucket,
+    proofs: TokenBucket,
     relay_bytes: TokenBucket,
+    cookies: Cookies,
+    peers: Peers,
+    key_source: Option<KeySource>,
     next_sweep: Option<Instant>,
-    sweep_after: Option<NodeId>,
     stats: BeaconStats,
     scratch: Box<[u8]>,
 }
 
-/// A node as the beacon knows it.
-#[derive(Debug)]
-struct Registration {
-    address: SocketAddr,
-    seen: Instant,
-    /// Asked for deliveries that name their destination.
-    extended: bool,
-    /// Weight of datagrams from this address that has not been spent on answers.
-    savings: usize,
-    prefix_slot: usize,
-    commands: TokenBucket,
-    relayed_from: TokenBucket,
-    relayed_to: TokenBucket,
+impl fmt::Debug for BeaconEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BeaconEngine").field("stats", &self.stats()).finish_non_exhaustive()
+    }
 }
 
-type Out<'a> = &'a mut dyn FnMut(SocketAddr, &[u8]);
+type Out<'a> = &'a mut dyn FnMut(Port, SocketAddr, &[u8]);
+
+/// Why a message between two nodes was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    Unreachable,
+    OverBudget,
+    NotPermitted,
+}
 
 impl BeaconEngine {
     /// A beacon that knows nobody. `seed` is secret randomness that keeps others from choosing with whom
-    /// they share a budget.
+    /// they share a budget, and from making cookies. For tests; see [`with_secret`](Self::with_secret).
     pub fn new(config: BeaconConfig, seed: u64) -> Self {
+        let mut secret = [0; 32];
+        secret[..8].copy_from_slice(&seed.to_be_bytes());
+        Self::with_secret(config, secret)
+    }
+
+    /// A beacon that knows nobody. `secret` are 32 bytes of the operating system's random source.
+    pub fn with_secret(config: BeaconConfig, secret: [u8; 32]) -> Self {
+        let cookies = Cookies::new(&secret);
+        let seed = cookies.seed();
+        let peers = Peers::new(&config, seed);
         Self {
-            config,
-            nodes: BTreeMap::new(),
-            nodes_per_prefix: vec![0; PrefixBuckets::SLOTS].into_boxed_slice(),
+            table: Table::new(seed),
             prefixes: PrefixBuckets::new(seed),
+            proof_prefixes: PrefixBuckets::new(seed),
+            relay_prefixes: PrefixBuckets::new(seed),
             messages: TokenBucket::default(),
+            proofs: TokenBucket::default(),
             relay_bytes: TokenBucket::default(),
+            cookies,
+            peers,
+            key_source: None,
             next_sweep: None,
-            sweep_after: None,
             stats: BeaconStats::default(),
             scratch: vec![0; MAX_DATAGRAM].into_boxed_slice(),
+            config,
         }
     }
 
-    /// Handles one received datagram. Calls `out` at most twice, with what to send where.
+    /// Asks this registry which key an id belongs to. The answer must come at once: it is asked for each proof.
+    pub fn set_key_source(&mut self, source: KeySource) {
+        self.key_source = Some(source);
+    }
+
+    /// As [`handle`](Self::handle), for a beacon with one socket.
     pub fn handle_datagram(
         &mut self,
         now: Instant,
@@ -186,14 +159,28 @@ impl BeaconEngine {
         data: &[u8],
         out: &mut impl FnMut(SocketAddr, &[u8]),
     ) {
+        let arrival = Arrival { from, port: Port::Main, to: None };
+        self.handle(now, &arrival, data, &mut |_, to, data| out(to, data));
+    }
+
+    /// Handles one received datagram. Calls `out` at most twice, with what to send from which socket to where.
+    pub fn handle(&mut self, now: Instant, arrival: &Arrival, data: &[u8], out: Out<'_>) {
         self.stats.datagrams_in += 1;
         self.stats.bytes_in += data.len() as u64;
         let Ok(message) = Message::decode(data) else {
             self.stats.malformed += 1;
             return;
         };
+        let from = arrival.from;
         if !is_unicast(from) {
             self.stats.bad_source += 1;
+            return;
+        }
+        if let Message::Extension(extension) = message {
+            return self.handle_extension(now, arrival, data, extension, out);
+        }
+        if arrival.port == Port::Other {
+            self.stats.not_for_beacons += 1;
             return;
         }
         match message {
@@ -206,7 +193,44 @@ impl BeaconEngine {
             | Message::PunchCommand { .. }
             | Message::Deliver { .. }
             | Message::DeliverEx { .. }
-            | Message::Gossip { .. } => self.stats.not_for_beacons += 1,
+            | Message::Gossip { .. }
+            | Message::Extension(_) => self.stats.not_for_beacons += 1,
+        }
+    }
+
+    fn handle_extension(
+        &mut self,
+        now: Instant,
+        arrival: &Arrival,
+        data: &[u8],
+        extension: Extension<'_>,
+        out: Out<'_>,
+    ) {
+        if let Extension::Probe { from_other_port, nonce } = extension {
+            return self.probe(now, arrival, from_other_port, nonce, data.len(), out);
+        }
+        if arrival.port == Port::Other {
+            self.stats.not_for_beacons += 1;
+            return;
+        }
+        match extension {
+            Extension::Hello { renew, node, nonce } if self.config.verify.is_some() => {
+                self.hello(now, arrival.from, node, (nonce, renew), data.len(), out);
+            }
+            Extension::Prove { .. } if self.config.verify.is_some() => {
+                self.prove(now, arrival, data, &extension, out);
+            }
+            Extension::Sync { boot, echo, number, proven, nodes, tag } => {
+                let told = peers::Told { boot, echo, number, proven, nodes, tag };
+                match self.peers.on_sync(now, arrival.from, data, &told) {
+                    true => self.stats.syncs += 1,
+                    false => self.stats.bad_beacon += 1,
+                }
+            }
+            Extension::Carry { proven, src, dst, tag, frame } => {
+                self.carried(now, arrival.from, proven, (src, dst), tag, frame, out);
+            }
+            _ => self.stats.not_for_beacons += 1,
         }
     }
 
@@ -215,19 +239,40 @@ impl BeaconEngine {
         if self.next_sweep.is_some_and(|due| due <= now) {
             // A large table takes many sweeps.
             let steps = if fault::point!("nat.beacon.slow_sweep") { 1 } else { SWEEP_STEP };
-            self.sweep(now, steps);
-            self.next_sweep = (!self.nodes.is_empty()).then(|| now + SWEEP_INTERVAL);
+            self.table.sweep(now, self.config.registration_ttl, steps);
+            self.next_sweep = (self.table.len() > 0).then(|| now + SWEEP_INTERVAL);
         }
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to do; `None` while nobody is registered.
+    /// Tells other beacons who is here, as far as that is due.
+    pub fn poll_beacons(&mut self, now: Instant, out: &mut impl FnMut(SocketAddr, &[u8])) {
+        let Self { peers, table, config, stats, .. } = self;
+        peers.poll(now, table, config.registration_ttl, &mut |to, data| {
+            stats.datagrams_out += 1;
+            stats.bytes_out += data.len() as u64;
+            out(to, data);
+        });
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) or [`poll_beacons`](Self::poll_beacons) has something to do;
+    /// `None` while nobody is registered and there is no other beacon.
     pub fn next_timeout(&self) -> Option<Instant> {
-        self.next_sweep
+        [self.next_sweep, self.peers.next()].into_iter().flatten().min()
     }
 
     /// The counters.
     pub fn stats(&self) -> BeaconStats {
-        BeaconStats { registered: self.nodes.len() as u64, ..self.stats }
+        BeaconStats {
+            registered: self.table.len() as u64,
+            proven: self.table.proven() as u64,
+            remote: self.peers.remote() as u64,
+            ..self.stats
+        }
+    }
+
+    /// The configured beacons, and how long ago each was last heard.
+    pub fn beacons(&self, now: Instant) -> Vec<(SocketAddr, Option<Duration>)> {
+        self.peers.heard(now)
     }
 
     /// `spec/nat.md §2`.
@@ -251,7 +296,7 @@ impl BeaconEngine {
             credit += self.savings(node).map_or(0, std::mem::take);
         }
         if !fault::point!("nat.beacon.lose_reply") {
-            self.send_paid(from, &Message::DiscoverReply { addr: from }, &mut credit, out);
+            self.send_paid(Port::Main, from, &Message::DiscoverReply { addr: from }, &mut credit, out);
         }
         if registered {
             self.save(node, credit);
@@ -268,18 +313,27 @@ impl BeaconEngine {
         len: usize,
         out: Out<'_>,
     ) {
-        if !self.within_budget(now, from) || !self.refresh(now, from, node) {
+        if !self.within_budget(now, from) {
             return;
         }
+        let Some(place) = self.refresh(now, from, node) else { return };
+        let proven = match self.table.get_mut(place) {
+            Some(known) => {
+                known.note_addressed(now, target);
+                known.is_proven()
+            }
+            None => false,
+        };
         let mut credit = wire_size(from, len) + self.savings(node).map_or(0, std::mem::take);
-        match self.commanded_target(now, from, target) {
-            Err(Dropped::Unreachable) => self.stats.unreachable += 1,
-            Err(Dropped::OverBudget) => self.stats.over_budget += 1,
+        match self.commanded_target(now, from, (node, proven), target) {
+            Err(dropped) => self.count_dropped(dropped),
             Ok(target) => {
                 // The target first: it does not know yet that somebody wants to reach it.
-                if self.send_paid(target, &Message::PunchCommand { addr: from }, &mut credit, out) {
+                let command = Message::PunchCommand { addr: from };
+                if self.send_paid(Port::Main, target, &command, &mut credit, out) {
                     self.stats.punches += 1;
-                    self.send_paid(from, &Message::PunchCommand { addr: target }, &mut credit, out);
+                    let command = Message::PunchCommand { addr: target };
+                    self.send_paid(Port::Main, from, &command, &mut credit, out);
                 } else {
                     self.stats.over_budget += 1;
                 }
@@ -293,13 +347,18 @@ impl BeaconEngine {
         &mut self,
         now: Instant,
         from: SocketAddr,
+        (node, proven): (NodeId, bool),
         target: NodeId,
     ) -> Result<SocketAddr, Dropped> {
         let rate = self.config.punch_per_target;
-        let target = self.live(now, target).ok_or(Dropped::Unreachable)?;
+        let place = self.live(now, target).ok_or(Dropped::Unreachable)?;
+        let target = self.table.get_mut(place).ok_or(Dropped::Unreachable)?;
         let same_family = target.address.ip().to_canonical().is_ipv4() == from.ip().to_canonical().is_ipv4();
         if target.address == from || !same_family {
             return Err(Dropped::Unreachable);
+        }
+        if !target.accepts(now, node, proven) {
+            return Err(Dropped::NotPermitted);
         }
         // Many others want to reach this node.
         if !target.commands.take(now, rate, 1) || fault::point!("nat.beacon.target_busy") {
@@ -308,74 +367,42 @@ impl BeaconEngine {
         Ok(target.address)
     }
 
-    /// `spec/nat.md §4`.
-    fn relay(
+    /// `spec/nat.md §8`: what a node wants to know of its NAT.
+    fn probe(
         &mut self,
         now: Instant,
-        from: SocketAddr,
-        src: NodeId,
-        dst: NodeId,
-        frame: &[u8],
+        arrival: &Arrival,
+        from_other_port: bool,
+        nonce: u64,
+        len: usize,
         out: Out<'_>,
     ) {
-        // Only tunnel frames: a beacon message inside another one serves no honest node.
-        if frame.first().is_none_or(|&byte| byte < 0x10) {
-            self.stats.malformed += 1;
+        if !self.within_budget(now, arrival.from) {
             return;
         }
-        if !self.refresh(now, from, src) {
-            return;
-        }
-        let receiver = match self.relay_receiver(now, from, src, dst, frame.len() as u64) {
-            Ok(receiver) => receiver,
-            Err(Dropped::Unreachable) => {
-                self.stats.unreachable += 1;
-                return;
-            }
-            Err(Dropped::OverBudget) => {
-                self.stats.over_budget += 1;
-                return;
-            }
+        self.stats.probes += 1;
+        let [main, other] = self.config.ports;
+        let (sibling_port, sibling) = match arrival.port {
+            Port::Main => (other, Port::Other),
+            Port::Other => (main, Port::Main),
         };
-        let message = match receiver.extended {
-            true => Message::DeliverEx { src, dst, frame },
-            false => Message::Deliver { src, frame },
+        let port = match (from_other_port, sibling_port) {
+            (false, _) => arrival.port,
+            // There is no other port to answer from.
+            (true, 0) => return,
+            (true, _) => sibling,
         };
-        let address = receiver.address;
-        self.stats.relays += 1;
-        self.send(address, &message, out);
+        let reply = Extension::ProbeReply { nonce, other_port: sibling_port, addr: arrival.from };
+        let mut credit = wire_size(arrival.from, len);
+        self.send_paid(port, arrival.from, &Message::Extension(reply), &mut credit, out);
     }
 
-    /// The registration to deliver to, with the bytes taken from every budget or from none.
-    fn relay_receiver(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        src: NodeId,
-        dst: NodeId,
-        bytes: u64,
-    ) -> Result<&Registration, Dropped> {
-        let (per_node, total) = (self.config.relay_bytes_per_node, self.config.relay_bytes_total);
-        let ttl = self.config.registration_ttl;
-        let room = self.relay_bytes.has(now, total, bytes)
-            && self.nodes.get_mut(&src).is_some_and(|sender| sender.relayed_from.has(now, per_node, bytes));
-        let receiver =
-            self.nodes.get_mut(&dst).filter(|node| node.is_live(now, ttl)).ok_or(Dropped::Unreachable)?;
-        // A frame must not come back to where it came from, under whatever id.
-        if receiver.address == from {
-            return Err(Dropped::Unreachable);
+    fn count_dropped(&mut self, dropped: Dropped) {
+        match dropped {
+            Dropped::Unreachable => self.stats.unreachable += 1,
+            Dropped::OverBudget => self.stats.over_budget += 1,
+            Dropped::NotPermitted => self.stats.not_permitted += 1,
         }
-        if !room
-            || fault::point!("nat.beacon.relay_exhausted")
-            || !receiver.relayed_to.take(now, per_node, bytes)
-        {
-            return Err(Dropped::OverBudget);
-        }
-        self.relay_bytes.take(now, total, bytes);
-        if let Some(sender) = self.nodes.get_mut(&src) {
-            sender.relayed_from.take(now, per_node, bytes);
-        }
-        self.nodes.get(&dst).ok_or(Dropped::Unreachable)
     }
 
     /// Takes one message from the budgets of the source's prefix and of the beacon.
@@ -394,74 +421,108 @@ impl BeaconEngine {
     fn register(&mut self, now: Instant, from: SocketAddr, node: NodeId, extended: bool) -> bool {
         let prefix_slot = self.prefixes.slot(from);
         let ttl = self.config.registration_ttl;
-        if let Some(known) = self.nodes.get_mut(&node) {
-            let silent = now.saturating_duration_since(known.seen);
-            // A datagram of the old address, on its way for long, may have been a sign of life just now.
-            let silent_enough = silent >= self.config.takeover_after.min(ttl)
-                && !fault::point!("nat.beacon.takeover_refused");
-            let may_move = known.address.ip() == from.ip() || silent_enough;
-            if known.address != from && !may_move {
-                self.stats.takeovers_refused += 1;
-                return false;
-            }
-            let old_slot = known.prefix_slot;
-            if old_slot != prefix_slot {
-                if self.nodes_per_prefix[prefix_slot] >= self.config.max_nodes_per_prefix {
-                    self.stats.table_full += 1;
-                    return false;
-                }
-                self.nodes_per_prefix[old_slot] -= 1;
-                self.nodes_per_prefix[prefix_slot] += 1;
-            }
-            if known.address != from {
-                // Savings belong to an address; the budgets stay, so that moving does not refill them.
-                known.savings = 0;
-            }
-            (known.address, known.seen, known.extended, known.prefix_slot) =
-                (from, now, extended, prefix_slot);
-            return true;
+        if let Some(place) = self.table.find(node) {
+            return self.register_again(now, from, place, extended);
         }
-        if self.nodes.len() >= self.config.max_nodes {
-            self.sweep(now, SWEEP_STEP_WHEN_FULL);
+        if self.config.require_proof {
+            return false;
         }
-        if self.nodes.len() >= self.config.max_nodes
+        let unproven = |table: &Table| table.len() - table.proven();
+        let full = |engine: &Self| {
+            engine.table.len() >= engine.config.max_nodes
+                || unproven(&engine.table) >= engine.config.max_unproven
+        };
+        if full(self) {
+            self.table.sweep(now, ttl, SWEEP_STEP_WHEN_FULL);
+        }
+        if full(self)
             || fault::point!("nat.beacon.table_full")
-            || self.nodes_per_prefix[prefix_slot] >= self.config.max_nodes_per_prefix
+            || self.table.count_of_prefix(false, prefix_slot) >= self.config.max_nodes_per_prefix
         {
             self.stats.table_full += 1;
             return false;
         }
-        self.nodes_per_prefix[prefix_slot] += 1;
-        self.nodes.insert(node, Registration::new(now, from, extended, prefix_slot));
-        self.next_sweep.get_or_insert(now + SWEEP_INTERVAL);
+        let mut registration = Registration::new(node, now, from, prefix_slot);
+        registration.extended = extended;
+        self.insert(now, registration);
         true
     }
 
-    /// Whether `node` is registered at `from`, which then counts as a sign of life.
-    fn refresh(&mut self, now: Instant, from: SocketAddr, node: NodeId) -> bool {
-        match self.live(now, node) {
-            Some(known) if known.address == from => {
-                known.seen = now;
-                true
-            }
-            _ => {
-                self.stats.not_registered += 1;
-                false
-            }
+    /// A discover for an id that is in the table.
+    fn register_again(&mut self, now: Instant, from: SocketAddr, place: u32, extended: bool) -> bool {
+        let prefix_slot = self.prefixes.slot(from);
+        let ttl = self.config.registration_ttl;
+        let Some(known) = self.table.get(place) else { return false };
+        let (live, node) = (known.is_live(now, ttl), known.node);
+        let silent = now.saturating_duration_since(known.seen);
+        // A datagram of the old address, on its way for long, may have been a sign of life just now.
+        let silent_enough =
+            silent >= self.config.takeover_after.min(ttl) && !fault::point!("nat.beacon.takeover_refused");
+        let same = known.address == from;
+        // What a key holds is not moved without it.
+        let may_move =
+            if known.is_proven() { !live } else { known.address.ip() == from.ip() || silent_enough };
+        if !same && !may_move {
+            self.stats.takeovers_refused += 1;
+            return false;
         }
+        if live && same
+            || !known.is_proven() && known.prefix_slot == prefix_slot && !self.config.require_proof
+        {
+            let Some(known) = self.table.get_mut(place) else { return false };
+            if !same {
+                // Savings belong to an address; the budgets stay, so that moving does not refill them.
+                known.savings = 0;
+            }
+            (known.address, known.seen, known.extended) = (from, now, extended);
+            return true;
+        }
+        // It comes from elsewhere, or it starts anew.
+        if self.config.require_proof
+            || self.table.count_of_prefix(false, prefix_slot) >= self.config.max_nodes_per_prefix
+        {
+            self.stats.table_full += u64::from(!self.config.require_proof);
+            return false;
+        }
+        let Some(old) = self.table.remove(node) else { return false };
+        let fresh = Registration::new(node, now, from, prefix_slot);
+        self.insert(now, Registration { extended, ..fresh.with_budgets_of(&old) });
+        true
     }
 
-    fn live(&mut self, now: Instant, node: NodeId) -> Option<&mut Registration> {
+    fn insert(&mut self, now: Instant, registration: Registration) {
+        self.peers.note_new(registration.node, now);
+        self.table.insert(registration);
+        self.next_sweep.get_or_insert(now + SWEEP_INTERVAL);
+    }
+
+    /// The place of `node` if it is registered at `from`, which then counts as a sign of life.
+    fn refresh(&mut self, now: Instant, from: SocketAddr, node: NodeId) -> Option<u32> {
+        let place = self.live(now, node).filter(|&place| {
+            let known = self.table.get_mut(place).filter(|known| known.address == from);
+            known.is_some_and(|known| {
+                known.seen = now;
+                true
+            })
+        });
+        if place.is_none() {
+            self.stats.not_registered += 1;
+        }
+        place
+    }
+
+    fn live(&mut self, now: Instant, node: NodeId) -> Option<u32> {
         let ttl = self.config.registration_ttl;
         // The beacon has been restarted, or the node's refreshes were lost.
         if fault::point!("nat.beacon.forget_node") {
-            self.forget(node);
+            self.table.remove(node);
         }
-        self.nodes.get_mut(&node).filter(|known| known.is_live(now, ttl))
+        let place = self.table.find(node)?;
+        self.table.get(place).is_some_and(|known| known.is_live(now, ttl)).then_some(place)
     }
 
     fn savings(&mut self, node: NodeId) -> Option<&mut usize> {
-        self.nodes.get_mut(&node).map(|known| &mut known.savings)
+        self.table.node_mut(node).map(|known| &mut known.savings)
     }
 
     fn save(&mut self, node: NodeId, credit: usize) {
@@ -471,11 +532,18 @@ impl BeaconEngine {
     }
 
     /// Sends a message if `credit` covers its weight, which is then taken off.
-    fn send_paid(&mut self, to: SocketAddr, message: &Message<'_>, credit: &mut usize, out: Out<'_>) -> bool {
+    fn send_paid(
+        &mut self,
+        port: Port,
+        to: SocketAddr,
+        message: &Message<'_>,
+        credit: &mut usize,
+        out: Out<'_>,
+    ) -> bool {
         match credit.checked_sub(wire_size(to, message.encoded_len())) {
             Some(rest) => {
                 *credit = rest;
-                self.send(to, message, out);
+                self.send(port, to, message, out);
                 true
             }
             None => {
@@ -485,66 +553,14 @@ impl BeaconEngine {
         }
     }
 
-    fn send(&mut self, to: SocketAddr, message: &Message<'_>, out: Out<'_>) {
-        // Cannot fail: a delivery is no longer than the relay message, which came in one datagram.
+    fn send(&mut self, port: Port, to: SocketAddr, message: &Message<'_>, out: Out<'_>) {
+        // Cannot fail but where a frame near the limit is carried to another beacon, which is a loss like any other.
         if let Ok(len) = message.encode(&mut self.scratch) {
             self.stats.datagrams_out += 1;
             self.stats.bytes_out += len as u64;
-            out(to, &self.scratch[..len]);
+            out(port, to, &self.scratch[..len]);
         }
     }
-
-    /// Looks at up to `steps` registrations after the place where the last sweep stopped.
-    fn sweep(&mut self, now: Instant, steps: usize) {
-        let start = self.sweep_after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ttl = self.config.registration_ttl;
-        let mut expired = Vec::new();
-        let mut seen = 0;
-        for (&node, known) in self.nodes.range((start, Bound::Unbounded)).take(steps) {
-            seen += 1;
-            self.sweep_after = Some(node);
-            if !known.is_live(now, ttl) {
-                expired.push(node);
-            }
-        }
-        if seen < steps {
-            self.sweep_after = None;
-        }
-        for node in expired {
-            self.forget(node);
-        }
-    }
-
-    fn forget(&mut self, node: NodeId) {
-        if let Some(known) = self.nodes.remove(&node) {
-            self.nodes_per_prefix[known.prefix_slot] -= 1;
-        }
-    }
-}
-
-impl Registration {
-    fn new(now: Instant, address: SocketAddr, extended: bool, prefix_slot: usize) -> Self {
-        Self {
-            address,
-            seen: now,
-            extended,
-            savings: 0,
-            prefix_slot,
-            commands: TokenBucket::default(),
-            relayed_from: TokenBucket::default(),
-            relayed_to: TokenBucket::default(),
-        }
-    }
-
-    fn is_live(&self, now: Instant, ttl: Duration) -> bool {
-        now.saturating_duration_since(self.seen) < ttl
-    }
-}
-
-/// Why a message between two nodes was dropped.
-enum Dropped {
-    Unreachable,
-    OverBudget,
 }
 
 /// What a datagram of `len` payload bytes costs a link: the IP packet, at least 46 bytes, to which an

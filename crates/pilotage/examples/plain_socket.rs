@@ -27,7 +27,13 @@ impl Side {
 
     fn introduce(&mut self, other: &Self) -> Result<(), Box<dyn std::error::Error>> {
         let (address, endpoint) = (other.endpoint.local_address(), Some(other.socket.local_addr()?));
-        let peer = PeerConfig { address, key: Some(other.key), endpoint, policy: PeerPolicy::default() };
+        let peer = PeerConfig {
+            address,
+            key: Some(other.key),
+            endpoint,
+            policy: PeerPolicy::default(),
+            prekey: None,
+        };
         Ok(self.endpoint.add_peer(Instant::now(), peer)?)
     }
 

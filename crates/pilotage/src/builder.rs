@@ -1,6 +1,5 @@
 //! Configuring and starting a node.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -8,19 +7,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pilotage_carriage::{UrlError, WssUrl};
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::{Config, ConnectError, Endpoint, PeerConfig, PeerPolicy};
-use pilotage_wire::Address;
+use pilotage_proto::s1::{Limits, Secret};
+use pilotage_proto::{Config, ConnectError, Endpoint, PeerConfig, PeerPolicy, SecureMode};
+use pilotage_wire::addressing::fingerprint128;
+use pilotage_wire::{Address, NetworkId};
 
+use crate::carrier::{Carrier, Plan, Prepared};
 use crate::driver::Driver;
 use crate::driver::post::Post;
 use crate::driver::send::SendSlab;
 use crate::driver::socket::Socket;
 use crate::driver::watch::{WAKER, Watch};
 use crate::error::StartError;
-use crate::hub::{Directory, Hub, HubError, Visibility, Wish, resolve_host};
+use crate::hub::{Hub, HubError, Visibility, Wish, resolve_host};
+use crate::interfaces;
 use crate::keeper::{Budget, HEARTBEAT, Keeper, Mailbox, adopt, derived_address, describe};
+use crate::lan::Lan;
 use crate::node::{Node, NodeInner};
+use crate::portmap::{self, Router};
 use crate::shared::{Core, Shared};
 use crate::slot::Direction;
 use crate::state::{AddressMemory, PeerBook, StateDir};
@@ -42,13 +48,22 @@ pub struct NodeBuilder {
     registry: Option<String>,
     registry_tls: Option<[u8; 32]>,
     keepalive: Duration,
-    beacon: Option<String>,
+    beacons: Vec<String>,
+    wss: Wss,
+    lan: Option<u16>,
+    router: Option<Router>,
+    proven_only: bool,
+    wss_pin: Option<[u8; 32]>,
     hub_required: bool,
     wish: Wish,
     peers: Vec<PeerConfig>,
     config: Config,
     recv_buffer: usize,
     send_buffer: usize,
+    secure: SecureMode,
+    secure_limits: Limits,
+    network_secrets: Vec<(NetworkId, Secret)>,
+    secure_streams: bool,
 }
 
 impl Default for NodeBuilder {
@@ -60,13 +75,22 @@ impl Default for NodeBuilder {
             registry: None,
             registry_tls: None,
             keepalive: HEARTBEAT,
-            beacon: None,
+            beacons: Vec::new(),
+            wss: Wss::None,
+            lan: None,
+            router: None,
+            proven_only: false,
+            wss_pin: None,
             hub_required: true,
             wish: Wish { visibility: Visibility::Public, ..Wish::default() },
             peers: Vec::new(),
             config: Config::default(),
             recv_buffer: SOCKET_BUFFER,
             send_buffer: SOCKET_BUFFER,
+            secure: SecureMode::Draft,
+            secure_limits: Limits::default(),
+            network_secrets: Vec::new(),
+            secure_streams: false,
         }
     }
 }
@@ -77,7 +101,7 @@ impl fmt::Debug for NodeBuilder {
             .field("bind", &self.bind)
             .field("state_dir", &self.state_dir)
             .field("registry", &self.registry)
-            .field("beacon", &self.beacon)
+            .field("beacons", &self.beacons)
             .finish_non_exhaustive()
     }
 }
@@ -131,16 +155,82 @@ impl NodeBuilder {
     }
 
     /// The beacon for discovery, hole punching and relaying, `HOST:PORT` (UDP). Default: none.
-    pub fn beacon(mut self, beacon: impl Into<String>) -> Self {
-        self.beacon = Some(beacon.into());
+    pub fn beacon(self, beacon: impl Into<String>) -> Self {
+        self.beacons([beacon])
+    }
+
+    /// Several beacons, at most eight. The first that answers relays; the others keep our registration, and one of them
+    /// takes over when it falls silent.
+    pub fn beacons(mut self, beacons: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.beacons = beacons.into_iter().map(Into::into).collect();
         self
     }
 
     /// A hub, `HOST[:PORT]`: the registry on this port (default [`DEFAULT_HUB_PORT`]), the beacon on the next.
     pub fn hub(mut self, hub: impl Into<String>) -> Self {
         let (registry, beacon) = split_hub(&hub.into());
+        if matches!(self.wss, Wss::None) {
+            let host = registry.rsplit_once(':').map_or(registry.as_str(), |(host, _)| host);
+            self.wss = Wss::Derived(host.to_owned());
+        }
         self.registry = Some(registry);
-        self.beacon = Some(beacon);
+        self.beacons = vec![beacon];
+        self
+    }
+
+    /// The hub's WebSocket, `wss://HOST[:PORT][/PATH]`, through which the beacon is spoken to where UDP is blocked.
+    /// Default: port 443 of the host of [`NodeBuilder::hub`]; none without a beacon. Nothing is dialled while UDP works.
+    /// Proxies are taken from `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    pub fn hub_wss(mut self, url: impl Into<String>) -> Self {
+        self.wss = Wss::Url(url.into());
+        self
+    }
+
+    /// Takes only the hub whose certificate (DER) has this SHA-256 at its WebSocket. Default: what a browser would take,
+    /// else the certificate of the first time, which is kept in the state directory.
+    pub fn hub_wss_pin(mut self, sha256: [u8; 32]) -> Self {
+        self.wss_pin = Some(sha256);
+        self
+    }
+
+    /// Uses UDP only, even where it is blocked.
+    pub fn no_hub_wss(mut self) -> Self {
+        self.wss = Wss::Off;
+        self
+    }
+
+    /// Announces the node on the local network and finds others there, by DNS-SD over multicast DNS: without a hub by
+    /// name and address, with one where the hub does not help. What is announced is address, name, fingerprint and
+    /// endpoints; what others announce is proved by their key exchange. Default: false.
+    pub fn lan(mut self, lan: bool) -> Self {
+        self.lan = lan.then_some(0);
+        self
+    }
+
+    /// As [`NodeBuilder::lan`], on another port than that of multicast DNS: only nodes on the same port find each other.
+    pub fn lan_port(mut self, port: u16) -> Self {
+        self.lan = Some(port);
+        self
+    }
+
+    /// Asks the router of this network for a port that leads to ours, by PCP or NAT-PMP, and gives it back at the end.
+    /// Default: false.
+    pub fn port_mapping(mut self, map: bool) -> Self {
+        self.router = map.then_some(Router::Gateway);
+        self
+    }
+
+    /// Whether beacons let through to us only what comes from nodes that proved their key (spec/nat.md §7.3). Daemons of the
+    /// reference prove nothing, so they then reach us directly or not at all. Default: false.
+    /// [`Node::set_relay_accept`] is finer.
+    pub fn proven_only(mut self, only: bool) -> Self {
+        self.proven_only = only;
+        self
+    }
+
+    /// As [`NodeBuilder::port_mapping`], by asking this router, at this port.
+    pub fn port_mapping_at(mut self, router: SocketAddr) -> Self {
+        self.router = Some(Router::At(router));
         self
     }
 
@@ -171,7 +261,13 @@ impl NodeBuilder {
     /// Introduces a peer at a known UDP endpoint; no hub is asked about it. Without a key the peer is
     /// believed if its key derives its address, and is pinned with the first tunnel.
     pub fn peer(self, address: Address, at: SocketAddr, key: Option<[u8; 32]>) -> Self {
-        self.peer_config(PeerConfig { address, key, endpoint: Some(at), policy: PeerPolicy::default() })
+        self.peer_config(PeerConfig {
+            address,
+            key,
+            endpoint: Some(at),
+            policy: PeerPolicy::default(),
+            prekey: None,
+        })
     }
 
     /// As [`NodeBuilder::peer`], with everything that can be said about a peer, such as the permission
@@ -199,6 +295,33 @@ impl NodeBuilder {
         self
     }
 
+    /// Which protection tunnels get: the draft's, S1, or whichever the peer speaks (spec/secure.md §12). Default: the draft's.
+    pub fn secure_mode(mut self, mode: SecureMode) -> Self {
+        self.secure = mode;
+        self
+    }
+
+    /// Life of the keys of S1. Default: the specification's.
+    pub fn secure_limits(mut self, limits: Limits) -> Self {
+        self.secure_limits = limits;
+        self
+    }
+
+    /// The secret of a network (spec/secure.md §6.1): whoever begins a session from an address in this network, we or a peer,
+    /// has it with those who know the same secret, and with nobody else. Used in S1 only.
+    pub fn network_secret(mut self, network: NetworkId, secret: [u8; 32]) -> Self {
+        self.network_secrets.retain(|(of, _)| *of != network);
+        self.network_secrets.push((network, Secret::new(secret)));
+        self
+    }
+
+    /// Whether connections in S1 are streams of its own frame layer, with peers that have it (spec/secure.md §11). Default: no,
+    /// the draft's packets travel in S1's frames. Experimental: a stream of which a restarted peer said nothing yet may be reset.
+    pub fn secure_streams(mut self, streams: bool) -> Self {
+        self.secure_streams = streams;
+        self
+    }
+
     /// Binds the socket, starts the node's threads and, if a registry is configured, registers.
     ///
     /// Blocks for the registry at most some seconds.
@@ -213,25 +336,30 @@ impl NodeBuilder {
         let socket =
             Arc::new(Socket::bind(self.bind, self.recv_buffer, self.send_buffer).map_err(bind_error)?);
         let local = socket.local_addr();
-        let beacon = self.beacon.as_deref().map(|name| host(name, local)).transpose()?;
+        let beacons = self.beacons.iter().map(|name| host(name, local)).collect::<Result<Vec<_>, _>>()?;
         if let Some(registry) = &self.registry {
             host(registry, local)?;
         }
 
         let poll = mio::Poll::new()?;
         let post = Post::new(mio::Waker::new(poll.registry(), WAKER)?);
-        let mailbox = Arc::new(Mailbox::new(self.registry.is_some(), beacon));
+        let mailbox = Arc::new(Mailbox::new(self.registry.is_some(), !beacons.is_empty()));
         let known_as = addresses.as_ref().zip(self.registry.as_ref()).and_then(|(known, at)| known.at(at));
-        let core = self.core(&identity, known_as, &socket, beacon)?;
-        let shared = Arc::new(Shared::new(core, local, post, book, mailbox.clone()));
+        let plan = self.carriage(beacons.first().copied(), state.as_ref())?;
+        let prepared = plan.map(|plan| Prepared::new(plan, &socket)).transpose()?;
+        let carrier = prepared.as_ref().map(|prepared| prepared.carrier.clone());
+        let mut core = self.core(&identity, known_as, &socket, &beacons, carrier.clone())?;
+        let secrets = std::mem::take(&mut self.network_secrets);
+        let secure = (self.secure, self.secure_limits, self.secure_streams);
+        crate::secure::enable(&mut core.endpoint, secure, secrets, state.as_ref())?;
+        let shared = Arc::new(Shared::new(core, local, post, book, mailbox.clone(), carrier));
+        let lan = self.find_others(&identity, local, known_as)?;
         let driver = Driver::new(shared.clone(), state).spawn(Watch::new(socket.clone(), poll)?)?;
 
-        let hub = self
-            .registry
-            .clone()
-            .map(|registry| Hub::new(registry, &identity, self.registry_tls, addresses))
-            .map(|hub| Arc::new(hub.wishing(self.wish.clone())));
+        let hub = self.directory(&identity, addresses);
         let inner = NodeInner {
+            lan,
+            port_mapping: Mutex::new(None),
             hub: hub.clone(),
             identity,
             socket_info: socket.info(),
@@ -242,20 +370,17 @@ impl NodeBuilder {
                 .iter()
                 .filter_map(|peer| Some((peer.address.node, peer.endpoint?)))
                 .collect(),
-            policies: self
-                .peers
-                .iter()
-                .map(|peer| (peer.address.node, peer.policy))
-                .collect::<HashMap<_, _>>(),
+            policies: self.peers.iter().map(|peer| (peer.address.node, peer.policy)).collect(),
             driver: Mutex::new(Some(driver)),
             shared: shared.clone(),
         };
         // From here on an early return closes the node again.
         let node = Node { inner: Arc::new(inner) };
+        self.start_helpers(&node, prepared)?;
 
-        let (directory, registered) = match &hub {
+        let registered = match &hub {
             Some(hub) => self.register(&shared, hub)?,
-            None => (None, false),
+            None => false,
         };
         self.introduce_peers(&shared)?;
         let keeper = Keeper {
@@ -263,7 +388,6 @@ impl NodeBuilder {
             mailbox,
             hub,
             policies: node.inner.policies.clone(),
-            directory,
             registered,
             heartbeat: self.keepalive,
             strangers: Budget::default(),
@@ -295,13 +419,84 @@ impl NodeBuilder {
         identity: &Identity,
         known_as: Option<Address>,
         socket: &Arc<Socket>,
-        beacon: Option<SocketAddr>,
+        beacons: &[SocketAddr],
+        carrier: Option<Arc<Carrier>>,
     ) -> Result<Core, StartError> {
         let now = Instant::now();
         let address = known_as.unwrap_or_else(|| derived_address(&identity.public_key()));
         let mut endpoint = Endpoint::new(self.config.clone(), identity.clone(), address, random()?, now);
-        endpoint.set_beacon(now, beacon);
-        Ok(Core::new(endpoint, SendSlab::new(socket.clone())))
+        endpoint.set_local_port(socket.local_addr().port());
+        if self.proven_only {
+            endpoint.set_relay_accept(now, pilotage_wire::beacon::Accept::Proven, &[]);
+        }
+        endpoint.set_beacons(now, beacons);
+        Ok(Core::new(endpoint, SendSlab::new(socket.clone(), carrier, Arc::default())))
+    }
+
+    fn directory(&self, identity: &Identity, addresses: Option<AddressMemory>) -> Option<Arc<Hub>> {
+        let registry = self.registry.clone()?;
+        let hub = Hub::new(registry, identity, self.registry_tls, addresses);
+        Some(Arc::new(hub.wishing(self.wish.clone())))
+    }
+
+    /// The threads besides driver and keeper.
+    fn start_helpers(&self, node: &Node, prepared: Option<Prepared>) -> Result<(), StartError> {
+        let shared = &node.inner.shared;
+        let local = shared.local;
+        if let Some(prepared) = prepared {
+            prepared.start(Arc::downgrade(shared))?;
+        }
+        interfaces::spawn(Arc::downgrade(shared), node.inner.hub.clone(), local)?;
+        if let Some(router) = self.router {
+            let nonce = random()?.first_chunk().copied().unwrap_or_default();
+            let mapping = portmap::spawn(Arc::downgrade(shared), local.port(), router, nonce)?;
+            *node.inner.port_mapping.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(mapping);
+        }
+        Ok(())
+    }
+
+    /// The local network, if it is wanted. Where there is none, a node with a hub goes on without.
+    fn find_others(
+        &self,
+        identity: &Identity,
+        local: SocketAddr,
+        known_as: Option<Address>,
+    ) -> Result<Option<Lan>, StartError> {
+        let Some(port) = self.lan else { return Ok(None) };
+        let key = identity.public_key();
+        let address = known_as.unwrap_or_else(|| derived_address(&key));
+        match Lan::start(address, &fingerprint128(&key), self.wish.name.as_deref(), local, port) {
+            Ok(lan) => Ok(Some(lan)),
+            Err(reason) if self.registry.is_some() => {
+                tracing::warn!(reason, "nodes on the local network are not found");
+                Ok(None)
+            }
+            Err(reason) => Err(StartError::from(io::Error::other(format!("multicast DNS: {reason}")))),
+        }
+    }
+
+    /// How to speak with the beacon where UDP is blocked; `None` where that is not wanted or not possible.
+    fn carriage(
+        &self,
+        beacon: Option<SocketAddr>,
+        state: Option<&StateDir>,
+    ) -> Result<Option<Plan>, StartError> {
+        let Some(beacon) = beacon else { return Ok(None) };
+        let bad = |name: &str, error: UrlError| StartError::HubAddress {
+            name: name.to_owned(),
+            reason: error.to_string(),
+        };
+        let url = match &self.wss {
+            Wss::None | Wss::Off => return Ok(None),
+            Wss::Url(url) => url.parse().map_err(|error| bad(url, error))?,
+            // A host that cannot stand in a URL was refused before, or has no WebSocket.
+            Wss::Derived(host) => match WssUrl::of_host(host) {
+                Ok(url) => url,
+                Err(_) => return Ok(None),
+            },
+        };
+        let memory = state.map(StateDir::evidence).transpose()?.unwrap_or_default();
+        Ok(Some(Plan { beacon, url, pins: self.wss_pin.into_iter().collect(), memory }))
     }
 
     /// Introduces the configured peers. After the registration, because the registry may assign our
@@ -316,6 +511,7 @@ impl NodeBuilder {
                 return Err(failed(ConnectError::PinMismatch));
             }
             let known = PeerConfig { key: peer.key.or(pinned), ..peer.clone() };
+            let known = crate::secure::remembered(&core.endpoint, &book, known);
             core.endpoint.add_peer(Instant::now(), known).map_err(failed)?;
             core.introduced.insert(peer.address.node);
         }
@@ -325,12 +521,8 @@ impl NodeBuilder {
     }
 
     /// The first registration, on the caller's thread, so that its failure is the caller's to see.
-    fn register(
-        &self,
-        shared: &Arc<Shared>,
-        hub: &Hub,
-    ) -> Result<(Option<Box<dyn Directory>>, bool), StartError> {
-        if shared.mailbox.beacon().is_some() {
+    fn register(&self, shared: &Arc<Shared>, hub: &Hub) -> Result<bool, StartError> {
+        if shared.mailbox.has_beacon() {
             await_observed(shared);
         }
         let outcome = hub.open().and_then(|mut directory| {
@@ -344,7 +536,10 @@ impl NodeBuilder {
                 (Some(name), Some(reason)) if self.hub_required => {
                     Err(StartError::Name { name: name.clone(), reason })
                 }
-                _ => Ok((Some(directory), true)),
+                _ => {
+                    *hub.registered() = Some(directory);
+                    Ok(true)
+                }
             },
             Err(source) if self.hub_required => {
                 let hint = register_hint(&source);
@@ -352,10 +547,18 @@ impl NodeBuilder {
             }
             Err(error) => {
                 hub.note_error(error.to_string(), false);
-                Ok((None, false))
+                Ok(false)
             }
         }
     }
+}
+
+/// Where the hub's WebSocket is.
+enum Wss {
+    None,
+    Off,
+    Derived(String),
+    Url(String),
 }
 
 /// What the state directory held.
@@ -413,7 +616,7 @@ fn fresh_identity() -> io::Result<Identity> {
     random().map(Identity::from_seed)
 }
 
-fn random() -> io::Result<[u8; 32]> {
+pub(crate) fn random() -> io::Result<[u8; 32]> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|error| io::Error::other(format!("no random bytes: {error}")))?;
     Ok(bytes)

@@ -1,6 +1,7 @@
 //! What happened to a node, for whoever wants to know: bounded queues that drop the oldest entry.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -57,6 +58,23 @@ pub enum NodeEvent {
     HubLost {
         /// What went wrong.
         reason: String,
+    },
+    /// Datagrams for the beacon go through the hub's WebSocket from now on, because UDP does not work, or by UDP again.
+    CarriageChanged {
+        /// Whether they go through the WebSocket.
+        carried: bool,
+    },
+    /// Addresses of our interfaces came or went, or the host slept: the beacon and peers are asked anew.
+    NetworkChanged {
+        /// Our addresses now, with our port.
+        addresses: Vec<SocketAddr>,
+        /// The host slept.
+        woke: bool,
+    },
+    /// The router gave us a port, gave us another one, or took it away.
+    PortMapped {
+        /// Where others reach us now.
+        external: Option<SocketAddr>,
     },
     /// The node is closed; nothing follows.
     Closed,

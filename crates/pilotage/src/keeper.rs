@@ -5,19 +5,20 @@
 //! saves pins a second after they changed. It holds the node only weakly while it waits for the hub,
 //! so a silent hub cannot keep a closed node's socket open.
 
+mod ask;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use pilotage_proto::{PeerConfig, PeerPolicy};
+use pilotage_proto::PeerPolicy;
 use pilotage_wire::{Address, NodeId};
 use serde_json::{Value, json};
 
 use crate::events::NodeEvent;
 use crate::hub::{Directory, Hub, HubError, Register, Registered, Wish};
-use crate::lookup::{Lookup, Verdict, judge_by_hub};
-use crate::resolve::choose;
+use crate::lookup::Lookup;
 use crate::shared::Shared;
 use crate::slot::Slot;
 use crate::state::write_atomically;
@@ -52,6 +53,12 @@ const WATCH: Duration = Duration::from_secs(1);
 /// Most attempts that are watched at once.
 const MAX_WATCHED: usize = 256;
 
+/// Most peers whose address is wanted.
+const MAX_WANTED: usize = 64;
+
+/// Most peers that wait for extra sockets.
+const MAX_SOCKET_WISHES: usize = 8;
+
 /// Most unknown peers that wait for the hub's answer (the core asks about at most 64).
 const MAX_LOOKUPS: usize = 64;
 
@@ -59,7 +66,7 @@ const MAX_LOOKUPS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Mailbox {
     hub: bool,
-    beacon: Option<SocketAddr>,
+    beacon: bool,
     mail: Mutex<Mail>,
     arrived: Condvar,
     /// Held while `peers.json` is written, so that nothing is written once the node is closed.
@@ -74,6 +81,10 @@ struct Mail {
     hub_doubted: bool,
     /// Attempts to connect over a tunnel that may be dead, oldest first.
     watched: VecDeque<Watch>,
+    /// Peers that answer nowhere: the hub may know a newer address.
+    wanted: VecDeque<Address>,
+    /// Peers for which extra sockets are wanted, and where those should send.
+    sockets: VecDeque<(NodeId, SocketAddr)>,
     stop: bool,
 }
 
@@ -93,12 +104,13 @@ enum Task {
     AddressChanged,
     HubDoubted,
     Locate(Address),
+    Sockets(NodeId, SocketAddr),
     Due,
     Stop,
 }
 
 impl Mailbox {
-    pub(crate) fn new(hub: bool, beacon: Option<SocketAddr>) -> Self {
+    pub(crate) fn new(hub: bool, beacon: bool) -> Self {
         Self { hub, beacon, mail: Mutex::default(), arrived: Condvar::new(), saving: Mutex::new(()) }
     }
 
@@ -106,7 +118,7 @@ impl Mailbox {
         self.hub
     }
 
-    pub(crate) fn beacon(&self) -> Option<SocketAddr> {
+    pub(crate) fn has_beacon(&self) -> bool {
         self.beacon
     }
 
@@ -149,6 +161,27 @@ impl Mailbox {
         }
     }
 
+    /// Nobody answers where this peer should be. At most [`MAX_WANTED`] wait; each is asked about once.
+    pub(crate) fn want_address(&self, address: Address) {
+        let mut mail = self.lock();
+        if !self.hub || mail.wanted.len() >= MAX_WANTED || mail.wanted.contains(&address) {
+            return;
+        }
+        mail.wanted.push_back(address);
+        drop(mail);
+        self.arrived.notify_one();
+    }
+
+    /// Extra sockets are wanted. Beyond [`MAX_SOCKET_WISHES`] nothing is done: the relay goes on.
+    pub(crate) fn want_sockets(&self, peer: NodeId, target: SocketAddr) {
+        let mut mail = self.lock();
+        if mail.sockets.len() < MAX_SOCKET_WISHES {
+            mail.sockets.push_back((peer, target));
+            drop(mail);
+            self.arrived.notify_one();
+        }
+    }
+
     pub(crate) fn address_changed(&self) {
         self.lock().address_changed = true;
         self.arrived.notify_one();
@@ -181,6 +214,9 @@ impl Mailbox {
             if due.is_some_and(|due| due <= now) {
                 return Task::Due;
             }
+            if let Some((peer, target)) = mail.sockets.pop_front() {
+                return Task::Sockets(peer, target);
+            }
             if let Some(lookup) = mail.lookups.pop_front() {
                 return Task::Lookup(lookup);
             }
@@ -189,6 +225,9 @@ impl Mailbox {
             }
             if std::mem::take(&mut mail.hub_doubted) {
                 return Task::HubDoubted;
+            }
+            if let Some(address) = mail.wanted.pop_front() {
+                return Task::Locate(address);
             }
             while mail.watched.front().is_some_and(|watch| watch.due <= now) {
                 let overdue = mail.watched.pop_front().filter(|watch| {
@@ -242,7 +281,6 @@ pub(crate) struct Keeper {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) hub: Option<Arc<Hub>>,
     pub(crate) policies: HashMap<NodeId, PeerPolicy>,
-    pub(crate) directory: Option<Box<dyn Directory>>,
     pub(crate) registered: bool,
     pub(crate) heartbeat: Duration,
     pub(crate) strangers: Budget,
@@ -275,6 +313,7 @@ impl Keeper {
                 Task::Stop => return,
                 Task::Lookup(lookup) => self.look_up(lookup),
                 Task::Locate(address) => self.locate(address),
+                Task::Sockets(peer, target) => crate::side::spawn(self.shared.clone(), peer, target),
                 Task::Save => {
                     if let Some(shared) = self.shared.upgrade() {
                         shared.save_peers(false);
@@ -326,7 +365,7 @@ impl Keeper {
                 plan.due = Some(if came_back { now } else { now + self.heartbeat });
             }
             Err(error) => {
-                self.directory = None;
+                *hub.registered() = None;
                 plan.failures += 1;
                 let forgotten = plan.registered && !error.is_unreachable();
                 plan.registered &= error.is_unreachable() && plan.failures < MAX_FAILURES;
@@ -348,9 +387,11 @@ impl Keeper {
         else {
             return Ok(false);
         };
-        let directory = self.directory(hub)?;
+        let mut connection = connection(hub)?;
+        let Some(directory) = connection.as_mut() else { return Ok(false) };
         directory.heartbeat(node)?;
         let renewed = directory.is_renewed();
+        drop(connection);
         hub.note_alive();
         Ok(renewed)
     }
@@ -361,13 +402,15 @@ impl Keeper {
         let Some(request) = self.shared.upgrade().map(|shared| describe(&shared, hub, &wish)) else {
             return Ok(());
         };
-        let directory = self.directory(hub)?;
+        let mut connection = connection(hub)?;
+        let Some(directory) = connection.as_mut() else { return Ok(()) };
         let mut registered = directory.register(&request)?;
         if wish.nameless && registered.name.is_some() {
             directory
                 .call(&no_name(registered.address.node), Some(&name_signature(registered.address.node)))?;
             registered.name = None;
         }
+        drop(connection);
         drop(wish);
         match self.shared.upgrade() {
             Some(shared) => adopt(&shared, hub, &request, &registered),
@@ -381,81 +424,18 @@ impl Keeper {
             false => DOUBTED_HEARTBEAT,
         }
     }
-
-    fn directory(&mut self, hub: &Hub) -> Result<&mut Box<dyn Directory>, HubError> {
-        match &mut self.directory {
-            Some(directory) => Ok(directory),
-            empty => Ok(empty.insert(hub.open()?)),
-        }
-    }
-
-    fn look_up(&mut self, lookup: Lookup) {
-        let Some(hub) = &self.hub else {
-            return;
-        };
-        let verdict = if hub.is_foreign() && !self.strangers.take(Instant::now()) {
-            Verdict::Ignore
-        } else {
-            judge_by_hub(&lookup, hub.ask(|directory| directory.lookup(lookup.node)))
-        };
-        let endpoint = match (&verdict, lookup.relayed) {
-            (Verdict::Accept(_), true) => self.find_endpoint(hub, lookup.node),
-            _ => None,
-        };
-        if let Some(shared) = self.shared.upgrade() {
-            let mut core = shared.lock();
-            shared.answer(&mut core, &lookup, &verdict, endpoint);
-            shared.finish(core);
-        }
-    }
-
-    /// Where the hub sees a node; `None` if it does not say.
-    fn find_endpoint(&self, hub: &Hub, node: NodeId) -> Option<SocketAddr> {
-        let (us, observed) = self.shared.upgrade().map(|shared| {
-            let core = shared.lock();
-            (core.endpoint.local_address().node, core.endpoint.observed_address())
-        })?;
-        let found = hub.ask(|directory| directory.resolve(node, us)).ok()?;
-        choose(&found, observed, &hub.lan())
-    }
 }
 
-impl Keeper {
-    /// Tells the endpoint where the hub sees a peer now.
-    fn locate(&self, address: Address) {
-        let Some(hub) = &self.hub else {
-            return;
-        };
-        let Some((us, observed, tunnel)) = self.shared.upgrade().and_then(|shared| {
-            let core = shared.lock();
-            let tunnel = core.endpoint.peer(address.node)?;
-            Some((core.endpoint.local_address().node, core.endpoint.observed_address(), tunnel))
-        }) else {
-            return;
-        };
-        let found = match hub.ask(|directory| directory.resolve(address.node, us)) {
-            Ok(found) => found,
-            Err(error) => {
-                if !error.is_unreachable() {
-                    self.mailbox.doubt_hub();
-                }
-                return;
-            }
-        };
-        let config = PeerConfig {
-            address,
-            key: tunnel.key,
-            endpoint: choose(&found, observed, &hub.lan()),
-            policy: self.policies.get(&address.node).copied().unwrap_or_default(),
-        };
-        if let Some(shared) = self.shared.upgrade() {
-            let mut core = shared.lock();
-            if let Err(error) = core.endpoint.add_peer(Instant::now(), config) {
-                tracing::debug!(%error, %address, "peer not moved");
-            }
-            shared.finish(core);
-        }
+/// The connection that registers us and tells that we are alive, opened if there is none from this network.
+fn connection(hub: &Hub) -> Result<MutexGuard<'_, Option<Box<dyn Directory>>>, HubError> {
+    let mut connection = hub.registered();
+    if hub.take_stale() {
+        *connection = None;
     }
+    if connection.is_none() {
+        *connection = Some(hub.open()?);
+    }
+    Ok(connection)
 }
 
 /// How many strangers the registry may be asked about now.
@@ -491,7 +471,11 @@ fn pause_after(failures: u32) -> Duration {
 /// What to tell the registry about this node now.
 pub(crate) fn describe(shared: &Shared, hub: &Hub, wish: &Wish) -> Register {
     let local = shared.local;
-    let observed = shared.lock().endpoint.observed_address();
+    // A port that the router keeps open for everybody is worth more than one that it opened for the beacon.
+    let observed = {
+        let core = shared.lock();
+        core.mapped.or(core.observed_address())
+    };
     let lan = lan_address(local, &hub.registry);
     let listen = observed.or(lan).unwrap_or(local);
     Register {
@@ -565,7 +549,7 @@ mod tests {
 
     #[test]
     fn the_queue_of_unknown_peers_is_bounded() {
-        let mailbox = Mailbox::new(true, None);
+        let mailbox = Mailbox::new(true, false);
         for _ in 0..MAX_LOOKUPS {
             assert!(mailbox.push(lookup()));
         }
@@ -579,7 +563,7 @@ mod tests {
 
     #[test]
     fn saving_is_delayed_and_merged() {
-        let mailbox = Mailbox::new(false, None);
+        let mailbox = Mailbox::new(false, false);
         mailbox.save_soon();
         let first = mailbox.lock().save_at;
         mailbox.save_soon();
@@ -592,7 +576,7 @@ mod tests {
 
     #[test]
     fn attempts_that_hang_are_located_and_the_list_is_bounded() {
-        let mailbox = Mailbox::new(true, None);
+        let mailbox = Mailbox::new(true, false);
         let slots: Vec<_> = (0..MAX_WATCHED + 1).map(|_| Arc::new(Slot::default())).collect();
         slots.iter().enumerate().for_each(|(n, slot)| mailbox.watch(Address::new(0, 100 + n as u32), slot));
         assert_eq!(mailbox.lock().watched.len(), MAX_WATCHED);
@@ -606,8 +590,22 @@ mod tests {
     }
 
     #[test]
+    fn peers_that_answer_nowhere_are_asked_about_once_each_and_not_without_bound() {
+        let mailbox = Mailbox::new(true, false);
+        for n in (0..MAX_WANTED as u32 + 5).chain(0..5) {
+            mailbox.want_address(Address::new(0, 100 + n));
+        }
+        assert_eq!(mailbox.lock().wanted.len(), MAX_WANTED);
+        let first = mailbox.next(None);
+        assert!(matches!(first, Task::Locate(address) if address == Address::new(0, 100)), "{first:?}");
+        let without = Mailbox::new(false, false);
+        without.want_address(Address::new(0, 100));
+        assert!(without.lock().wanted.is_empty(), "nobody to ask");
+    }
+
+    #[test]
     fn doubts_about_the_hub_are_merged() {
-        let mailbox = Mailbox::new(true, None);
+        let mailbox = Mailbox::new(true, false);
         (0..3).for_each(|_| mailbox.doubt_hub());
         assert!(matches!(mailbox.next(None), Task::HubDoubted));
         assert!(matches!(mailbox.next(Some(Instant::now())), Task::Due));

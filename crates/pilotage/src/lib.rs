@@ -39,46 +39,64 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod acquaintances;
 mod asynch;
+pub mod beacon;
 mod builder;
+mod carrier;
 mod datagram;
 mod driver;
 mod error;
 mod events;
 mod gate;
 mod hub;
+mod interfaces;
 mod keeper;
+mod lan;
 mod listener;
 mod lookup;
 mod node;
+mod path;
 mod peer;
+mod portmap;
+pub mod records;
 mod relay;
 mod resolve;
+mod secure;
 mod shared;
+mod side;
 mod slot;
 mod state;
 mod stream;
 mod tap;
 
+pub use acquaintances::{Acquaintance, Acquaintances};
 pub use builder::{DEFAULT_HUB_PORT, NodeBuilder};
+pub use carrier::{CarriageProbe, CarriageStatus};
 pub use datagram::DatagramSocket;
 pub use driver::socket::SocketInfo;
 pub use error::{ConnectFailure, FailureCause, ListenError, Stage, StartError};
 pub use events::{EVENT_CAPACITY, EventReceiver, NodeEvent};
 pub use gate::Gate;
 pub use hub::{HubError, HubStatus, Visibility};
+pub use lan::LanPeer;
 pub use listener::Listener;
 pub use node::{LINGER, Node, NodeStats, PingReply};
+pub use path::{PathStatus, PathWatcher};
 pub use peer::{Peer, PeerParseError};
 pub use resolve::ResolvedPeer;
 pub use state::MAX_PINS;
 pub use stream::Stream;
 pub use tap::DatagramTap;
 
+pub use pilotage_nat::portmap::{Mapping, Protocol as MappingProtocol};
+pub use pilotage_nat::{BeaconStatus, Dependence, NatBehaviour};
 pub use pilotage_proto::crypto::{Identity, verify};
+pub use pilotage_proto::s1::{Limits as SecureLimits, PeerPrekey, Suite};
 pub use pilotage_proto::{
     Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats,
-    ControllerKind, DatagramIn, EndpointStats, PathInfo, PathKind, PeerConfig, PeerPolicy, SendDatagramError,
-    TunnelInfo,
+    ControllerKind, DatagramIn, EndpointStats, Mode, PathInfo, PathKind, PeerConfig, PeerPolicy, SecureMode,
+    SendDatagramError, TunnelInfo,
 };
-pub use pilotage_wire::{Address, NodeId, SocketAddress};
+pub use pilotage_wire::beacon::Accept as RelayAccept;
+pub use pilotage_wire::{Address, NetworkId, NodeId, SocketAddress};

@@ -141,9 +141,11 @@ impl Shared {
                 key: Some(*key),
                 endpoint: endpoint.filter(|_| lookup.relayed),
                 policy: PeerPolicy::default(),
+                prekey: None,
             }),
             _ => None,
         };
+        let accepted = accepted.map(|peer| crate::secure::remembered(&core.endpoint, &self.book(), peer));
         core.endpoint.resolve_peer(Instant::now(), lookup.node, accepted);
         if let Verdict::Refuse(reason) = verdict {
             core.note_refusal(lookup.node, reason);

@@ -8,20 +8,27 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pilotage_nat::NatBehaviour;
+use pilotage_nat::portmap::Mapping;
 use pilotage_proto::crypto::Identity;
+use pilotage_proto::s1::PeerPrekey;
 use pilotage_proto::{ConnectError, EndpointStats, PathInfo, PeerPolicy, TunnelInfo};
 use pilotage_wire::addressing::fingerprint128;
+use pilotage_wire::beacon::Accept as RelayAccept;
 use pilotage_wire::{Address, NodeId, SocketAddress};
 
 use crate::asynch::blocking;
 use crate::builder::NodeBuilder;
+use crate::carrier::{CarriageProbe, CarriageStatus};
 use crate::datagram::DatagramSocket;
 use crate::driver::socket::SocketInfo;
 use crate::error::{ConnectFailure, FailureCause, ListenError, Stage};
 use crate::events::EventReceiver;
 use crate::hub::{Hub, HubStatus};
+use crate::lan::{Lan, LanPeer};
 use crate::listener::Listener;
 use crate::peer::Peer;
+use crate::portmap::PortMapping;
 use crate::resolve::ResolvedPeer;
 use crate::shared::{PendingPing, Phase, Shared};
 use crate::slot::{Direction, Slot};
@@ -62,6 +69,8 @@ pub(crate) struct NodeInner {
     pub(crate) introduced: HashMap<NodeId, SocketAddr>,
     pub(crate) policies: HashMap<NodeId, PeerPolicy>,
     pub(crate) driver: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) lan: Option<Lan>,
+    pub(crate) port_mapping: Mutex<Option<Arc<PortMapping>>>,
 }
 
 /// The answer to a ping.
@@ -75,6 +84,8 @@ pub struct PingReply {
     pub attempts: u32,
     /// The path in use, if it is known.
     pub path: Option<PathInfo>,
+    /// Why it is this one (see [`crate::PathStatus::reason`]).
+    pub reason: Option<&'static str>,
 }
 
 /// Counters and sizes of a node.
@@ -130,7 +141,20 @@ impl Node {
 
     /// Our UDP address as the beacon sees it, once it told us.
     pub fn observed_addr(&self) -> Option<SocketAddr> {
-        self.inner.shared.lock().endpoint.observed_address()
+        self.inner.shared.lock().observed_address()
+    }
+
+    /// How the NAT between us and the beacons behaves, once it was found out. Needs a beacon of ours, and some seconds.
+    pub fn nat_behaviour(&self) -> Option<NatBehaviour> {
+        self.inner.shared.lock().endpoint.nat_behaviour()
+    }
+
+    /// From whom beacons of ours let relayed frames and introductions through to us; `permitted`, at most 64, is for
+    /// [`RelayAccept::Named`]. Default: from every registered node. Beacons of the reference let everything through.
+    pub fn set_relay_accept(&self, accept: RelayAccept, permitted: &[NodeId]) {
+        let mut core = self.inner.shared.lock();
+        core.endpoint.set_relay_accept(Instant::now(), accept, permitted);
+        self.inner.shared.finish(core);
     }
 
     /// The name that the hub granted us.
@@ -251,13 +275,51 @@ impl Node {
         self.inner.shared.lock().endpoint.peers()
     }
 
+    /// Our prekey for S1 with its certificate, which peers may be told ([`PeerConfig::prekey`](crate::PeerConfig::prekey)):
+    /// they then need no round trip to ask for it. `None` without S1.
+    pub fn prekey(&self) -> Option<PeerPrekey> {
+        self.inner.shared.lock().endpoint.prekey()
+    }
+
     /// How it stands with the hub; `None` if none is configured.
     pub fn hub_status(&self) -> Option<HubStatus> {
-        let beacon = self.inner.shared.mailbox.beacon();
+        let beacons = self.inner.shared.lock().endpoint.beacons();
+        let beacon = beacons.iter().find(|beacon| beacon.primary).map(|beacon| beacon.address);
         match &self.inner.hub {
-            Some(hub) => Some(hub.status(beacon)),
-            None => beacon.map(|beacon| HubStatus { beacon: Some(beacon), ..HubStatus::default() }),
+            Some(hub) => Some(HubStatus { beacons, ..hub.status(beacon) }),
+            None => beacon.map(|_| HubStatus { beacon, beacons, ..HubStatus::default() }),
         }
+    }
+
+    /// Whether datagrams for the beacon go by UDP or through the hub's WebSocket; `None` without a beacon and URL.
+    pub fn carriage(&self) -> Option<CarriageStatus> {
+        self.inner.shared.carrier.as_ref().map(|carrier| carrier.status())
+    }
+
+    /// Opens a link to the hub's WebSocket and closes it again, to see whether it could be used. Blocks up to 8 s;
+    /// `None` without a beacon and URL.
+    ///
+    /// # Errors
+    /// Say which step failed.
+    pub fn try_hub_wss(&self) -> Option<Result<CarriageProbe, String>> {
+        self.inner.shared.carrier.as_ref().map(|carrier| carrier.try_link())
+    }
+
+    /// The addresses of our interfaces at which others may reach our socket, at most 16; looked at each second.
+    /// A node that is bound to the loopback has none.
+    pub fn interface_addresses(&self) -> Vec<SocketAddr> {
+        self.inner.shared.lock().candidates.clone()
+    }
+
+    /// Nodes that say they are on the local network, if the node looks for them ([`NodeBuilder::lan`]).
+    pub fn lan_peers(&self) -> Vec<LanPeer> {
+        self.inner.lan.as_ref().map(Lan::all).unwrap_or_default()
+    }
+
+    /// The router's port that leads to ours, if there is one ([`NodeBuilder::port_mapping`]).
+    pub fn port_mapping(&self) -> Option<Mapping> {
+        let mapping = self.inner.port_mapping.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        mapping.as_ref().and_then(|mapping| mapping.current())
     }
 
     /// Closes the node now, whatever handles are left: ends every stream in order, waits at most
@@ -359,8 +421,9 @@ impl Node {
             let answer = pending.answer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
             match answer {
                 Some(Ok(rtt)) => {
-                    let path = shared.lock().endpoint.peer(address.node).and_then(|tunnel| tunnel.path);
-                    return Ok(PingReply { address, rtt, attempts, path });
+                    let status = shared.path_status(&shared.lock(), address.node);
+                    let (path, reason) = (status.and_then(|one| one.path), status.map(|one| one.reason));
+                    return Ok(PingReply { address, rtt, attempts, path, reason });
                 }
                 Some(Err(error)) => return Err(self.inner.failure(error, peer)),
                 None if Instant::now() >= deadline => break,
@@ -420,6 +483,13 @@ impl NodeInner {
         let Some(driver) = driver else {
             return;
         };
+        let mapping = self.port_mapping.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        if let Some(mapping) = mapping {
+            mapping.close();
+        }
+        if let Some(lan) = &self.lan {
+            lan.close();
+        }
         if driver.thread().id() == std::thread::current().id() {
             // A task woken by the driver dropped the last handle: the driver finishes by itself.
             return;

@@ -8,6 +8,7 @@ use pilotage_wire::{Address, NodeId};
 
 use crate::error::{ConnectFailure, FailureCause, Stage};
 use crate::hub::{Endpoints, Hub, HubError};
+use crate::lan::{LanPeer, NotFound};
 use crate::node::NodeInner;
 use crate::peer::Peer;
 use crate::shared::Phase;
@@ -31,7 +32,14 @@ impl NodeInner {
     pub(crate) fn resolve(&self, peer: &Peer) -> Result<ResolvedPeer, ConnectFailure> {
         match peer {
             Peer::Name(name) => {
-                let address = self.resolve_name(name)?;
+                let address = match self.resolve_name(name) {
+                    Ok(address) => address,
+                    // The hub's word comes first; the network's only counts where there is none.
+                    Err(failure) => {
+                        let found = self.name_on_lan(name).unwrap_or(Err(failure));
+                        return found.or_else(|failure| self.name_of_old(name, failure));
+                    }
+                };
                 let ourselves = address.node == self.shared.lock().endpoint.local_address().node;
                 // The hub is asked anyway, and it may know that the peer has moved.
                 let found = match self.known_to_endpoint(address).filter(|_| ourselves) {
@@ -55,7 +63,7 @@ impl NodeInner {
 
     /// Whether [`NodeInner::resolve`] would have to ask the hub, and thus might block.
     pub(crate) fn needs_hub(&self, peer: &Peer) -> bool {
-        self.hub.is_some()
+        (self.hub.is_some() || self.lan.is_some())
             && match peer {
                 Peer::Name(_) => true,
                 Peer::Address(address) => self.known_to_endpoint(*address).is_none(),
@@ -78,7 +86,9 @@ impl NodeInner {
             key: resolved.key.or(known),
             endpoint: resolved.endpoint,
             policy: self.policies.get(&address.node).copied().unwrap_or_default(),
+            prekey: None,
         };
+        let config = crate::secure::remembered(&core.endpoint, &self.shared.book(), config);
         if let Err(error) = core.endpoint.add_peer(Instant::now(), config) {
             drop(core);
             return Err(self.failure(error, peer));
@@ -87,6 +97,39 @@ impl NodeInner {
             core.introduced.insert(address.node);
         }
         Ok(address)
+    }
+
+    /// A node of the local network, by what it says of itself. Its key exchange proves the id.
+    fn on_lan(&self, peer: LanPeer) -> ResolvedPeer {
+        let LanPeer { address, name, endpoints, .. } = peer;
+        let local = self.shared.local;
+        let reachable = |at: &&SocketAddr| at.is_ipv4() || local.is_ipv6();
+        let endpoint = endpoints.iter().find(reachable).copied();
+        ResolvedPeer { address, key: self.pin(address.node).map(|pin| pin.key), endpoint, name }
+    }
+
+    /// The node with this name on the local network; `None` if nobody says to be that.
+    fn name_on_lan(&self, name: &str) -> Option<Result<ResolvedPeer, ConnectFailure>> {
+        match self.lan.as_ref()?.by_name(name) {
+            Ok(peer) => Some(Ok(self.on_lan(peer))),
+            Err(NotFound::Nobody) => None,
+            Err(NotFound::Ambiguous) => Some(Err(ConnectFailure::new(
+                Stage::Resolve,
+                FailureCause::System(format!("several nodes of this network call themselves {name:?}")),
+                "use the address of the one that you mean",
+            ))),
+        }
+    }
+
+    /// Whoever had this name when the hub last answered, by the agent's signed record.
+    fn name_of_old(&self, name: &str, failure: ConnectFailure) -> Result<ResolvedPeer, ConnectFailure> {
+        let known = silent(&failure).then(|| self.shared.acquaintances.get()?.by_name(name)).flatten();
+        match known {
+            Some(known) if self.pin(known.address.node).is_none_or(|pin| pin.key == known.key) => {
+                Ok(ResolvedPeer { name: Some(name.to_owned()), ..known.peer(self.shared.local) })
+            }
+            _ => Err(failure),
+        }
     }
 
     fn resolve_name(&self, name: &str) -> Result<Address, ConnectFailure> {
@@ -107,6 +150,18 @@ impl NodeInner {
             Some(hub) => self.ask_hub(hub, address, pin.as_ref()),
             None => Err(self.failure(pilotage_proto::ConnectError::UnknownPeer, &Peer::Address(address))),
         };
+        let found = found.or_else(|failure| match &self.lan {
+            Some(lan) if !matches!(failure.cause, FailureCause::PinMismatch { .. }) => {
+                lan.by_node(address.node).map(|peer| self.on_lan(peer)).ok_or(failure)
+            }
+            _ => Err(failure),
+        });
+        if found.is_ok()
+            && let Some(acquaintances) = self.shared.acquaintances.get()
+        {
+            acquaintances.met(address);
+        }
+        let found = found.or_else(|failure| self.address_of_old(address, pin.as_ref(), failure));
         match (found, pin) {
             // A peer that we met before is tried where it was, whatever the hub does not know.
             (Err(failure), Some(Pin { key, endpoint: Some(endpoint), .. }))
@@ -115,6 +170,20 @@ impl NodeInner {
                 Ok(ResolvedPeer { address, key: Some(key), endpoint: Some(endpoint), name: None })
             }
             (found, _) => found,
+        }
+    }
+
+    /// The agent at this address, by its signed record, where the hub does not answer.
+    fn address_of_old(
+        &self,
+        address: Address,
+        pin: Option<&Pin>,
+        failure: ConnectFailure,
+    ) -> Result<ResolvedPeer, ConnectFailure> {
+        let known = silent(&failure).then(|| self.shared.acquaintances.get()?.by_address(address)).flatten();
+        match known {
+            Some(known) if pin.is_none_or(|pin| pin.key == known.key) => Ok(known.peer(self.shared.local)),
+            _ => Err(failure),
         }
     }
 
@@ -142,8 +211,9 @@ impl NodeInner {
         pin: Option<&Pin>,
     ) -> Result<ResolvedPeer, ConnectFailure> {
         let us = self.shared.lock().endpoint.local_address().node;
-        let entry =
-            hub.ask(|directory| directory.lookup(address.node)).map_err(|error| hub_failure(hub, error))?;
+        let found =
+            hub.ask(|directory| directory.find(address.node, us)).map_err(|error| hub_failure(hub, error))?;
+        let entry = found.entry.map_err(|error| hub_failure(hub, error))?;
         if let (Some(key), Some(pin)) = (entry.key, pin)
             && key != pin.key
         {
@@ -158,20 +228,20 @@ impl NodeInner {
                 hint,
             ));
         }
-        let endpoints = hub.ask(|directory| directory.resolve(address.node, us));
+        let endpoints = found.endpoints;
         if endpoints.as_ref().is_err_and(|error| !error.is_unreachable()) {
             self.shared.mailbox.doubt_hub();
         }
         let endpoints = match endpoints {
             Ok(endpoints) => endpoints,
             // A node that hides its endpoint may still be met through the relay.
-            Err(error) if !error.is_unreachable() && self.shared.mailbox.beacon().is_some() => {
+            Err(error) if !error.is_unreachable() && self.shared.mailbox.has_beacon() => {
                 tracing::debug!(%error, %address, "no endpoint; trying the relay");
                 Endpoints::default()
             }
             Err(error) => return Err(hub_failure(hub, error)),
         };
-        let observed = self.shared.lock().endpoint.observed_address();
+        let observed = self.shared.lock().observed_address();
         Ok(ResolvedPeer {
             address,
             key: entry.key.or(pin.map(|pin| pin.key)),
@@ -216,6 +286,16 @@ fn shares_24(a: IpAddr, b: IpAddr) -> bool {
         (IpAddr::V4(a), IpAddr::V4(b)) => {
             a.is_private() && b.is_private() && a.octets()[..3] == b.octets()[..3]
         }
+        _ => false,
+    }
+}
+
+/// Whether nobody answered, as opposed to somebody who said no.
+fn silent(failure: &ConnectFailure) -> bool {
+    match &failure.cause {
+        FailureCause::Hub(error) => error.is_unreachable(),
+        FailureCause::NoHub(_) => true,
+        FailureCause::Core(pilotage_proto::ConnectError::UnknownPeer) => true,
         _ => false,
     }
 }

@@ -12,19 +12,24 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use pilotage_nat::agent::{Candidate, CandidateKind};
 use pilotage_proto::{ConnectError, ConnectionId, Endpoint, Event, TransmitBuf};
 use pilotage_wire::NodeId;
 
+use crate::acquaintances::Acquaintances;
+use crate::carrier::Carrier;
 use crate::driver::post::Post;
 use crate::driver::send::{Pending, SendCounters, SendOutcome, SendSlab};
 use crate::events::{EventHub, NodeEvent};
 use crate::keeper::Mailbox;
 use crate::lookup::Lookup;
+use crate::path::Paths;
 use crate::relay::Relay;
+use crate::side::Sockets;
 use crate::slot::{Direction, Slot};
 use crate::state::PeerBook;
 
@@ -50,6 +55,10 @@ pub(crate) struct Shared {
     pub(crate) post: Post,
     pub(crate) counters: SendCounters,
     pub(crate) relay: Relay,
+    /// Who speaks with the beacon where UDP is blocked.
+    pub(crate) carrier: Option<Arc<Carrier>>,
+    /// Extra sockets.
+    pub(crate) side: Arc<Sockets>,
     /// Calls of the application whose datagrams were left to the driver.
     pub(crate) left_to_driver: AtomicU64,
     pub(crate) events: EventHub,
@@ -60,6 +69,8 @@ pub(crate) struct Shared {
     /// Signalled when the observed address or the phase changes.
     pub(crate) lifecycle: Slot,
     pub(crate) started: Instant,
+    /// Who knows peers without the hub.
+    pub(crate) acquaintances: OnceLock<Arc<dyn Acquaintances>>,
 }
 
 /// The endpoint and who waits for what. Always behind the mutex of [`Shared`].
@@ -83,6 +94,11 @@ pub(crate) struct Core {
     /// Why peers were refused lately, to explain a key exchange that never ends.
     pub(crate) refusals: VecDeque<(NodeId, String)>,
     pub(crate) observed: Option<SocketAddr>,
+    pub(crate) paths: Paths,
+    /// Addresses of our interfaces, with our port.
+    pub(crate) candidates: Vec<SocketAddr>,
+    /// The router's port that leads to ours.
+    pub(crate) mapped: Option<SocketAddr>,
     /// How often the gate was replaced: verdicts of an earlier one do not count.
     pub(crate) gates: u64,
     pub(crate) sleep: Sleep,
@@ -149,6 +165,12 @@ pub(crate) struct Wakes {
 impl Wakes {
     pub(crate) fn add(&mut self, slot: &Arc<Slot>, direction: Direction) {
         self.slots.push((slot.clone(), direction));
+    }
+
+    /// What is to be delivered.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
     }
 
     /// Slots of the last delivery for which a thread waited.
@@ -224,6 +246,9 @@ impl Core {
             introduced: HashSet::new(),
             refusals: VecDeque::new(),
             observed: None,
+            paths: Paths::default(),
+            candidates: Vec::new(),
+            mapped: None,
             gates: 0,
             sleep: Sleep::Awake,
             app_active: false,
@@ -248,6 +273,11 @@ impl Core {
         if !self.endpoint.is_flushed(id) {
             self.draining.insert(id);
         }
+    }
+
+    /// Our UDP address as the beacon sees it. Through a link it sees one that means nothing to anybody else.
+    pub(crate) fn observed_address(&self) -> Option<SocketAddr> {
+        self.endpoint.observed_address().filter(|address| !pilotage_carriage::is_virtual(*address))
     }
 
     /// Whether nothing that an application wrote is still on its way.
@@ -301,13 +331,17 @@ impl Shared {
         post: Post,
         book: PeerBook,
         mailbox: Arc<Mailbox>,
+        carrier: Option<Arc<Carrier>>,
     ) -> Self {
+        let side = core.slab.as_ref().map(|slab| slab.side.clone()).unwrap_or_default();
         Self {
             core: Mutex::new(core),
             local,
             post,
             counters: SendCounters::default(),
             relay: Relay::default(),
+            carrier,
+            side,
             left_to_driver: AtomicU64::new(0),
             events: EventHub::default(),
             book: Mutex::new(book),
@@ -315,6 +349,7 @@ impl Shared {
             gate: Mutex::new(None),
             lifecycle: Slot::default(),
             started: Instant::now(),
+            acquaintances: OnceLock::new(),
         }
     }
 
@@ -341,6 +376,16 @@ impl Shared {
             self.wake_driver();
         }
         polled
+    }
+
+    /// Tells the endpoint and the registry where others reach us.
+    pub(crate) fn tell_candidates(&self, core: &mut Core) {
+        tracing::debug!(interfaces = ?core.candidates, mapped = ?core.mapped, "our addresses");
+        let hosts = core.candidates.iter().map(|&addr| Candidate { addr, kind: CandidateKind::Host });
+        let mapped = core.mapped.map(|addr| Candidate { addr, kind: CandidateKind::Mapped });
+        let candidates: Vec<_> = mapped.into_iter().chain(hosts).collect();
+        core.endpoint.set_local_candidates(Instant::now(), &candidates);
+        self.mailbox.address_changed();
     }
 
     /// Wakes the driver, or whoever waits at the socket in its stead.
@@ -503,7 +548,7 @@ impl Shared {
                 Event::LookupPeer { node, presented_key, from } => {
                     // All zero: a sealed frame came, which presents none.
                     let key = Some(presented_key).filter(|key| *key != [0; 32]);
-                    let relayed = self.mailbox.beacon() == Some(from);
+                    let relayed = core.endpoint.is_beacon(from);
                     answered |= self.on_lookup(core, Lookup { node, key, relayed });
                 }
                 Event::Knock { peer } => self.on_knock(core, peer),
@@ -521,6 +566,7 @@ impl Shared {
                 {
                     self.mailbox.save_soon();
                 }
+                core.paths.up(peer, Instant::now(), wakes);
                 self.events.send(NodeEvent::TunnelUp { peer, handshake });
             }
             Event::TunnelDown { peer, reason } => {
@@ -531,9 +577,22 @@ impl Shared {
                     }
                     ping.peer != peer
                 });
+                core.paths.down(peer, wakes);
                 self.events.send(NodeEvent::TunnelDown { peer, reason });
             }
-            Event::PathChanged { peer, path } => self.events.send(NodeEvent::PathChanged { peer, path }),
+            Event::PeerSecured { peer, prekey } if self.book().on_secured(peer, *prekey) => {
+                self.mailbox.save_soon();
+            }
+            Event::AddressWanted { peer } => {
+                if let Some(tunnel) = core.endpoint.peer(peer) {
+                    self.mailbox.want_address(tunnel.peer);
+                }
+            }
+            Event::SocketsWanted { peer, target } => self.mailbox.want_sockets(peer, target),
+            Event::PathChanged { peer, path, .. } => {
+                core.paths.changed(peer, Instant::now(), wakes);
+                self.events.send(NodeEvent::PathChanged { peer, path });
+            }
             _ => {}
         }
     }
@@ -559,11 +618,15 @@ impl Shared {
             wakes.pings.push(ping);
         }
         core.flush_waits.clear();
+        core.paths.close(&mut wakes);
         drop(core);
         wakes.deliver();
         self.lifecycle.set_closed();
         self.lifecycle.signal(Direction::Read);
         self.mailbox.stop();
+        if let Some(carrier) = &self.carrier {
+            carrier.stop();
+        }
         self.ask_nobody();
         self.events.send(NodeEvent::Closed);
     }

@@ -5,6 +5,7 @@
 //! * `addresses.json`: the address that each registry gave us, so that it is ours from the first moment of the next
 //!   run; rewritten whole and atomically.
 //! * `account.json`: the owner text that was last given, in the reference's format.
+//! * `device.json`: the secret of this device for S1, where that is on.
 //! * `lock`: held while a node runs, with its process id inside.
 
 use std::collections::HashMap;
@@ -14,9 +15,11 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pilotage_proto::crypto::Identity;
+use pilotage_proto::s1::PeerPrekey;
 use pilotage_proto::{PathKind, TunnelInfo};
 use pilotage_wire::NodeId;
 
+use crate::carrier::EvidenceMemory;
 use crate::error::StartError;
 
 mod format;
@@ -94,6 +97,30 @@ impl StateDir {
         }
     }
 
+    /// The secret of this device in `device.json`; `fresh` is stored if there is none yet. It is never to be copied to another one.
+    pub(crate) fn device(
+        &self,
+        fresh: impl FnOnce() -> io::Result<[u8; 32]>,
+    ) -> Result<[u8; 32], StartError> {
+        let path = self.path.join("device.json");
+        match read_bounded(&path) {
+            Ok(text) => format::parse_device(&text).map_err(|reason| StartError::State {
+                path,
+                reason,
+                hint: "remove the file: another secret is made",
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let secret = fresh()?;
+                let written = format::device_json(&secret).map_err(io::Error::from);
+                written.and_then(|json| write_atomically(&path, &json)).map_err(|error| {
+                    state_error(&path, &error, "make the directory writable and free some disk space")
+                })?;
+                Ok(secret)
+            }
+            Err(error) => Err(state_error(&path, &error, "make the file readable for this user")),
+        }
+    }
+
     /// Writes `identity.json`, readable by this user only.
     pub(crate) fn store_identity(&self, identity: &Identity) -> Result<(), StartError> {
         let path = self.path.join("identity.json");
@@ -112,6 +139,16 @@ impl StateDir {
             path,
             reason,
             hint: "correct the file, or remove it: the registries know our addresses",
+        })
+    }
+
+    /// Which certificates hubs showed at their WebSockets.
+    pub(crate) fn evidence(&self) -> Result<EvidenceMemory, StartError> {
+        let path = self.path.join("hub-wss.json");
+        EvidenceMemory::open(path.clone()).map_err(|reason| StartError::State {
+            path,
+            reason,
+            hint: "correct the file, or remove it to take the hub's certificate of the next time",
         })
     }
 
@@ -178,9 +215,23 @@ impl PeerBook {
             endpoint: direct.or(old.and_then(|old| old.endpoint)),
             called: called || old.is_some_and(|old| old.called),
             last_seen: unix_seconds(),
+            prekey: old.and_then(|old| old.prekey),
             registry: self.registry.clone().filter(|_| !certifies_itself(info.peer.node, &key)),
         };
         self.insert(pin);
+        self.path.is_some()
+    }
+
+    /// A pinned peer speaks S1 with us: that is remembered, with its prekey. True if there is something new to save.
+    pub(crate) fn on_secured(&mut self, node: NodeId, prekey: PeerPrekey) -> bool {
+        let Some(pin) = self.pins.get_mut(&node).filter(|pin| pin.key == prekey.identity) else {
+            return false;
+        };
+        if pin.prekey == Some(prekey) {
+            return false;
+        }
+        pin.prekey = Some(prekey);
+        self.dirty = true;
         self.path.is_some()
     }
 
@@ -237,7 +288,7 @@ pub(crate) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn read_bounded(path: &Path) -> io::Result<String> {
+pub(crate) fn read_bounded(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     if file.metadata()?.len() > MAX_FILE {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than any file this program writes"));
@@ -289,6 +340,7 @@ mod tests {
             endpoint: None,
             called,
             last_seen,
+            prekey: None,
             registry: None,
         }
     }

@@ -13,6 +13,7 @@ use pilotage_wire::SocketAddress;
 
 use crate::error::{closed, read_error, timed_out, write_error};
 use crate::node::NodeInner;
+use crate::path::{PathStatus, PathWatcher};
 use crate::shared::{Core, Phase};
 use crate::slot::{Direction, Slot};
 
@@ -115,6 +116,17 @@ impl Stream {
     /// The path in use: direct or relayed, where to, round-trip time, datagram size.
     pub fn path(&self) -> Option<PathInfo> {
         self.inner.node.shared.lock().endpoint.connection_path(self.inner.id)
+    }
+
+    /// The path with its reason and age.
+    pub fn path_status(&self) -> Option<PathStatus> {
+        let core = self.inner.node.shared.lock();
+        self.inner.node.shared.path_status(&core, self.inner.peer.address.node)
+    }
+
+    /// Tells when the path changes, such as from the relay to a direct one.
+    pub fn watch_path(&self) -> PathWatcher {
+        PathWatcher::new(&self.inner.node, self.inner.peer.address.node)
     }
 
     /// Counters of this stream; zero once both ends are done with it.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use pilotage_wire::Address;
 
 use crate::congestion::ControllerKind;
+use crate::s1::PeerPrekey;
+use crate::secure::Mode;
 
 /// Settings of an [`Endpoint`](crate::Endpoint). Every limit is a hard bound.
 #[derive(Debug, Clone)]
@@ -99,6 +101,9 @@ pub struct PeerPolicy {
     pub allow_plaintext: bool,
     /// Accept the anonymous PILK key exchange.
     pub allow_unauthenticated: bool,
+    /// The least mode: of the peer's record, of what was spoken with it before, or as the operator demands
+    /// (spec/secure.md §12).
+    pub least: Mode,
 }
 
 /// What the caller knows about a peer.
@@ -112,4 +117,6 @@ pub struct PeerConfig {
     pub endpoint: Option<SocketAddr>,
     /// What the operator allows.
     pub policy: PeerPolicy,
+    /// Its prekey for S1, from its record or from an earlier session.
+    pub prekey: Option<PeerPrekey>,
 }

@@ -1,9 +1,13 @@
 //! What an endpoint reports: events, errors and statistics.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use pilotage_nat::agent::PathReason;
 use pilotage_wire::{Address, NodeId, SocketAddress};
+
+use crate::s1::{PeerPrekey, Suite};
+use crate::secure::Mode;
 
 /// Names one connection of an endpoint. Never reused for another connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +81,15 @@ pub enum Event {
         /// Time from our first frame to the keys; zero if the peer began.
         handshake: Duration,
     },
+    /// S1 is in use with this peer, and both sides have shown it. Whoever keeps pins keeps with them that this peer speaks
+    /// S1, and its prekey, for [`PeerConfig::prekey`](crate::PeerConfig) and
+    /// [`PeerPolicy::least`](crate::PeerPolicy) of the next process. Said once for each prekey.
+    PeerSecured {
+        /// The peer.
+        peer: NodeId,
+        /// Its identity, prekey and certificate.
+        prekey: Box<PeerPrekey>,
+    },
     /// No valid frame came from this peer for so long that its tunnel was given up.
     TunnelDown {
         /// The peer.
@@ -90,6 +103,23 @@ pub enum Event {
         peer: NodeId,
         /// The path in use now.
         path: PathInfo,
+        /// Why it is this one.
+        reason: PathReason,
+    },
+    /// Nobody answers where this peer should be. Whoever knows a newer address tells it with
+    /// [`Endpoint::add_peer`](crate::Endpoint::add_peer); the attempt goes on meanwhile. At most once in 3 s and peer.
+    AddressWanted {
+        /// The peer.
+        peer: NodeId,
+    },
+    /// Our NAT takes another port for each destination, and the peer is guessing which: whoever has the sockets sends
+    /// from [`FAN_SOCKETS`](pilotage_nat::agent::FAN_SOCKETS) others to this address, and names the one that hears from
+    /// there as a candidate of the peer ([`pilotage_nat::side`]). At most once in five minutes and peer.
+    SocketsWanted {
+        /// The peer.
+        peer: NodeId,
+        /// Where its NAT is.
+        target: SocketAddr,
     },
 }
 
@@ -146,6 +176,11 @@ pub enum ConnectError {
     /// A local limit (connections, peers, ports) is reached.
     #[error("connect: local limit reached")]
     LimitReached,
+    /// The peer may only be spoken to in S1, and we do not speak it, or do not know the peer's key.
+    #[error(
+        "key exchange: this peer may only be spoken to in S1, which is off here, or its key is not known"
+    )]
+    ModeRefused,
     /// The endpoint is closing.
     #[error("connect: the node is closing")]
     Closing,
@@ -320,6 +355,16 @@ pub struct TunnelInfo {
     pub pilotage: bool,
     /// Frames sealed under the current keys.
     pub frames_sealed: u64,
+    /// Which protection is in use; without keys, [`Mode::Draft`].
+    pub mode: Mode,
+    /// The least that is accepted from this peer.
+    pub least_mode: Mode,
+    /// The suite, in S1.
+    pub suite: Option<Suite>,
+    /// When the keys in use were agreed.
+    pub keys_since: Option<Instant>,
+    /// Number of the key phase that we send in; 0 in the draft's mode, which has none.
+    pub phase: u64,
     /// The path in use, once there is one.
     pub path: Option<PathInfo>,
     /// Open connections in it.

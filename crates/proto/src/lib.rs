@@ -26,7 +26,9 @@ pub mod mtud;
 pub mod replay;
 pub mod ring;
 pub mod rtt;
+pub mod s1;
 pub mod scoreboard;
+pub mod secure;
 pub mod send_buffer;
 pub mod timer_table;
 pub mod transmit;
@@ -39,6 +41,7 @@ mod endpoint;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod mux;
 mod tunnel;
 
 pub use config::{Config, PeerConfig, PeerPolicy};
@@ -48,4 +51,5 @@ pub use event::{
     ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats, DatagramIn, EndpointStats,
     Event, MemoryUse, PathInfo, PathKind, ReadError, SendDatagramError, TunnelInfo, WriteError,
 };
+pub use secure::{Mode, SecureConfig, SecureMode};
 pub use transmit::{RecvMeta, Transmit, TransmitBuf};

@@ -12,7 +12,8 @@
 //! Sockets and clocks are the caller's: [`crate::server`] brings real ones, a simulator its own.
 
 use crate::engine::{Config, ConnState, Context, Engine, Outcome};
-use crate::store::{Loaded, Store, StoreError};
+use crate::keys::Keys;
+use crate::store::{Loaded, Still, Store, StoreError};
 use pilotage_fault as fault;
 use pilotage_wire::registry::{LENGTH_PREFIX, MAX_MESSAGE, Reply, Request, next_frame};
 use std::net::IpAddr;
@@ -88,7 +89,7 @@ impl Session {
         MAX_INPUT.saturating_sub(self.input.len())
     }
 
-    fn waiting(&self) -> &[u8] {
+    pub(crate) fn waiting(&self) -> &[u8] {
         &self.input[self.used..]
     }
 
@@ -148,6 +149,7 @@ pub struct Service {
     batch: Vec<Item>,
     commits: u64,
     store_failures: u64,
+    keys: Keys,
 }
 
 impl Service {
@@ -156,16 +158,30 @@ impl Service {
     /// # Errors
     /// [`StoreError`] if the records contradict each other.
     pub fn new(config: Config, store: Store, records: Loaded, now: Instant) -> Result<Self, StoreError> {
+        let keys = Keys::default();
+        keys.put(records.iter().map(|(id, record)| (*id, record.public_key)));
         let mut engine = Engine::new(config, records, now).map_err(|error| store.bad_record(&error))?;
         engine.load_rows(store.rows()?);
         let retry = (now, FIRST_RETRY);
-        Ok(Self { engine, store, retry, batch: Vec::new(), commits: 0, store_failures: 0 })
+        Ok(Self { engine, store, retry, batch: Vec::new(), commits: 0, store_failures: 0, keys })
     }
 
     /// The state that requests meet, staged changes included.
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The keys of all nodes, for other threads.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        self.keys.clone()
+    }
+
+    /// Keeps the store's file as it is while somebody copies it.
+    #[must_use]
+    pub fn still(&self) -> Still {
+        self.store.still()
     }
 
     /// True while the store cannot be written.
@@ -260,6 +276,7 @@ impl Service {
         };
         match self.store.commit(self.engine.staged(), self.engine.staged_rows()) {
             Ok(()) => {
+                self.keys.put(self.engine.staged().map(|(id, record)| (id, record.public_key)));
                 self.engine.commit();
                 self.commits += 1;
                 Committed::Stored

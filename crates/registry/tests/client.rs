@@ -5,6 +5,7 @@
 use ed25519_dalek::{Signer as _, SigningKey};
 use pilotage_registry::client::{Client, ClientError, ClientTls, Registration};
 use pilotage_registry::engine::RateLimits;
+use pilotage_registry::keys::Keys;
 use pilotage_registry::server::{Server, ServerConfig, ServerHandle};
 use pilotage_registry::tls::ServerTls;
 use pilotage_wire::NodeId;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-struct Hub(SocketAddr, ServerHandle, Option<JoinHandle<std::io::Result<()>>>);
+struct Hub(SocketAddr, ServerHandle, Option<JoinHandle<std::io::Result<()>>>, Keys);
 
 impl Hub {
     fn start(listen: SocketAddr, store: &Path) -> Self {
@@ -29,8 +30,8 @@ impl Hub {
 
     fn run(config: ServerConfig) -> Self {
         let server = Server::bind(config).unwrap();
-        let (addr, handle) = (server.local_addr(), server.handle());
-        Self(addr, handle, Some(std::thread::spawn(move || server.run())))
+        let (addr, handle, keys) = (server.local_addr(), server.handle(), server.keys());
+        Self(addr, handle, Some(std::thread::spawn(move || server.run())), keys)
     }
 }
 
@@ -80,6 +81,15 @@ fn two_nodes_meet_through_the_registry() {
     assert_eq!(whereabouts.lan_addrs, ["192.168.1.5:4100".parse().unwrap()]);
     let who = client_a.lookup(found.node).unwrap();
     assert_eq!(who.public_key, Some(b.verifying_key().to_bytes()));
+    let both = client_a.find(found.node, alice.address.node, &sign_a).unwrap();
+    assert_eq!((both.info.unwrap(), both.place.unwrap()), (who, whereabouts));
+    // A refusal of one question says nothing about the other.
+    let both = client_b.find(alice.address.node, bob.address.node, &sign_b).unwrap();
+    assert_eq!(both.info.unwrap().hostname.as_deref(), Some("alice"));
+    let refused = both.place.unwrap_err();
+    assert!(matches!(&refused, ClientError::Refused { request: "resolve", .. }), "{refused}");
+    let both = client_a.find(NodeId(77), alice.address.node, &sign_a).unwrap();
+    assert!(both.info.is_err() && both.place.is_err());
     let refused = client_b.resolve(alice.address.node, bob.address.node, &sign_b).unwrap_err();
     assert!(matches!(&refused, ClientError::Refused { request: "resolve", .. }), "{refused}");
     client_a.set_visibility(alice.address.node, true, &sign_a).unwrap();
@@ -106,7 +116,13 @@ fn a_restarted_hub_is_found_again_with_everything_in_it() {
     let hub = Hub::start(any_port(), &store);
     let addr = hub.0;
     let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    assert_eq!(hub.3.of(node_ids(key.verifying_key().as_bytes()).next().unwrap().1), None);
     let before = client.register(&registration(&key, "carol", true), &sign).unwrap();
+    assert_eq!(
+        hub.3.of(before.address.node),
+        Some(key.verifying_key().to_bytes()),
+        "what was acknowledged is known"
+    );
     assert!(!client.is_renewed());
     drop(hub);
     // While it is away: a clear error at once, then a pause during which nothing is tried.
@@ -133,7 +149,8 @@ fn a_restarted_hub_is_found_again_with_everything_in_it() {
     let hub = Hub::start(addr, &store);
     client.set_hostname(before.address.node, "caroline", &sign).unwrap();
     drop(hub);
-    let _hub = Hub::start(addr, &store);
+    let hub = Hub::start(addr, &store);
+    assert_eq!(hub.3.of(before.address.node), Some(key.verifying_key().to_bytes()), "from the store");
     assert_eq!(client.lookup(before.address.node).unwrap().hostname.as_deref(), Some("caroline"));
     client.register(&registration(&key, "caroline", true), &sign).unwrap();
     assert!(!client.is_renewed());
@@ -188,6 +205,43 @@ fn a_reference_registry_gets_plain_messages_and_its_id_is_accepted() {
     assert_eq!(kinds, ["challenge", "register", "set_visibility", "set_hostname", "deregister"]);
     assert!(requests.iter().all(|request| request.get("proof").is_none()));
     assert!(requests[1..].iter().all(|request| request["signature"].is_string()));
+}
+
+#[test]
+fn two_questions_take_one_round_trip_and_a_dead_connection_is_replaced() {
+    let listener = TcpListener::bind(any_port()).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        // The first connection ends at once, as one that the network forgot.
+        drop(listener.accept().unwrap());
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut seen = Vec::new();
+        let mut asked = 0;
+        // Both questions before any answer: a client that waits in between would time out.
+        while asked < 2 {
+            let mut chunk = [0; 1024];
+            let read = stream.read(&mut chunk).unwrap();
+            seen.extend_from_slice(&chunk[..read]);
+            asked = 0;
+            let mut rest = &seen[..];
+            while let Some(json) = next_frame(rest).unwrap() {
+                asked += 1;
+                rest = &rest[4 + json.len()..];
+            }
+        }
+        for reply in [
+            r#"{"type":"error","error":"no"}"#,
+            r#"{"type":"resolve_ok","node_id":9,"real_addr":"1.2.3.4:5"}"#,
+        ] {
+            stream.write_all(&u32::try_from(reply.len()).unwrap().to_be_bytes()).unwrap();
+            stream.write_all(reply.as_bytes()).unwrap();
+        }
+    });
+    let mut client = Client::connect(&addr.to_string(), TIMEOUT).unwrap();
+    let found = client.find(NodeId(9), NodeId(8), &|_| [0; 64]).unwrap();
+    assert!(matches!(found.info, Err(ClientError::Refused { request: "lookup", .. })), "{:?}", found.info);
+    assert_eq!(found.place.unwrap().real_addr, "1.2.3.4:5".parse().unwrap());
+    server.join().unwrap();
 }
 
 #[test]

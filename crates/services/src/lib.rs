@@ -14,6 +14,8 @@
 //! | [`mod@task`] | 1003 | asking a node to do something |
 //! | [`mod@file`] | 1010 | one file per stream, verified with BLAKE3 at both ends |
 //! | [`mod@bench`] | 1011 | sink, source, request/reply; counts datagrams |
+//! | [`mod@report`] | 1012 | how a node sees the one that asks |
+//! | [`mod@find`] | 1013, 1014 | who can do this? and calls by capability |
 //! | [`mod@trust`] | 444 | who trusts whom: requests, approvals, the gate of a private node |
 //!
 //! Memory is bounded everywhere: the constants that bound it are public and documented.
@@ -25,9 +27,11 @@ pub mod duplex;
 pub mod echo;
 pub mod events;
 pub mod file;
+pub mod find;
 pub mod gateway;
 pub mod message;
 pub mod nameserver;
+pub mod report;
 pub mod secure;
 pub mod server;
 pub mod task;

@@ -20,13 +20,16 @@ use crate::events::Broker;
 use crate::file::{ReceiveError, Received, Target};
 use crate::message::{Inbox, Kind, Stored};
 use crate::task::{Scores, Store, Task, Tasks};
-use crate::{bench, echo, events, file, message, nameserver, task};
+use crate::{bench, echo, events, file, find, message, nameserver, report, task};
 
 /// Streams that one service serves at a time.
 pub const MAX_STREAMS: usize = 64;
 
 /// Streams that one peer may have open at a time to a service that is new to draft-01.
 pub const MAX_PER_PEER: usize = 16;
+
+/// Calls that are served at a time: each holds its body and its result, 4 MiB at most.
+pub const MAX_CALLS: usize = 32;
 
 /// How often a thread looks whether it should stop.
 const STOP_POLL: Duration = Duration::from_millis(200);
@@ -76,6 +79,10 @@ pub struct Services {
     pub tasks: Option<TaskService>,
     /// Nameserver on port 53.
     pub nameserver: bool,
+    /// How we see the asker, on port 1012.
+    pub report: bool,
+    /// Discovery by capability on port 1013, and calls on port 1014.
+    pub find: Option<find::Host>,
     /// Who may use them.
     pub gate: Gate,
 }
@@ -248,6 +255,17 @@ pub fn serve(node: &Node, services: &Services, observer: Observer) -> io::Result
     if let Some(tasks) = &services.tasks {
         serving.task_submission(node, tasks, &observer)?;
     }
+    if services.report {
+        let (node_, observer_) = (node.clone(), observer.clone());
+        let handler = move |stream: &Stream| {
+            stream_result(report::serve(&node_, stream), stream, report::PORT, &observer_)
+        };
+        let place = Place { port: report::PORT, streams: MAX_STREAMS, per_peer: MAX_PER_PEER };
+        serving.listen(node, place, handler, Stream::reset, &observer)?;
+    }
+    if let Some(host) = &services.find {
+        serving.discovery(node, host, &observer)?;
+    }
     if services.nameserver {
         let table = Mutex::new(nameserver::Table::default());
         let observer_ = observer.clone();
@@ -390,6 +408,21 @@ impl Serving {
         self.tasks = Some(tasks.clone());
         let (stop, observer) = (self.stop.clone(), observer.clone());
         self.spawn("tasks", move || tend_tasks(&tasks, &stop, &observer))
+    }
+
+    /// Ports 1013 and 1014. Who is refused for lack of a place reads a reset stream, and knows that nothing began.
+    fn discovery(&mut self, node: &Node, host: &find::Host, observer: &Observer) -> io::Result<()> {
+        let (own, host_, observer_) = (node.clone(), host.clone(), observer.clone());
+        let handler =
+            move |stream: &Stream| stream_result(host_.serve(&own, stream), stream, find::PORT, &observer_);
+        let place = Place { port: find::PORT, streams: MAX_STREAMS, per_peer: MAX_PER_PEER };
+        self.listen(node, place, handler, Stream::reset, observer)?;
+        let (host, observer_) = (host.clone(), observer.clone());
+        let handler = move |stream: &Stream| {
+            stream_result(host.serve_call(stream), stream, find::CALL_PORT, &observer_)
+        };
+        let place = Place { port: find::CALL_PORT, streams: MAX_CALLS, per_peer: MAX_PER_PEER };
+        self.listen(node, place, handler, Stream::reset, observer)
     }
 
     fn listen(

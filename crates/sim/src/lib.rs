@@ -13,6 +13,7 @@
 //! ```
 
 mod link;
+pub mod nat;
 mod neck;
 mod network;
 mod pair;
@@ -26,7 +27,7 @@ mod world;
 pub use link::{Arrival, Bursts, Fate, Link, LinkState};
 pub use neck::Neck;
 pub use network::{HostId, Network};
-pub use pair::{Host, Pair, Side};
+pub use pair::{Censor, Host, Modes, Pair, Side};
 pub use plan::{Fault, LIVELY, NodePlan, Plan, Report, replay_command};
 pub use trace::{Trace, describe};
 pub use transfer::{Outcome, TransferError, pattern};

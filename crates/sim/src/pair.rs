@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use pilotage_nat::{BeaconConfig, BeaconEngine};
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::{Config, Endpoint, Event, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf};
+use pilotage_proto::s1::Limits;
+use pilotage_proto::{
+    Config, Endpoint, Event, Mode, PeerConfig, PeerPolicy, RecvMeta, SecureConfig, SecureMode, TransmitBuf,
+};
 use pilotage_wire::Address;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -67,6 +70,8 @@ pub struct Pair {
     pub links: [Link; 2],
     /// Every datagram that was put on the wire, if [`Pair::record`] is set: (from A?, bytes).
     pub recorded: Vec<(Side, Vec<u8>)>,
+    /// An attacker on the way: what it says `true` to does not arrive.
+    pub censor: Option<Censor>,
     /// Keep copies of all datagrams.
     pub record: bool,
     /// Datagrams put on the wire so far, by side.
@@ -84,7 +89,38 @@ pub struct Pair {
     rng: ChaCha8Rng,
     hasher: blake3::Hasher,
     cfg: Config,
+    modes: Modes,
 }
+
+/// Which of two hosts speaks S1, and what it knows of the other from elsewhere.
+#[derive(Debug, Clone, Default)]
+pub struct Modes {
+    /// Of A and B.
+    pub modes: [SecureMode; 2],
+    /// Whether each is told the other's prekey at the introduction; if not they know the identities only.
+    pub told: bool,
+    /// Life of keys.
+    pub limits: Limits,
+    /// Whether the hosts speak S1 without its own streams: the draft's packets in its frames.
+    pub legacy: [bool; 2],
+    /// What the second host's wall clock differs, seconds.
+    pub skew: i64,
+    /// The least mode that A accepts from B.
+    pub least: Mode,
+}
+
+impl Modes {
+    /// The same mode at both sides.
+    pub fn both(mode: SecureMode) -> Self {
+        Self { modes: [mode; 2], ..Self::default() }
+    }
+}
+
+/// Looks at a datagram of a side.
+pub type Censor = Box<dyn FnMut(Side, &[u8]) -> bool>;
+
+/// The wall clock when virtual time begins, Unix ms.
+const UNIX_MS: i64 = 1_800_000_000_000;
 
 impl Pair {
     /// Two hosts with default settings over `link` in both directions.
@@ -94,17 +130,19 @@ impl Pair {
 
     /// Two hosts with the same settings.
     pub fn with_config(seed: u64, link: Link, cfg: Config) -> Self {
+        Self::with_modes(seed, link, cfg, Modes::default())
+    }
+
+    /// Two hosts of which some speak S1.
+    pub fn with_modes(seed: u64, link: Link, cfg: Config, modes: Modes) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let now = crate::base_instant();
-        let mut hosts = [host(0, &cfg, now, &mut rng), host(1, &cfg, now, &mut rng)];
-        for (me, other) in [(0, 1), (1, 0)] {
-            let peer = introduction(&hosts[other]);
-            hosts[me].endpoint.add_peer(now, peer).expect("a fresh endpoint takes a peer");
-        }
-        Self {
+        let hosts = [host(0, &cfg, now, &mut rng), host(1, &cfg, now, &mut rng)];
+        let mut pair = Self {
             now,
             links: [link.clone(), link],
             recorded: Vec::new(),
+            censor: None,
             record: false,
             sent: [0, 0],
             start: now,
@@ -118,7 +156,42 @@ impl Pair {
             rng,
             hasher: blake3::Hasher::new(),
             cfg,
+            modes,
+        };
+        for i in 0..2 {
+            pair.secure(i);
         }
+        for me in [0, 1] {
+            pair.introduce(me);
+        }
+        pair
+    }
+
+    /// Switches S1 on where it is to be.
+    fn secure(&mut self, i: usize) {
+        let mode = self.modes.modes[i];
+        if mode == SecureMode::Draft {
+            return;
+        }
+        let past = self.now.duration_since(self.start).as_millis() as i64;
+        let unix_ms = UNIX_MS + past + if i == 1 { self.modes.skew * 1_000 } else { 0 };
+        let device = [0x40 + i as u8; 32];
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        let limits = self.modes.limits;
+        let streams = !self.modes.legacy[i];
+        let config = SecureConfig { limits, streams, ..SecureConfig::new(mode, unix_ms as u64, device) };
+        assert!(self.hosts[i].endpoint.enable_s1(self.now, config, &seed));
+    }
+
+    /// Tells a host of the other.
+    fn introduce(&mut self, me: usize) {
+        let other = &self.hosts[1 - me];
+        let prekey = other.endpoint.prekey().filter(|_| self.modes.told);
+        let least = if me == 0 { self.modes.least } else { Mode::Draft };
+        let policy = PeerPolicy { least, ..PeerPolicy::default() };
+        let peer = PeerConfig { prekey, policy, ..introduction(other) };
+        self.hosts[me].endpoint.add_peer(self.now, peer).expect("a fresh endpoint takes a peer");
     }
 
     /// One of the hosts.
@@ -141,17 +214,22 @@ impl Pair {
         self.hasher.finalize()
     }
 
+    /// What the hosts speak and know; counts for the next [`Self::restart`].
+    pub fn modes(&mut self) -> &mut Modes {
+        &mut self.modes
+    }
+
     /// Replaces a host by a fresh process with the same identity: all its state is gone.
     pub fn restart(&mut self, side: Side) {
         let i = side.index();
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let identity = Identity::from_seed(self.hosts[i].identity_seed);
-        let mut endpoint = Endpoint::new(self.cfg.clone(), identity, self.hosts[i].address, seed, self.now);
-        let peer = introduction(&self.hosts[1 - i]);
-        endpoint.add_peer(self.now, peer).expect("a fresh endpoint takes a peer");
+        let endpoint = Endpoint::new(self.cfg.clone(), identity, self.hosts[i].address, seed, self.now);
         self.hosts[i].endpoint = endpoint;
         self.hosts[i].events.clear();
+        self.secure(i);
+        self.introduce(i);
     }
 
     /// Puts bytes on the wire towards `to` as if `from` had sent them, past all impairments.
@@ -214,7 +292,8 @@ impl Pair {
     /// Adds a beacon that both hosts use.
     pub fn add_beacon(&mut self) {
         let addr = SocketAddr::from(([192, 0, 2, 200], 9001));
-        self.beacon = Some((addr, BeaconEngine::new(BeaconConfig::default(), 1)));
+        let config = BeaconConfig { verify: Some(pilotage_proto::crypto::verify), ..BeaconConfig::default() };
+        self.beacon = Some((addr, BeaconEngine::new(config, 1)));
         for host in &mut self.hosts {
             host.endpoint.set_beacon(self.now, Some(addr));
         }
@@ -271,6 +350,10 @@ impl Pair {
         if self.record {
             self.recorded.push((if from == 0 { Side::A } else { Side::B }, datagram.to_vec()));
         }
+        let side = if from == 0 { Side::A } else { Side::B };
+        if self.censor.as_mut().is_some_and(|censor| censor(side, datagram)) {
+            return;
+        }
         let via_beacon = self.beacon.as_ref().is_some_and(|(addr, _)| *addr == to);
         if self.direct_blocked && !via_beacon {
             return;
@@ -311,5 +394,6 @@ pub(crate) fn introduction(host: &Host) -> PeerConfig {
         key: Some(host.key),
         endpoint: Some(host.addr),
         policy: PeerPolicy::default(),
+        prekey: None,
     }
 }

@@ -85,7 +85,7 @@ fn an_ack_beyond_what_was_sent_is_refused() {
     assert_eq!(arena.target.connection_stats(stream.at_target()).expect("open").bytes_acked, 0);
     arena.settle();
     arena.run_for(ms(15));
-    assert!(sent > 0 && arena.target.writable(stream.at_target()) == writable);
+    assert_eq!((sent > 0, arena.target.writable(stream.at_target())), (true, writable));
     stream.window = 4_096;
     rogue.received.clear();
     let got = receive_honestly(&mut arena, &mut rogue, &mut stream, data.len(), 0);

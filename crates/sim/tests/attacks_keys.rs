@@ -51,6 +51,7 @@ fn a_foreign_key_signed_as_ones_own_gains_nothing() {
         key: Some(c.identity.public_key()),
         endpoint: Some(c.addr),
         policy: PeerPolicy::default(),
+        prekey: None,
     };
     let now = pair.now;
     pair.endpoint(Side::B).add_peer(now, introduction).expect("room");
@@ -119,6 +120,7 @@ fn a_foreign_key_does_not_keep_two_peers_apart() {
             key: Some(c.identity.public_key()),
             endpoint: Some(c.addr),
             policy: PeerPolicy::default(),
+            prekey: None,
         };
         let now = pair.now;
         pair.endpoint(Side::B).add_peer(now, introduction).expect("room");

@@ -138,6 +138,7 @@ fn strangers_in_the_name_of_a_victim_cost_it_nothing() {
         key: Some(stranger.identity.public_key()),
         endpoint: None,
         policy: pilotage_proto::PeerPolicy::default(),
+        prekey: None,
     };
     arena.send(victim(), &stranger.pila(1));
     arena.run_for(ms(50));

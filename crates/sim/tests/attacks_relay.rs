@@ -57,7 +57,8 @@ fn beacon_messages_from_elsewhere_are_without_effect() {
         duel.pump(&mut pair);
     }
     let after = pair.endpoint(Side::B).stats();
-    assert_eq!(after.drop_beacon - before.drop_beacon, count);
+    // A few of its own probes come back unasked for: what it sent to its own outer address.
+    assert!((count..count + 8).contains(&(after.drop_beacon - before.drop_beacon)));
     assert_eq!(pair.endpoint(Side::B).observed_address(), observed);
     assert_eq!(duel.paths(&mut pair), paths);
     assert!(

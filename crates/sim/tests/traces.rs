@@ -173,6 +173,7 @@ impl Player {
             key: Some(key(&nodes[theirs]["ed25519_public"])),
             endpoint: Some(at),
             policy: PeerPolicy::default(),
+            prekey: None,
         };
         endpoint.add_peer(now, peer).expect("fresh");
         let way = if theirs == 0 { "a>b" } else { "b>a" };

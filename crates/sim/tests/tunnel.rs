@@ -350,7 +350,8 @@ fn a_peer_restarted_elsewhere_is_found_once_the_caller_is_told() {
         (b.address, Some(b.key), Some(b.addr))
     };
     let now = pair.now;
-    let told = pilotage_proto::PeerConfig { address, key, endpoint, policy: Default::default() };
+    let told =
+        pilotage_proto::PeerConfig { address, key, endpoint, policy: Default::default(), prekey: None };
     pair.endpoint(Side::A).add_peer(now, told).expect("same key");
     let again = pair.connect(8).expect("connects at the new place");
     assert_eq!(say(&mut pair, again, b"two"), b"two");

@@ -10,9 +10,10 @@
 //! 7 gossip         beacon → beacon  | 07 | beacon u32 | count u16 | count × node u32 |
 //! 8 discover-ex    node → beacon    | 08 | node u32 |                                    (newer peers)
 //! 9 deliver-ex     beacon → node    | 09 | source u32 | destination u32 | frame … |     (to those who used 8)
+//! 14 extension     Pilotage's own   | 0e | kind u8 | see `Extension` |
 //! ```
 //!
-//! No message is authenticated. Who may be believed is decided in `pilotage-nat`.
+//! None but the extension is authenticated. Who may be believed is decided in `pilotage-nat`.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +21,13 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::NodeId;
 pub use crate::error::EncodeError;
 use crate::error::room;
+
+mod extension;
+
+pub use extension::{
+    Accept, CARRY_HEADER_LEN, COOKIE_LEN, Extension, MAX_PERMITTED, MAX_PROOF_TEXT, MAX_SYNC_NODES, NodeList,
+    PROOF_CONTEXT, Rank, Refusal, TAG_LEN, proof_text,
+};
 
 /// Bytes that [`Message::Relay`] and [`Message::DeliverEx`] put before the frame.
 pub const RELAY_HEADER_LEN: usize = 9;
@@ -39,6 +47,7 @@ mod kind {
     pub(super) const GOSSIP: u8 = 7;
     pub(super) const DISCOVER_EX: u8 = 8;
     pub(super) const DELIVER_EX: u8 = 9;
+    pub(super) const EXTENSION: u8 = 14;
 }
 
 /// A beacon message; frames and lists borrow from the datagram.
@@ -103,6 +112,8 @@ pub enum Message<'a> {
         /// The frame's bytes.
         frame: &'a [u8],
     },
+    /// One of Pilotage's own messages.
+    Extension(Extension<'a>),
 }
 
 impl<'a> Message<'a> {
@@ -132,6 +143,7 @@ impl<'a> Message<'a> {
             kind::DELIVER_EX => {
                 Self::DeliverEx { src: reader.node()?, dst: reader.node()?, frame: reader.rest }
             }
+            kind::EXTENSION => Self::Extension(Extension::decode(body, buf.len())?),
             other => return Err(BeaconError::Type(other)),
         })
     }
@@ -142,6 +154,9 @@ impl<'a> Message<'a> {
     ///
     /// [`EncodeError::BufferTooSmall`]; nothing is written then.
     pub fn encode(&self, buf: &mut [u8]) -> Result<usize, EncodeError> {
+        if let Self::Extension(extension) = self {
+            return extension.encode(buf);
+        }
         let mut writer = Writer { rest: room(buf, self.encoded_len())? };
         match *self {
             Self::Discover { node } => writer.put(&[kind::DISCOVER]).node(node),
@@ -163,6 +178,7 @@ impl<'a> Message<'a> {
             Self::DeliverEx { src, dst, frame } => {
                 writer.put(&[kind::DELIVER_EX]).node(src).node(dst).put(frame)
             }
+            Self::Extension(_) => &mut writer,
         };
         Ok(self.encoded_len())
     }
@@ -179,6 +195,7 @@ impl<'a> Message<'a> {
             Self::Relay { frame, .. } | Self::DeliverEx { frame, .. } => RELAY_HEADER_LEN + frame.len(),
             Self::Deliver { frame, .. } => DELIVER_HEADER_LEN + frame.len(),
             Self::Gossip { nodes, .. } => 7 + nodes.bytes.len(),
+            Self::Extension(extension) => extension.encoded_len(),
         }
     }
 }
@@ -245,6 +262,15 @@ pub enum BeaconError {
     },
     /// An IP address whose length is neither 4 nor 16.
     IpLength(u8),
+    /// A kind of extension that is not assigned.
+    Kind(u8),
+    /// A list that is longer than its message may hold.
+    TooMany {
+        /// Ids that the message promises.
+        count: usize,
+        /// Most that it may hold.
+        max: usize,
+    },
 }
 
 impl fmt::Display for BeaconError {
@@ -256,6 +282,10 @@ impl fmt::Display for BeaconError {
                 write!(f, "beacon: message type {number} cut off after {len} bytes")
             }
             Self::IpLength(len) => write!(f, "beacon: IP address of {len} bytes, only 4 and 16 exist"),
+            Self::Kind(kind) => write!(f, "beacon: extension of kind {kind} is not assigned"),
+            Self::TooMany { count, max } => {
+                write!(f, "beacon: a list of {count} nodes, at most {max} may be")
+            }
         }
     }
 }
@@ -269,11 +299,32 @@ struct Reader<'a> {
     len: usize,
 }
 
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], BeaconError> {
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], BeaconError> {
         let (piece, rest) = self.rest.split_first_chunk::<N>().ok_or(self.too_short())?;
         self.rest = rest;
-        Ok(*piece)
+        Ok(piece)
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], BeaconError> {
+        self.array().copied()
+    }
+
+    fn u16(&mut self) -> Result<u16, BeaconError> {
+        Ok(u16::from_be_bytes(self.take()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, BeaconError> {
+        Ok(u64::from_be_bytes(self.take()?))
+    }
+
+    fn nodes(&mut self, count: usize, max: usize) -> Result<NodeIds<'a>, BeaconError> {
+        if count > max {
+            return Err(BeaconError::TooMany { count, max });
+        }
+        let (bytes, rest) = self.rest.split_at_checked(4 * count).ok_or(self.too_short())?;
+        self.rest = rest;
+        Ok(NodeIds { bytes })
     }
 
     fn node(&mut self) -> Result<NodeId, BeaconError> {
@@ -307,6 +358,10 @@ impl Writer<'_> {
             self.rest = rest;
         }
         self
+    }
+
+    fn u64(&mut self, number: u64) -> &mut Self {
+        self.put(&number.to_be_bytes())
     }
 
     fn node(&mut self, node: NodeId) -> &mut Self {

@@ -19,6 +19,8 @@
 //! | [`frame`] | PILT, PILS, PILK, PILA, PILP | `spec/wire.md §4` |
 //! | [`sack`] | SACK blocks in an ACK's payload | `spec/wire.md §5` |
 //! | [`beacon`] | discover, punch, relay, gossip | `spec/wire.md §6` |
+//! | [`s1`] | the secure mode: PILI, PILR, PILC, PILN, PILX, data frames | `spec/secure.md` |
+//! | `record` | PREC: what an agent says about itself | `spec/registry2.md §2` |
 //! | [`ipc`] | messages between a daemon and its local drivers | `spec/ipc.md` |
 //! | [`limits`] | every limit of the wire in one place | `spec/wire.md §8` |
 //!
@@ -61,10 +63,13 @@ pub mod frame;
 pub mod ipc;
 pub mod limits;
 pub mod packet;
+pub mod s1;
 pub mod sack;
 
 #[cfg(feature = "addressing")]
 pub mod addressing;
+#[cfg(feature = "addressing")]
+pub mod record;
 #[cfg(feature = "registry")]
 pub mod registry;
 

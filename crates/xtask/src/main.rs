@@ -6,15 +6,25 @@
 //! * `coverage`: which lines of the sans-IO crates the tests run
 //! * `mutants`: whether the tests notice mistakes that are made on purpose
 //! * `bench`: the transport comparison, or the micro benches
+//! * `find-bench`: searches by capability among many agents
+//! * `natlab`: the command behind every pair of NATs
+//! * `registry-bench`: load on a registry of one process
+//! * `flood`: forged initiations of S1 on a node under load
+//! * `registry-chaos`: a registry of three processes that are killed, frozen and cut off
 //!
 //! A task that cannot run says so loudly (`SKIPPED: …`) and never counts as passed.
 
 mod bench;
+mod chaos;
 mod checks;
 mod coverage;
+mod find_bench;
+mod flood;
 mod fuzz;
 mod mutants;
+mod natlab;
 mod process;
+mod registry_bench;
 mod test;
 
 use std::process::ExitCode;
@@ -45,6 +55,16 @@ enum Task {
     Mutants(mutants::Options),
     /// Compare with TLS over TCP, QUIC and TCP, or run the micro benches
     Bench(bench::Options),
+    /// Search by capability among 190,000 synthetic agents, hold the times and the answers against their goals
+    FindBench(find_bench::Options),
+    /// Run the command behind every pair of NATs, in network namespaces (root); `--write` makes interop/NAT.md
+    Natlab(natlab::Options),
+    /// Registrations, look-ups, memory and start time of a registry of one process
+    RegistryBench(registry_bench::Options),
+    /// Forged initiations of S1 on a node under load: flows, handshakes and memory against the goals
+    Flood(flood::Options),
+    /// Kill, freeze and cut off the nodes of a registry of three processes; a checker reads what its clients saw
+    RegistryChaos(chaos::Options),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +79,11 @@ fn main() -> ExitCode {
         Task::Coverage(options) => coverage::run(&options),
         Task::Mutants(options) => mutants::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::FindBench(options) => find_bench::run(&options),
+        Task::Natlab(options) => natlab::run(&options),
+        Task::RegistryBench(options) => registry_bench::run(&options),
+        Task::Flood(options) => flood::run(&options),
+        Task::RegistryChaos(options) => chaos::run(&options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,

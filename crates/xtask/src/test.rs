@@ -13,6 +13,9 @@ pub(crate) struct Options {
     /// Do not install anything, even as root
     #[arg(long)]
     no_install: bool,
+    /// Build what the tests need, and run nothing
+    #[arg(long)]
+    no_run: bool,
     /// Only tests whose name contains this text
     filter: Option<String>,
 }
@@ -27,6 +30,7 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need { program: "cc", package: "build-essential", purpose: "building aws-lc-rs" },
     Need { program: "ip", package: "iproute2", purpose: "tests in network namespaces" },
+    Need { program: "nft", package: "nftables", purpose: "tests behind NATs" },
     Need { program: "ss", package: "iproute2", purpose: "tests that watch sockets" },
 ];
 
@@ -36,6 +40,8 @@ struct Count {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// Of those that passed: with the second try (`.config/nextest.toml`).
+    flaky: u64,
 }
 
 impl Count {
@@ -43,17 +49,24 @@ impl Count {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.flaky += other.flaky;
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
     install_needs(options)?;
+    if options.no_run {
+        return build(options);
+    }
     let mut count = Count::default();
     let mut good = run_unit_and_integration(options, &mut count)?;
     good &= run_doctests(options, &mut count)?;
     good &= run_replay(options, &mut count)?;
     if !good && count.failed == 0 {
         eprintln!("xtask: the tests did not build, or a runner stopped; see above");
+    }
+    if count.flaky > 0 {
+        println!("{} passed only with their second try: see above for FLAKY", count.flaky);
     }
     println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
     Ok(good && count.failed == 0 && count.passed > 0)
@@ -92,6 +105,13 @@ fn scope(options: &Options) -> Vec<String> {
         return vec!["--workspace".to_owned()];
     }
     options.package.iter().flat_map(|name| ["--package".to_owned(), name.clone()]).collect()
+}
+
+/// Builds the programs that `run_unit_and_integration` runs, with the features that they have there.
+fn build(options: &Options) -> Result<bool, Failure> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--quiet", "--tests", "--examples"]).args(scope(options));
+    succeeds(&mut command)
 }
 
 fn run_unit_and_integration(options: &Options, count: &mut Count) -> Result<bool, Failure> {
@@ -145,7 +165,8 @@ fn run_replay(options: &Options, count: &mut Count) -> Result<bool, Failure> {
 fn read_nextest(line: &str) -> Option<Count> {
     let text = line.trim_start().strip_prefix("Summary [")?.split_once("run:")?.1;
     let mut count = Count::default();
-    for part in text.split(',') {
+    // What is in brackets says more of those that passed.
+    for part in text.split([',', '(', ')']) {
         let mut words = part.split_whitespace();
         let (Some(number), Some(kind)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
         else {
@@ -154,6 +175,10 @@ fn read_nextest(line: &str) -> Option<Count> {
         match kind {
             "passed" => count.passed += number,
             "skipped" => count.skipped += number,
+            "flaky" => count.flaky += number,
+            "slow" | "leaky" => {}
+            // "1 due to being flaky": counted as failed already.
+            "due" => {}
             // failed, timed out, exec failed: all of them are failures.
             _ => count.failed += number,
         }
@@ -189,11 +214,14 @@ mod tests {
     fn summaries_of_both_runners_are_read() {
         let nextest =
             "     Summary [   1.234s] 14 tests run: 11 passed (1 slow), 2 failed, 1 timed out, 3 skipped";
-        assert_eq!(read_nextest(nextest), Some(Count { passed: 11, failed: 3, skipped: 3 }));
+        let count = Count { passed: 11, failed: 3, skipped: 3, flaky: 0 };
+        assert_eq!(read_nextest(nextest), Some(count));
+        let flaky = "     Summary [   1.234s] 14 tests run: 11 passed (1 slow, 2 flaky), 3 failed (1 due to being flaky), 3 skipped";
+        assert_eq!(read_nextest(flaky), Some(Count { flaky: 2, ..count }));
         let one = "     Summary [   0.004s] 1 test run: 1 passed, 0 skipped";
-        assert_eq!(read_nextest(one), Some(Count { passed: 1, failed: 0, skipped: 0 }));
+        assert_eq!(read_nextest(one), Some(Count { passed: 1, ..Count::default() }));
         let libtest = "test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 9 filtered out; finished in 0.01s";
-        assert_eq!(read_libtest(libtest), Some(Count { passed: 3, failed: 2, skipped: 1 }));
+        assert_eq!(read_libtest(libtest), Some(Count { passed: 3, failed: 2, skipped: 1, flaky: 0 }));
         assert_eq!(read_nextest("        PASS [   0.004s] a::b"), None);
         assert_eq!(read_libtest("test a::b ... ok"), None);
     }

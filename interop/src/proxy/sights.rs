@@ -20,6 +20,10 @@ pub(crate) struct Sights {
     pub(crate) pila: u64,
     /// Sealed frames.
     pub(crate) pils: u64,
+    /// Handshake frames of S1 (layouts: spec/secure.md §4).
+    pub(crate) s1_handshake: u64,
+    /// Its data frames.
+    pub(crate) s1_data: u64,
     /// Anything else: plaintext, anonymous exchange, beacon messages, punches.
     pub(crate) other: u64,
     /// How the first of these began.
@@ -49,6 +53,11 @@ impl Sights {
                 if let Some(prefix) = prefix.filter(|_| self.prefixes.len() < MAX_KEPT) {
                     *self.prefixes.entry(*prefix).or_default() += 1;
                 }
+            }
+            Some(b"PILI" | b"PILR" | b"PILC" | b"PILN" | b"PILX") => self.s1_handshake += 1,
+            Some([0xB0..=0xBF, ..]) => {
+                self.s1_data += 1;
+                self.first_sealed.get_or_insert(age);
             }
             _ => {
                 self.other += 1;
@@ -80,6 +89,10 @@ mod tests {
         sights.note(Duration::ZERO, b"PILT");
         sights.note(Duration::ZERO, b"");
         sights.note(Duration::ZERO, b"PILA");
+        for start in [&b"PILI"[..], b"PILX", &[0xB0, 1, 2, 3], &[0xBF, 1, 2, 3, 4]] {
+            sights.note(Duration::from_millis(5), start);
+        }
+        assert_eq!((sights.s1_handshake, sights.s1_data), (2, 2));
         assert_eq!((sights.pila, sights.pils, sights.other), (4, 3, 2));
         assert_eq!((sights.keys.len(), sights.sessions(1), sights.sessions(2)), (2, 2, 1));
         assert_eq!(sights.first_sealed, Some(Duration::from_millis(3)));

@@ -15,6 +15,8 @@ use crate::subject::Programs;
 
 /// Port of `listen` in downloads.
 const DOWNLOAD_PORT: &str = "5000";
+/// What keeps a client from other addresses of this host.
+const ON_LOOPBACK: [&str; 2] = ["--bind", "127.0.0.1:0"];
 
 /// Where one scenario happens.
 pub(crate) struct Lab<'a> {
@@ -27,6 +29,8 @@ pub(crate) struct Lab<'a> {
 pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) endpoint: SocketAddr,
+    /// Its public key, as text.
+    pub(crate) key: String,
     folder: PathBuf,
     process: Background,
 }
@@ -74,9 +78,14 @@ impl Moved {
 impl Lab<'_> {
     /// A node with echo, file and benchmark services, bound to this address.
     pub(crate) fn serve(&self, name: &str, bind: &str) -> Result<Server, Failure> {
+        self.serve_with(name, bind, &[])
+    }
+
+    /// The same with more options.
+    pub(crate) fn serve_with(&self, name: &str, bind: &str, options: &[&str]) -> Result<Server, Failure> {
         let folder = self.scratch.folder(name)?;
         let mut command = self.programs.pilotage_alone("up", &folder);
-        command.args(["--json", "--bind", bind]);
+        command.args(["--json", "--bind", bind]).args(options);
         let process = Background::start(&mut command, &folder.join("log"))?;
         ready(process, folder)
     }
@@ -87,7 +96,7 @@ impl Lab<'_> {
         let source = folder.join("source.bin");
         std::fs::write(&source, bytes)?;
         let mut command = self.programs.pilotage_alone("listen", &folder);
-        command.args(["--json", "--bind", "127.0.0.1:0", DOWNLOAD_PORT]);
+        command.args(["--json", "--no-lan", "--bind", "127.0.0.1:0", DOWNLOAD_PORT]);
         let input = Stdio::from(std::fs::File::open(&source)?);
         let process = Background::start_with(&mut command, input, &folder.join("log"))?;
         ready(process, folder)
@@ -101,7 +110,8 @@ impl Lab<'_> {
     /// A client's command in a folder of its own.
     pub(crate) fn client(&self, command: &str, name: &str) -> Result<Command, Failure> {
         let mut command = self.programs.pilotage_alone(command, &self.scratch.folder(name)?);
-        command.args(["--json", "--connect-timeout", "60s"]);
+        // Neither by the LAN nor by addresses of this host it is to find the server without the proxy.
+        command.args(["--json", "--no-lan", "--connect-timeout", "60s"]);
         Ok(command)
     }
 
@@ -126,6 +136,9 @@ impl Lab<'_> {
         let folder = self.scratch.folder("files")?;
         let files = self.make_files(&folder)?;
         let mut command = self.client("send", "client")?;
+        if !extra.contains(&"--bind") {
+            command.args(ON_LOOPBACK);
+        }
         command.args(extra).arg(server.by(proxy)).args(files.iter().map(|(path, _)| path));
         let output = run(&mut command, &[], self.plan.limit())?;
         for (path, bytes) in &files {
@@ -141,7 +154,7 @@ impl Lab<'_> {
         let server = self.offer("source", &expected)?;
         let proxy = Proxy::start(self.setup(&server))?;
         let mut command = self.client("connect", "sink")?;
-        command.args([&server.by(&proxy), DOWNLOAD_PORT]);
+        command.args(ON_LOOPBACK).args([&server.by(&proxy), DOWNLOAD_PORT]);
         let received = run(&mut command, &[], self.plan.limit())?;
         compare("the download", &received, &expected)?;
         let seen = proxy.seen();
@@ -162,7 +175,7 @@ impl Lab<'_> {
     /// One fresh node connects to the echo service and gets `bytes` back.
     pub(crate) fn echo(&self, server: &Server, proxy: &Proxy, bytes: &[u8]) -> Result<Duration, Failure> {
         let mut command = self.client("connect", "clients")?;
-        command.args(["--ephemeral", &server.by(proxy), "7"]);
+        command.args(ON_LOOPBACK).args(["--ephemeral", &server.by(proxy), "7"]);
         let started = Instant::now();
         let back = run(&mut command, bytes, self.plan.limit().min(Duration::from_secs(120)))?;
         compare("the echo", &back, bytes)?;
@@ -173,11 +186,12 @@ impl Lab<'_> {
 fn ready(mut process: Background, folder: PathBuf) -> Result<Server, Failure> {
     let line = process.wait_for_event("ready")?;
     let word = |key: &str| line[key].as_str().map(str::to_owned).ok_or(format!("ready without {key}"));
-    Ok(Server { address: word("address")?, endpoint: word("listen")?.parse()?, folder, process })
+    let key = line["public_key"].as_str().unwrap_or_default().to_owned();
+    Ok(Server { address: word("address")?, endpoint: word("listen")?.parse()?, key, folder, process })
 }
 
 /// An error that says where two contents differ first.
-fn compare(what: &str, got: &[u8], expected: &[u8]) -> Result<(), Failure> {
+pub(super) fn compare(what: &str, got: &[u8], expected: &[u8]) -> Result<(), Failure> {
     require(blake3::hash(got) == blake3::hash(expected), || {
         let same = got.iter().zip(expected).take_while(|(a, b)| a == b).count();
         format!("{what}: {} bytes sent, {} arrived, the first {same} equal", expected.len(), got.len())

@@ -11,6 +11,7 @@ mod lab;
 mod measure;
 mod meeting;
 mod migration;
+mod modes;
 mod netns;
 mod services;
 mod tools;
@@ -76,6 +77,8 @@ pub(crate) enum Scenario {
     Goodput,
     /// 25 MiB against a kernel TCP flow (CUBIC) on the same link
     CrossTraffic,
+    /// Nodes of the draft only, of S1 only and of both with each other; either one restarted; nobody goes back to the draft
+    SecureModes,
     /// With the reference: 64 MiB from client to server (4 MiB between reference nodes)
     StreamUp,
     /// With the reference: 64 MiB from server to client (4 MiB between reference nodes)
@@ -224,7 +227,11 @@ impl Scenario {
     pub(crate) fn weight(self) -> u8 {
         match self {
             Self::CrossTraffic => 3,
-            Self::HandshakeLoss | Self::HandshakeCorruption | Self::RebindPort | Self::RebindAddr => 2,
+            Self::HandshakeLoss
+            | Self::HandshakeCorruption
+            | Self::RebindPort
+            | Self::RebindAddr
+            | Self::SecureModes => 2,
             Self::Blackhole | Self::MtuDrop | Self::Goodput | Self::LongRtt => 1,
             Self::Idle | Self::Close | Self::Private => 4,
             Self::Pilotctl | Self::PythonSdk | Self::NodeSdk => 3,
@@ -259,7 +266,7 @@ impl Scenario {
         let connections = if quick { 20 } else { 50 };
         let rebinding = |change| Some(Rebinding { change, first_ms: 1000, every_ms: 5000 });
         match self {
-            Self::Ping | Self::Echo | Self::Handshake => link(plain, &[]),
+            Self::Ping | Self::Echo | Self::Handshake | Self::SecureModes => link(plain, &[]),
             Self::HubTransfer => link(plain, &[MIB]),
             Self::Transfer => link(plain, &[2 * MIB, 3 * MIB, 5 * MIB]),
             Self::LongRtt => Plan { limit_s: 300, ..link(Impairment { delay_ms: 750, ..plain }, &[MIB]) },
@@ -357,6 +364,7 @@ impl Scenario {
             Self::Ipv6 => transfer::ipv6(&lab),
             Self::MtuDrop => transfer::mtu_drop(&lab),
             Self::RebindPort | Self::RebindAddr => migration::rebind(&lab),
+            Self::SecureModes => modes::mixed(&lab),
             Self::Goodput => measure::goodput(&lab),
             Self::CrossTraffic => return cross::traffic(&lab),
             _ => Err("this scenario needs the reference".into()),

@@ -10,6 +10,8 @@ use crate::pair::{Bulk, Pair, Wire, fixed_size};
 
 /// Bytes around a payload in a sealed datagram.
 const OVERHEAD: usize = 70;
+/// The same in S1.
+const OVERHEAD_S1: usize = 60;
 /// Virtual time of one turn: long enough that the pacer holds nothing back.
 const TURN: Duration = Duration::from_micros(200);
 /// Turns before the first that counts: windows, buffers and tables have their size then.
@@ -17,6 +19,7 @@ const WARM_UP: usize = 600;
 
 pub(super) fn add(list: &mut List) {
     bulk(list, "stack/one stream, out and in/1382", 1_452, 1, 45);
+    bulk_in(true, list, "stack/one stream in S1, out and in/1392", 1_452, 1, 45);
     bulk(list, "stack/100 streams, out and in/1382", 1_452, 100, 1);
     bulk(list, "stack/one stream, out and in/8882", 8_952, 1, 7);
     bulk(list, "stack/one stream, out and in/65437", 65_507, 1, 1);
@@ -31,10 +34,15 @@ pub(super) fn add(list: &mut List) {
 
 /// `packets` full packets for each of `streams` streams, and their acknowledgements; an operation is one data packet.
 fn bulk(list: &mut List, name: &'static str, datagram: usize, streams: usize, packets: usize) {
-    let payload = datagram - OVERHEAD;
+    bulk_in(false, list, name, datagram, streams, packets);
+}
+
+fn bulk_in(s1: bool, list: &mut List, name: &'static str, datagram: usize, streams: usize, packets: usize) {
+    let payload = datagram - if s1 { OVERHEAD_S1 } else { OVERHEAD };
     list.add(name, (streams * packets) as u64, payload as u64, move || {
         let config = fixed_size(datagram);
-        let mut bulk = Bulk::new(&config, Wire::default(), streams, packets * payload, Instant::now())
+        let make = if s1 { Bulk::in_s1 } else { Bulk::new };
+        let mut bulk = make(&config, Wire::default(), streams, packets * payload, Instant::now())
             .expect("connections in memory come to be");
         for _ in 0..WARM_UP {
             bulk.turn(TURN);

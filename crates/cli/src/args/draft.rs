@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use pilotage::{Address, Peer};
 use pilotage_services::task::TaskId;
 
-use super::NodeArgs;
+use super::{NodeArgs, RegistryKeys};
 
 /// Services of `up` that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -21,6 +21,8 @@ pub(crate) enum ServiceName {
     Tasks,
     /// Port 1011
     Bench,
+    /// Port 1012
+    Report,
 }
 
 /// `message`
@@ -84,18 +86,20 @@ pub(crate) struct PublishArgs {
 pub(crate) struct ResolveArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Which name; with --services, which NETWORK:PORT
+    /// Which name, address or long fingerprint; with --services, which NETWORK:PORT
     #[arg(value_name = "NAME")]
     pub(crate) wanted: String,
-    /// Whose nameserver to ask
+    /// Whose nameserver to ask; without it the hub is asked, and its answer verified
     #[arg(long, value_name = "PEER")]
-    pub(crate) via: Peer,
+    pub(crate) via: Option<Peer>,
     /// It is the name of a network
-    #[arg(long)]
+    #[arg(long, requires = "via")]
     pub(crate) network: bool,
     /// Ask who offers a port in a network
-    #[arg(long, conflicts_with = "network")]
+    #[arg(long, conflicts_with = "network", requires = "via")]
     pub(crate) services: bool,
+    #[command(flatten)]
+    pub(crate) keys: RegistryKeys,
 }
 
 /// `announce`

@@ -135,7 +135,7 @@ struct Stored {
 }
 
 /// The identity of a state directory, for a command that signs and starts no node.
-pub(super) fn read_identity(state: &Path) -> Result<Identity, CliError> {
+pub(crate) fn read_identity(state: &Path) -> Result<Identity, CliError> {
     let path = state.join("identity.json");
     read(&path).map_err(|error| {
         CliError::failure(

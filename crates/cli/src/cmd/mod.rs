@@ -3,7 +3,9 @@
 pub(crate) mod bench;
 mod completions;
 mod config;
+pub(crate) mod doctor;
 mod events;
+mod find;
 mod gateway;
 mod id;
 mod local_socket;
@@ -12,14 +14,21 @@ mod names;
 mod network;
 pub(crate) mod ping;
 mod pipe;
+mod record;
 mod recv;
+mod replica;
 pub(crate) mod send;
+mod skills;
 mod status;
 mod task;
+pub(crate) mod trace;
 mod trust;
 mod up;
+mod watch;
 
 use std::path::Path;
+
+pub(crate) use id::read_identity;
 
 use crate::args::Command;
 use crate::config::Settings;
@@ -47,10 +56,13 @@ pub(crate) fn run(context: &Context, command: Command) -> Result<(), CliError> {
 fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
     match command {
         Command::Hub(args) => hub::run(context, &args),
+        Command::Beacon(args) => hub::beacon::run(context, &args),
         Command::Up(args) => up::run(context, &args),
         Command::Id(args) => id::run(context, &args),
         Command::Status => status::run(context),
         Command::Trust(args) => trust::run(context, &args.action),
+        Command::Trace(args) => trace::run(context, &args),
+        Command::Doctor(args) => doctor::run(context, &args),
         Command::Ping(args) => ping::run(context, &args),
         Command::Send(args) => send::run(context, &args),
         Command::Recv(args) => recv::run(context, &args),
@@ -63,7 +75,11 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Publish(args) => events::publish(context, &args),
         Command::Task(args) => task::run(context, &args.action),
         Command::Resolve(args) => names::resolve(context, &args),
+        Command::Record(args) => record::run(context, &args),
+        Command::Watch(args) => watch::run(context, &args),
         Command::Announce(args) => names::announce(context, &args),
+        Command::Find(args) => find::find(context, &args),
+        Command::Call(args) => find::call(context, &args),
         Command::Network(args) => network::run(context, &args),
         Command::Decode(args) => decode::run(context, &args),
         Command::Demo(args) => demo::run(context, &args),

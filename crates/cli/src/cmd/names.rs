@@ -1,15 +1,16 @@
-//! `pilotage resolve` and `announce`: the nameserver of a peer, port 53.
+//! `pilotage resolve` and `announce`: the nameserver of a peer, port 53; without a peer, the hub.
 
 use pilotage::{Address, NodeId, Peer};
 use pilotage_services::nameserver::{self, Provider, Reply, Request};
 use serde_json::{Value, json};
 
-use super::Context;
+use super::{Context, record};
 use crate::args::{AnnounceArgs, NodeArgs, ResolveArgs};
 use crate::error::{CliError, Exit};
 use crate::session;
 
 pub(crate) fn resolve(context: &Context, args: &ResolveArgs) -> Result<(), CliError> {
+    let Some(via) = &args.via else { return record::resolve_name(context, &args.keys, &args.wanted) };
     let request = if args.services {
         let parsed = args.wanted.split_once(':').and_then(|(n, p)| Some((n.parse().ok()?, p.parse().ok()?)));
         let (network, port): (u16, u16) = parsed.ok_or_else(|| {
@@ -26,7 +27,7 @@ pub(crate) fn resolve(context: &Context, args: &ResolveArgs) -> Result<(), CliEr
         Request::QueryAddress(args.wanted.clone())
     };
     check(&request)?;
-    let (reply, _) = ask(context, &args.node, &args.via, &mut |_| request.clone())?;
+    let (reply, _) = ask(context, &args.node, via, &mut |_| request.clone())?;
     match reply {
         Reply::Address { name, address } => context
             .output

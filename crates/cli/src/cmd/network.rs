@@ -26,6 +26,16 @@ pub(crate) fn run(context: &Context, args: &NetworkArgs) -> Result<(), CliError>
     Ok(())
 }
 
+/// The node ids of a network's members; NETWORK is a number or a name.
+pub(crate) fn member_ids(context: &Context, network: &str) -> Result<Vec<u32>, CliError> {
+    let action = NetworkAction::Members { network: network.to_owned() };
+    let args = NetworkArgs { admin_token: None, node_id: None, action };
+    let reply = Session::open(context, &args)?.members(network)?;
+    let nodes = reply["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let id = |node: &Value| node["node_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+    Ok(nodes.iter().filter_map(id).collect())
+}
+
 struct Session<'a> {
     context: &'a Context,
     args: &'a NetworkArgs,
@@ -274,7 +284,7 @@ fn explain(error: &ClientError) -> CliError {
 }
 
 /// `HOST[:PORT]` with the default port.
-fn registry_of(hub: &str) -> String {
+pub(super) fn registry_of(hub: &str) -> String {
     let colons = hub.matches(':').count();
     if hub.ends_with(']') || colons == 0 {
         format!("{hub}:{DEFAULT_HUB_PORT}")

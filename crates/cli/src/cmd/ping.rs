@@ -10,12 +10,24 @@ use super::Context;
 use crate::args::PingArgs;
 use crate::error::{CliError, Exit};
 use crate::node;
-use crate::session;
+use crate::session::{self, Pong, Session};
 use crate::units::format_duration;
+
+/// How long an answer is waited for.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long a direct path is waited for, and how long between two pings.
+const UNTIL_DIRECT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(context: &Context, args: &PingArgs) -> Result<(), CliError> {
     session::check_peer(context, &args.node, &args.peer)?;
     let node = session::open(context, &args.node)?;
+    if args.until_direct {
+        let result = until_direct(context, args, &node);
+        node.close();
+        return result;
+    }
+    let timeout = args.timeout.unwrap_or(ANSWER);
     let mut times = Vec::new();
     let mut sent = 0;
     let mut last_error = None;
@@ -27,20 +39,10 @@ pub(crate) fn run(context: &Context, args: &PingArgs) -> Result<(), CliError> {
             }
         }
         sent += 1;
-        match node.ping(&args.peer, args.timeout) {
+        match node.ping(&args.peer, timeout) {
             Ok(reply) => {
                 times.push(reply.rtt);
-                let via = reply.path.as_ref().map(|path| format!(" {}", path_text(path))).unwrap_or_default();
-                context.output.result(
-                    format!("{}: seq={sent} time={}{via}", args.peer, format_duration(reply.rtt)),
-                    &json!({
-                        "event": "reply",
-                        "peer": args.peer.to_string(),
-                        "seq": sent,
-                        "rtt_us": micros(reply.rtt),
-                        "path": reply.path.as_ref().map(path_json),
-                    }),
-                );
+                tell(context, args, sent, &reply);
             }
             Err(error) => {
                 if context.stop.requested() {
@@ -67,6 +69,61 @@ pub(crate) fn run(context: &Context, args: &PingArgs) -> Result<(), CliError> {
         _ if interrupted => Err(CliError::interrupted()),
         Some(error) if times.is_empty() => Err(CliError { exit: Exit::Unreachable, ..error }),
         _ => Ok(()),
+    }
+}
+
+fn tell(context: &Context, args: &PingArgs, seq: u64, reply: &Pong) {
+    let via = reply.path.as_ref().map(|path| format!(" {}", path_text(path))).unwrap_or_default();
+    let why = reply.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    context.output.result(
+        format!("{}: seq={seq} time={}{via}{why}", args.peer, format_duration(reply.rtt)),
+        &json!({
+            "event": "reply",
+            "peer": args.peer.to_string(),
+            "seq": seq,
+            "rtt_us": micros(reply.rtt),
+            "path": reply.path.as_ref().map(path_json),
+            "reason": reply.reason,
+        }),
+    );
+}
+
+/// Pings until the path is direct; the last path tells why it is not.
+fn until_direct(context: &Context, args: &PingArgs, node: &Session) -> Result<(), CliError> {
+    let start = Instant::now();
+    let end = start + args.timeout.unwrap_or(UNTIL_DIRECT);
+    let (mut seq, mut last, mut error) = (0, None, None);
+    while !context.stop.requested() && (seq == 0 || Instant::now() < end) {
+        seq += 1;
+        match node.ping(&args.peer, end.saturating_duration_since(Instant::now()).max(PAUSE)) {
+            Ok(reply) => {
+                tell(context, args, seq, &reply);
+                if reply.path.as_ref().is_some_and(|path| path.kind == PathKind::Direct) {
+                    let took = start.elapsed();
+                    let value = json!({
+                        "event": "direct", "peer": args.peer.to_string(), "took_us": micros(took),
+                        "path": reply.path.as_ref().map(path_json), "reason": reply.reason,
+                    });
+                    context.output.result(format!("direct after {}", format_duration(took)), &value);
+                    return Ok(());
+                }
+                last = reply.reason;
+            }
+            Err(failure) => error = Some(failure),
+        }
+        pause(context, PAUSE);
+    }
+    match (context.stop.requested(), last, error) {
+        (true, ..) => Err(CliError::interrupted()),
+        (_, None, Some(error)) => Err(CliError { exit: Exit::Unreachable, ..error }),
+        (_, reason, _) => {
+            let cause = format!("still by the relay: {}", reason.as_deref().unwrap_or("no reason is known"));
+            Err(CliError::failure(
+                "direct path",
+                cause,
+                "see `pilotage doctor PEER`, or wait longer with --timeout",
+            ))
+        }
     }
 }
 

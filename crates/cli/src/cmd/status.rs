@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pilotage::{EndpointStats, Node, TunnelInfo};
+use pilotage::{BeaconStatus, CarriageStatus, EndpointStats, LanPeer, NatBehaviour, Node, Suite, TunnelInfo};
 use pilotage_services::server::Counters;
 use serde_json::{Value, json};
 
@@ -43,7 +43,13 @@ pub(crate) fn reply(node: &Node, counters: &Counters) -> Value {
     reply["event"] = "status".into();
     reply["uptime_us"] = micros(stats.uptime).into();
     reply["hub"] = hub_json(node);
-    reply["peers"] = node.peers().iter().map(peer_json).collect();
+    reply["nat"] = node.nat_behaviour().as_ref().map_or(Value::Null, nat_json);
+    reply["peers"] = node.peers().iter().map(|peer| peer_json(node, peer)).collect();
+    reply["lan"] = node.lan_peers().iter().map(lan_json).collect();
+    reply["port_mapping"] = node.port_mapping().map_or(
+        Value::Null,
+        |mapping| json!({ "external": mapping.external.to_string(), "protocol": mapping.protocol.as_str() }),
+    );
     reply["counters"] = counters_json(&stats.endpoint);
     reply["services"] = json!({
         "streams": counters.streams.load(Ordering::Relaxed),
@@ -59,7 +65,9 @@ fn hub_json(node: &Node) -> Value {
         json!({
             "registry": hub.registry,
             "beacon": hub.beacon.map(|addr| addr.to_string()),
+            "beacons": hub.beacons.iter().map(beacon_json).collect::<Vec<_>>(),
             "registered": hub.registered,
+            "carriage": node.carriage().map(|carriage| carriage_json(&carriage)),
             "foreign": hub.foreign,
             "public": hub.public,
             "last_error": hub.last_error,
@@ -68,7 +76,55 @@ fn hub_json(node: &Node) -> Value {
     })
 }
 
-fn peer_json(peer: &TunnelInfo) -> Value {
+fn beacon_json(beacon: &BeaconStatus) -> Value {
+    json!({
+        "address": beacon.address.to_string(),
+        "primary": beacon.primary,
+        "answers": beacon.answers,
+        "observed": beacon.observed.map(|addr| addr.to_string()),
+        "proof": beacon.rank.map(|rank| rank.as_str()),
+        "refused": beacon.refused.map(|reason| reason.as_str()),
+    })
+}
+
+fn nat_json(nat: &NatBehaviour) -> Value {
+    json!({
+        "mapping": nat.mapping.as_str(),
+        "compared_addresses": nat.compared_addresses,
+        "filtering": nat.filtering.map(|filtering| filtering.as_str()),
+        "hairpin": nat.hairpin,
+        "preserves_port": nat.preserves_port,
+    })
+}
+
+fn lan_json(peer: &LanPeer) -> Value {
+    let endpoints: Vec<_> = peer.endpoints.iter().map(ToString::to_string).collect();
+    json!({
+        "address": peer.address.to_string(),
+        "name": peer.name,
+        "fingerprint": peer.fingerprint,
+        "endpoints": endpoints,
+    })
+}
+
+/// How the beacon is reached.
+pub(crate) fn carriage_json(carriage: &CarriageStatus) -> Value {
+    json!({
+        "url": carriage.url,
+        "carried": carriage.carried,
+        "in_doubt": carriage.in_doubt,
+        "since_us": carriage.since.map(micros),
+        "links": carriage.links,
+        "fingerprint": carriage.fingerprint.map(hex::encode),
+        "last_error": carriage.last_error,
+        "datagrams_sent": carriage.datagrams_sent,
+        "datagrams_received": carriage.datagrams_received,
+        "dropped": carriage.dropped,
+    })
+}
+
+fn peer_json(node: &Node, peer: &TunnelInfo) -> Value {
+    let status = node.path(peer.peer.node);
     json!({
         "address": peer.peer.to_string(),
         "key": peer.key.map(hex::encode),
@@ -76,8 +132,15 @@ fn peer_json(peer: &TunnelInfo) -> Value {
         "authenticated": peer.authenticated,
         "pilotage": peer.pilotage,
         "frames_sealed": peer.frames_sealed,
+        "mode": peer.established.then(|| peer.mode.name()),
+        "least_mode": peer.least_mode.name(),
+        "suite": peer.suite.map(Suite::name),
+        "key_age_us": peer.keys_since.map(|since| micros(since.elapsed())),
+        "key_phase": peer.phase,
         "connections": peer.connections,
         "path": peer.path.as_ref().map(path_json),
+        "reason": status.map(|status| status.reason),
+        "path_age_us": status.and_then(|status| status.age).map(micros),
     })
 }
 
@@ -140,20 +203,47 @@ fn text(reply: &Value) -> String {
         count(&services["files"]),
     ));
     let peers = reply["peers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(external) = reply["port_mapping"]["external"].as_str() {
+        lines.push(format!(
+            "router       {external} leads to us ({})",
+            word(&reply["port_mapping"]["protocol"])
+        ));
+    }
+    let lan = reply["lan"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for peer in lan {
+        lines.push(format!(
+            "on the LAN   {}  {}  {}",
+            word(&peer["address"]),
+            word(&peer["name"]),
+            word(&peer["endpoints"][0])
+        ));
+    }
     lines.push(format!("peers        {}", peers.len()));
     for peer in peers {
         let path = &peer["path"];
         lines.push(format!(
-            "  {}  {}  {} {}  rtt {}  {} connections",
+            "  {}  {}  {}  {} {}  {}  rtt {}  for {}  {} connections",
             word(&peer["address"]),
             if peer["established"] == true { "up" } else { "down" },
+            protection_text(peer),
             word(&path["kind"]),
             word(&path["remote"]),
+            word(&peer["reason"]),
             time(&path["rtt_us"]),
+            time(&peer["path_age_us"]),
             count(&peer["connections"]),
         ));
     }
     lines.join("\n")
+}
+
+/// `draft`, or `s1 aes-256-gcm keys 12 s phase 0`.
+fn protection_text(peer: &Value) -> String {
+    let Some(mode) = peer["mode"].as_str() else { return "-".into() };
+    let Some(suite) = peer["suite"].as_str() else { return mode.into() };
+    let age = Duration::from_micros(peer["key_age_us"].as_u64().unwrap_or(0));
+    let phase = peer["key_phase"].as_u64().unwrap_or(0);
+    format!("{mode} {suite} keys {} phase {phase}", format_duration(age))
 }
 
 fn hub_text(hub: &Value) -> String {
@@ -162,6 +252,12 @@ fn hub_text(hub: &Value) -> String {
     }
     let state = if hub["registered"] == true { "registered" } else { "NOT registered" };
     let mut text = format!("hub          {} {state}", hub["registry"].as_str().unwrap_or("-"));
+    if hub["carriage"]["carried"] == true {
+        text.push_str(&format!(
+            "; UDP is blocked, beacon by {}",
+            hub["carriage"]["url"].as_str().unwrap_or("-")
+        ));
+    }
     if let Some(error) = hub["last_error"].as_str() {
         text.push_str(&format!(" ({error})"));
     }

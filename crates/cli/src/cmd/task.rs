@@ -89,7 +89,7 @@ fn perform(context: &Context, args: &NodeArgs, mut request: Value) -> Result<Val
         }
     }
     if let Ok(peer) = request["peer"].as_str().unwrap_or_default().parse() {
-        node::check_peer(context, &peer)?;
+        node::check_peer(context, args, &peer)?;
     }
     let store = open(&dir(context))?;
     let node = node::start(context, args)?;

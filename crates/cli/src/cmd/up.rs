@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use pilotage::records::{Records, RecordsConfig};
 use pilotage::{Node, NodeEvent};
 use pilotage_daemon::IpcServer;
 use pilotage_services::file::ReceiveError;
@@ -14,8 +15,8 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::{local_socket, status, task, trust};
-use crate::args::{ServiceName, UpArgs};
+use super::{local_socket, skills, status, task, trust};
+use crate::args::{NodeArgs, ServiceName, UpArgs};
 use crate::control;
 use crate::error::CliError;
 use crate::node;
@@ -29,9 +30,11 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
         true => None,
         false => Some(inbox(context, args)?),
     };
-    let node = node::start(context, &args.node)?;
+    let host = skills::host(context, args)?;
+    // With records the node finds those whom it knows without a hub.
+    let node = node::start_with(context, &args.node, !args.records.records)?;
     watch_events(context, &node);
-    let services = services(context, args, files.clone(), &node)?;
+    let services = Services { find: host.clone(), ..services(context, args, files.clone(), &node)? };
     let output = context.output.clone();
     let observer = Arc::new(move |notice| match notice {
         Notice::FileReceived { peer, file } => {
@@ -50,8 +53,13 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
     let serving = server::serve(&node, &services, observer)
         .map_err(|error| CliError::failure("services", error, "stop what uses these ports on this node"))?;
     let serving = Arc::new(serving);
+    if let Some(host) = &host {
+        skills::announce(context, args, &node, host);
+    }
+    let records = records(context, args, &node)?;
     let trust = trust::serve(context, args, &node)?;
     let (node_, serving_, trust_) = (node.clone(), serving.clone(), trust.clone());
+    let records_ = records.clone();
     #[cfg(unix)]
     let streams = control::streams::Streams::new(node.clone());
     let control = control_server(context, args, move |request| {
@@ -60,7 +68,11 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
             return reply;
         }
         control::Reply::Line(match request["cmd"].as_str() {
-            Some("status") => status::reply(&node_, serving_.counters()),
+            Some("status") => {
+                let mut reply = status::reply(&node_, serving_.counters());
+                reply["records"] = records_.as_ref().map(records_json).into();
+                reply
+            }
             Some("trust") => trust::reply(&node_, &trust_, request),
             Some("task") => {
                 serving_.tasks().map_or_else(task::not_served, |tasks| task::answer(tasks, request))
@@ -69,14 +81,42 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
         })
     });
     let ipc = local_socket::serve(context, args, &node, &trust)?;
-    ready(context, &node, &services, control.is_some(), ipc.as_ref());
+    ready(context, &args.node, &node, &services, control.is_some(), ipc.as_ref());
     // Ends by a signal, or because the node has died under us.
     node::wait_for_stop(context, || false);
     drop(ipc);
     drop(control);
     drop(trust);
+    drop(records);
     node.close();
     Ok(())
+}
+
+/// Keeps the node's record, if it is wanted.
+fn records(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<Records>, CliError> {
+    if !args.records.records {
+        return Ok(None);
+    }
+    let settings = &context.settings;
+    let registry =
+        settings.registry.clone().or_else(|| settings.hub.as_deref().map(super::network::registry_of));
+    let registry = registry.ok_or_else(|| {
+        CliError::usage("records", "no hub is configured", "name one with --hub HOST[:PORT]")
+    })?;
+    let mut config = RecordsConfig::new(registry, &settings.state);
+    config.trusted = args.records.keys.registry_key.clone();
+    config.refresh = args.records.record_refresh;
+    config.friends = !args.records.no_friends;
+    config.hostname = settings.name(&args.node);
+    config.private = args.node.private;
+    let records = Records::start(node, config).map_err(|error| {
+        CliError::failure(
+            "records",
+            error,
+            "check the state directory, and that port 1016 of this node is free",
+        )
+    })?;
+    Ok(Some(records))
 }
 
 /// Everything that was not left out.
@@ -93,6 +133,7 @@ fn services(
     };
     Ok(Services {
         echo: with(ServiceName::Echo),
+        report: with(ServiceName::Report),
         bench: with(ServiceName::Bench),
         messages: with(ServiceName::Messages) && files.is_some(),
         files,
@@ -117,6 +158,19 @@ fn inbox(context: &Context, args: &UpArgs) -> Result<FileService, CliError> {
     Ok(FileService { dir, force: args.force, fsync: args.fsync, limit: Some(args.inbox_limit) })
 }
 
+fn records_json(records: &Records) -> Value {
+    let status = records.status();
+    json!({
+        "stored_at": status.stored,
+        "refreshes": status.refreshes,
+        "heartbeats": status.heartbeats,
+        "address": status.address.map(|address| address.to_string()),
+        "last_error": status.last_error,
+        "remembered": status.remembered,
+        "friends_answered": status.answered,
+    })
+}
+
 /// Without a control socket only `status` is lost, so that is no reason to stop.
 fn control_server(
     context: &Context,
@@ -137,7 +191,14 @@ fn control_server(
     }
 }
 
-fn ready(context: &Context, node: &Node, services: &Services, control: bool, ipc: Option<&IpcServer>) {
+fn ready(
+    context: &Context,
+    args: &NodeArgs,
+    node: &Node,
+    services: &Services,
+    control: bool,
+    ipc: Option<&IpcServer>,
+) {
     let files = services.files.as_ref();
     let mut value = node::describe(node);
     value["event"] = "ready".into();
@@ -152,6 +213,9 @@ fn ready(context: &Context, node: &Node, services: &Services, control: bool, ipc
         Some(hub) if hub.registered && !hub.public => "\nhub          registered, private".to_owned(),
         Some(hub) if hub.registered => "\nhub          registered".to_owned(),
         Some(_) => "\nhub          NOT registered yet, trying".to_owned(),
+        None if context.settings.lan(args) => {
+            "\nhub          none: others on this network find the node by name and address".to_owned()
+        }
         None => "\nhub          none: others reach this node as ADDRESS@IP:PORT".to_owned(),
     });
     let ports = ports(services);
@@ -170,7 +234,7 @@ fn ready(context: &Context, node: &Node, services: &Services, control: bool, ipc
 
 /// What is served and where.
 fn ports(services: &Services) -> Vec<(&'static str, u16)> {
-    use pilotage_services::{bench, echo, events, file, message, nameserver, task};
+    use pilotage_services::{bench, echo, events, file, find, message, nameserver, report, task};
     let all = [
         (services.echo, "echo", echo::PORT),
         (services.nameserver, "nameserver", nameserver::PORT),
@@ -179,6 +243,9 @@ fn ports(services: &Services) -> Vec<(&'static str, u16)> {
         (services.tasks.is_some(), "tasks", task::PORT),
         (services.files.is_some(), "files", file::PORT),
         (services.bench, "benchmark", bench::PORT),
+        (services.report, "report", report::PORT),
+        (services.find.is_some(), "find", find::PORT),
+        (services.find.is_some(), "call", find::CALL_PORT),
     ];
     all.into_iter().filter(|(served, ..)| *served).map(|(_, name, port)| (name, port)).collect()
 }
@@ -227,6 +294,28 @@ fn describe_event(event: &NodeEvent) -> Option<(String, Value)> {
         NodeEvent::AddressChanged { address } => (
             format!("hub: it calls us {address} now; all streams ended"),
             json!({ "event": "address_changed", "address": address.to_string() }),
+        ),
+        NodeEvent::CarriageChanged { carried } => (
+            match carried {
+                true => "beacon: UDP does not reach it; going through the hub's WebSocket".to_owned(),
+                false => "beacon: by UDP".to_owned(),
+            },
+            json!({ "event": "carriage", "carried": carried }),
+        ),
+        NodeEvent::NetworkChanged { addresses, woke } => {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            let what = if *woke { "this machine slept" } else { "our addresses changed" };
+            (
+                format!("network: {what}: {}", addresses.join(", ")),
+                json!({ "event": "network", "addresses": addresses, "woke": woke }),
+            )
+        }
+        NodeEvent::PortMapped { external } => (
+            match external {
+                Some(at) => format!("router: {at} leads to us"),
+                None => "router: no port leads to us any more".to_owned(),
+            },
+            json!({ "event": "port_mapped", "external": external.map(|at| at.to_string()) }),
         ),
         NodeEvent::HubLost { reason } => {
             (format!("hub: lost: {reason}"), json!({ "event": "hub_lost", "reason": reason }))

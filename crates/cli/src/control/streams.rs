@@ -5,6 +5,8 @@
 //! | `describe` | what a node says about itself |
 //! | `resolve` peer | address |
 //! | `ping` peer, timeout_us | rtt_us, path |
+//! | `trace` peer, timeout_us, wait_us | report |
+//! | `doctor` peer or null | report |
 //! | `connect` peer, port | id, peer; then frames |
 //! | `listen` port | port; then a line with id and peer for each stream that comes, until the connection ends |
 //! | `accept` id | id, peer; then frames |
@@ -28,6 +30,7 @@ use super::Reply;
 use super::frames::{FrameReader, Piece, write_data, write_end, write_failed, write_flushed};
 use crate::cmd::ping::{micros, path_json};
 use crate::cmd::send::stats_json;
+use crate::cmd::{doctor, trace};
 use crate::error::CliError;
 use crate::node;
 
@@ -82,6 +85,8 @@ impl Streams {
             "describe" => Ok(Reply::Line(node::describe(&self.node))),
             "resolve" => self.resolve(request).map(Reply::Line),
             "ping" => self.ping(request).map(Reply::Line),
+            "trace" => self.trace(request).map(Reply::Line),
+            "doctor" => self.doctor(request).map(Reply::Line),
             "stream" => self.describe(request).map(Reply::Line),
             "connect" => self.connect(request),
             "listen" => self.listen(request),
@@ -99,7 +104,21 @@ impl Streams {
     fn ping(&self, request: &Value) -> Result<Value, CliError> {
         let timeout = request["timeout_us"].as_u64().map_or(Duration::ZERO, Duration::from_micros);
         let reply = self.node.ping(peer(request)?, timeout.min(MAX_PATIENCE))?;
-        Ok(json!({ "rtt_us": micros(reply.rtt), "path": reply.path.as_ref().map(path_json) }))
+        Ok(json!({
+            "rtt_us": micros(reply.rtt), "path": reply.path.as_ref().map(path_json), "reason": reply.reason,
+        }))
+    }
+
+    fn trace(&self, request: &Value) -> Result<Value, CliError> {
+        let time =
+            |key: &str| request[key].as_u64().map_or(Duration::ZERO, Duration::from_micros).min(MAX_PATIENCE);
+        let report = trace::examine(&self.node, &peer(request)?, time("timeout_us"), time("wait_us"));
+        Ok(json!({ "report": report }))
+    }
+
+    fn doctor(&self, request: &Value) -> Result<Value, CliError> {
+        let peer = if request["peer"].is_null() { None } else { Some(peer(request)?) };
+        Ok(json!({ "report": doctor::examine(&self.node, peer.as_ref()) }))
     }
 
     fn describe(&self, request: &Value) -> Result<Value, CliError> {

@@ -1,7 +1,7 @@
 //! One datagram, readable: as lines for people and as JSON.
 
 use pilotage_proto::crypto::{Aes256Gcm, PacketAead};
-use pilotage_wire::beacon::Message;
+use pilotage_wire::beacon::{Extension, Message};
 use pilotage_wire::frame::{self, Frame, Pila, PilaTrailer};
 use pilotage_wire::packet::{Flags, Packet, Protocol};
 use pilotage_wire::{DatagramKind, NodeId, SocketAddress, addressing, sack};
@@ -234,6 +234,59 @@ fn view_beacon(bytes: &[u8], keys: &Keys) -> View {
             let (text, value) = describe_gossip(beacon, nodes.iter().map(|node| node.to_string()).collect());
             simple("gossip", text, value)
         }
+        Message::Extension(extension) => {
+            let (name, text, value) = describe_extension(&extension);
+            match extension {
+                Extension::Carry { frame, .. } => carried(name, format!("beacon {text}"), value, frame),
+                _ => simple(name, format!("beacon {text}"), value),
+            }
+        }
+    }
+}
+
+/// Name, text and values of one of our own messages.
+fn describe_extension(extension: &Extension<'_>) -> (&'static str, String, Value) {
+    match *extension {
+        Extension::Hello { node, renew, .. } => {
+            ("hello", format!("hello from node {node}"), json!({ "node": node.to_string(), "renew": renew }))
+        }
+        Extension::Challenge { addr, .. } => {
+            ("challenge", format!("challenge: you are {addr}"), json!({ "addr": addr.to_string() }))
+        }
+        Extension::Prove { node, key, beacon, .. } => (
+            "prove",
+            format!("proof of node {node} for {beacon}"),
+            json!({ "node": node.to_string(), "key": hex::encode(key), "beacon": beacon.to_string() }),
+        ),
+        Extension::Registered { rank, addr, .. } => (
+            "registered",
+            format!("registered ({}): you are {addr}", rank.as_str()),
+            json!({ "rank": rank.as_str(), "addr": addr.to_string() }),
+        ),
+        Extension::Refused { reason, addr, .. } => (
+            "refused",
+            format!("refuses the proof ({}): you are {addr}", reason.as_str()),
+            json!({ "reason": reason.as_str(), "addr": addr.to_string() }),
+        ),
+        Extension::Probe { from_other_port, .. } => {
+            ("probe", "probe".into(), json!({ "from_other_port": from_other_port }))
+        }
+        Extension::ProbeReply { addr, other_port, .. } => (
+            "probe_reply",
+            format!("probe reply: you are {addr}"),
+            json!({ "addr": addr.to_string(), "other_port": other_port }),
+        ),
+        Extension::Hairpin { .. } => ("hairpin", "hairpin test".into(), json!({})),
+        Extension::Sync { boot, number, nodes, .. } => (
+            "sync",
+            format!("tells of {} nodes", nodes.len()),
+            json!({ "boot": boot, "number": number, "nodes": nodes.len() }),
+        ),
+        Extension::Carry { proven, src, dst, .. } => (
+            "carry",
+            format!("hands over from node {src} to node {dst}"),
+            json!({ "src": src.to_string(), "dst": dst.to_string(), "proven": proven }),
+        ),
     }
 }
 

@@ -1,255 +1,207 @@
-//! The beacon's socket: one UDP socket, one thread, around the sans-IO [`BeaconEngine`].
+//! `pilotage beacon`, and what the beacon of a hub has in common with it.
 
-use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::io::Read;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::time::Duration;
 
-use mio::net::UdpSocket;
-use mio::{Events, Interest, Poll, Token};
-use pilotage_nat::{BeaconConfig, BeaconEngine, BeaconStats};
-use socket2::SockRef;
+use pilotage::beacon::{BeaconConfig, BeaconHandle, BeaconOptions, BeaconServer, BeaconSnapshot, Rate};
+use serde_json::{Value, json};
 
-/// A beacon on a bound socket.
-pub(crate) struct BeaconServer {
-    poll: Poll,
-    socket: UdpSocket,
-    local: SocketAddr,
-    engine: BeaconEngine,
-    buffer: Box<[u8]>,
-    /// Datagrams that the kernel would not take. They are lost, as on any busy link.
-    unsent: u64,
-    warned: Option<Instant>,
+use crate::args::{BeaconArgs, BeaconSharing, parse_key};
+use crate::cmd::{Context, stop_with_stdin};
+use crate::error::CliError;
+
+/// Most other beacons.
+const MAX_OTHERS: usize = 16;
+
+pub(crate) fn run(context: &Context, args: &BeaconArgs) -> Result<(), CliError> {
+    if args.exit_with_stdin {
+        stop_with_stdin(context);
+    }
+    let listen = SocketAddr::new(args.listen, args.port);
+    let options = options(listen, args.require_proof, &args.sharing)?;
+    let mut server = bind(options, "choose another port with --port, or stop the other program")?;
+    let local = server.local_addr();
+    let value = json!({
+        "event": "ready",
+        "beacon": local.to_string(),
+        "second_port": server.second_port(),
+        "others": args.sharing.other_beacon,
+        "pid": std::process::id(),
+    });
+    let host = if local.ip().is_unspecified() { "HOST".to_owned() } else { super::url_host(local) };
+    let text = format!(
+        "beacon    {local} (UDP)\nnodes use --beacon {host}:{}\nready; Ctrl-C ends the beacon",
+        local.port()
+    );
+    context.output.result(text, &value);
+    report(context, args.sharing.stats, server.handle())?;
+    server.run(context.stop.flag()).map_err(|error| {
+        CliError::failure("beacon", error.to_string(), "start it again; nodes register by themselves")
+    })?;
+    let snapshot = server.handle().snapshot();
+    context.output.note(text_of(&snapshot));
+    context.output.note("beacon stopped");
+    Ok(())
 }
 
-impl BeaconServer {
-    /// Binds the socket. Port 0 takes any free one.
-    pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let mut socket = UdpSocket::bind(address)?;
-        let local = socket.local_addr()?;
-        // Room for a burst of relayed frames. The kernel may grant less, which only loses some sooner.
-        let sock = SockRef::from(&socket);
-        if let Err(error) =
-            sock.set_recv_buffer_size(BUFFER_BYTES).and(sock.set_send_buffer_size(BUFFER_BYTES))
-        {
-            tracing::debug!(%error, "beacon: the socket buffers keep their default size");
-        }
-        let poll = Poll::new()?;
-        poll.registry().register(&mut socket, Token(0), Interest::READABLE)?;
-        let mut seed = [0; 8];
-        getrandom::fill(&mut seed).map_err(|error| io::Error::other(format!("no randomness: {error}")))?;
-        let engine = BeaconEngine::new(BeaconConfig::default(), u64::from_ne_bytes(seed));
-        let buffer = vec![0; MAX_UDP_PAYLOAD].into_boxed_slice();
-        Ok(Self { poll, socket, local, engine, buffer, unsent: 0, warned: None })
-    }
+pub(super) fn bind(options: BeaconOptions, next: &'static str) -> Result<BeaconServer, CliError> {
+    let listen = options.listen;
+    BeaconServer::bind(options)
+        .map_err(|error| CliError::failure("beacon", format!("UDP {listen}: {error}"), next))
+}
 
-    /// The address that the socket is bound to.
-    pub(crate) fn local_addr(&self) -> SocketAddr {
-        self.local
-    }
+pub(super) fn options(
+    listen: SocketAddr,
+    require_proof: bool,
+    sharing: &BeaconSharing,
+) -> Result<BeaconOptions, CliError> {
+    let burst = |per_second: u64| Rate { per_second, burst: (per_second / 8).max(1 << 20) };
+    let usual = BeaconConfig::default();
+    let per_prefix = usual.relay_bytes_per_prefix.per_second.max(sharing.relay_limit_per_node);
+    let config = BeaconConfig {
+        require_proof,
+        names: sharing.public_addr.clone(),
+        peers: others(&sharing.other_beacon)?,
+        peer_key: sharing.beacon_key_file.as_deref().map(read_key).transpose()?,
+        relay_bytes_total: burst(sharing.relay_limit),
+        relay_bytes_per_node: burst(sharing.relay_limit_per_node),
+        relay_bytes_per_prefix: burst(per_prefix),
+        ..usual
+    };
+    Ok(BeaconOptions { listen, second_port: Some(sharing.second_port), config })
+}
 
-    /// Serves until `stop` is set, which is noticed within [`STOP_CHECK`]. An error means that waiting for
-    /// the socket failed; single datagrams that cannot be received or sent end nothing.
-    pub(crate) fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
-        let mut events = Events::with_capacity(8);
-        let mut more = true;
-        while !stop.load(Ordering::Relaxed) {
-            let wait = if more { Duration::ZERO } else { self.wait() };
-            match self.poll.poll(&mut events, Some(wait)) {
-                Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            // Readiness is told once, on its edge: until a receive would block there is more to read.
-            if more || !events.is_empty() {
-                more = self.receive_batch();
-            }
-            self.engine.handle_timeout(Instant::now());
-        }
-        let BeaconStats { registered, datagrams_in, datagrams_out, relays, .. } = self.engine.stats();
-        tracing::info!(
-            registered,
-            datagrams_in,
-            datagrams_out,
-            relays,
-            unsent = self.unsent,
-            "beacon stopped"
-        );
-        Ok(())
+fn others(names: &[String]) -> Result<Vec<SocketAddr>, CliError> {
+    if names.len() > MAX_OTHERS {
+        let cause = format!("{} were named, at most {MAX_OTHERS} can be", names.len());
+        return Err(CliError::usage("other beacons", cause, "name fewer"));
     }
+    let resolve = |name: &String| {
+        let found = name.to_socket_addrs().map_err(|error| error.to_string());
+        found.and_then(|mut all| all.next().ok_or_else(|| "no address".to_owned())).map_err(|cause| {
+            CliError::failure("other beacon", format!("{name}: {cause}"), "give it as HOST:PORT")
+        })
+    };
+    names.iter().map(resolve).collect()
+}
 
-    fn wait(&self) -> Duration {
-        let due = self.engine.next_timeout().map(|due| due.saturating_duration_since(Instant::now()));
-        due.map_or(STOP_CHECK, |due| due.min(STOP_CHECK))
-    }
+fn read_key(path: &Path) -> Result<[u8; 32], CliError> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(1_024).read_to_string(&mut text));
+    let failed = |cause: String| {
+        CliError::failure(
+            "beacon key",
+            format!("{}: {cause}", path.display()),
+            "make one with `openssl rand -hex 32`, readable by you only, and copy it to the other beacons",
+        )
+    };
+    read.map_err(|error| failed(error.to_string()))?;
+    parse_key(text.trim()).map_err(failed)
+}
 
-    /// Handles up to [`BATCH`] datagrams; returns whether there may be more.
-    fn receive_batch(&mut self) -> bool {
-        let Self { socket, engine, buffer, unsent, warned, .. } = self;
-        let now = Instant::now();
-        for _ in 0..BATCH {
-            let (len, from) = match socket.recv_from(buffer) {
-                Ok(received) => received,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-                // Linux reports here that somebody we answered has gone (ICMP). It concerns nobody else.
-                Err(error) => {
-                    warn_rarely(warned, now, &error);
-                    continue;
+/// Prints the counters now and then.
+pub(super) fn report(context: &Context, every: Option<u32>, handle: BeaconHandle) -> Result<(), CliError> {
+    let Some(every) = every.filter(|every| *every > 0) else { return Ok(()) };
+    let (output, stop) = (context.output.clone(), context.stop.clone());
+    super::spawn("beacon-stats", move || {
+        loop {
+            for _ in 0..every.saturating_mul(10) {
+                if stop.requested() {
+                    return;
                 }
-            };
-            engine.handle_datagram(now, from, &buffer[..len], &mut |to, data: &[u8]| {
-                if socket.send_to(data, to).is_err() {
-                    *unsent += 1;
-                }
-            });
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            let snapshot = handle.snapshot();
+            output.result(text_of(&snapshot), &json_of(&snapshot));
         }
-        true
-    }
+    })
 }
 
-/// At most one line in a minute, however many errors others can cause.
-fn warn_rarely(warned: &mut Option<Instant>, now: Instant, error: &io::Error) {
-    if warned.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(60)) {
-        *warned = Some(now);
-        tracing::warn!(%error, "beacon: receiving failed; further errors of the next minute are not shown");
-    }
+fn text_of(snapshot: &BeaconSnapshot) -> String {
+    let stats = &snapshot.stats;
+    format!(
+        "nodes {} ({} proven), {} elsewhere; relayed {}, introduced {}; refused {}",
+        stats.registered,
+        stats.proven,
+        stats.remote,
+        stats.relays + stats.carried,
+        stats.punches,
+        stats.proofs_refused + stats.not_registered + stats.not_permitted + stats.over_budget,
+    )
 }
 
-/// Datagrams handled before the stop flag and the timers get their turn.
-const BATCH: usize = 256;
-/// How long a set stop flag may go unnoticed.
-const STOP_CHECK: Duration = Duration::from_millis(100);
-const BUFFER_BYTES: usize = 4 << 20;
-const MAX_UDP_PAYLOAD: usize = 65_535;
+pub(super) fn json_of(snapshot: &BeaconSnapshot) -> Value {
+    let stats = &snapshot.stats;
+    let beacons: Vec<Value> = snapshot
+        .beacons
+        .iter()
+        .map(|(address, heard)| {
+            json!({ "address": address.to_string(), "heard_ms": heard.map(|heard| heard.as_millis() as u64) })
+        })
+        .collect();
+    json!({
+        "event": "beacon",
+        "registered": stats.registered,
+        "proven": stats.proven,
+        "remote": stats.remote,
+        "datagrams_in": stats.datagrams_in,
+        "bytes_in": stats.bytes_in,
+        "datagrams_out": stats.datagrams_out,
+        "bytes_out": stats.bytes_out,
+        "unsent": snapshot.unsent,
+        "unpaid": stats.unpaid,
+        "table_full": stats.table_full,
+        "takeovers_refused": stats.takeovers_refused,
+        "displaced": stats.displaced,
+        "discovers": stats.discovers,
+        "hellos": stats.hellos,
+        "proofs": stats.proofs,
+        "proofs_refused": stats.proofs_refused,
+        "probes": stats.probes,
+        "punches": stats.punches,
+        "relays": stats.relays,
+        "handed_over": stats.handed_over,
+        "carried": stats.carried,
+        "syncs": stats.syncs,
+        "malformed": stats.malformed,
+        "not_for_beacons": stats.not_for_beacons,
+        "bad_source": stats.bad_source,
+        "over_budget": stats.over_budget,
+        "not_registered": stats.not_registered,
+        "unreachable": stats.unreachable,
+        "not_permitted": stats.not_permitted,
+        "bad_beacon": stats.bad_beacon,
+        "beacons": beacons,
+    })
+}
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
-    use std::sync::Arc;
-    use std::thread;
-
-    use pilotage_wire::NodeId;
-    use pilotage_wire::beacon::Message;
-
     use super::*;
 
-    struct Running {
-        addr: SocketAddr,
-        stop: Arc<AtomicBool>,
-        thread: thread::JoinHandle<io::Result<()>>,
-    }
-
-    fn start() -> Running {
-        let mut server = BeaconServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let addr = server.local_addr();
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        Running { addr, stop, thread: thread::spawn(move || server.run(&flag)) }
-    }
-
-    impl Running {
-        fn node(&self) -> UdpSocket {
-            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-            socket.connect(self.addr).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            socket
-        }
-
-        fn end(self) {
-            self.stop.store(true, Ordering::Relaxed);
-            self.thread.join().unwrap().unwrap();
-        }
-    }
-
-    fn send(socket: &UdpSocket, message: Message<'_>) {
-        let mut buf = [0; 2_048];
-        let len = message.encode(&mut buf).unwrap();
-        socket.send(&buf[..len]).unwrap();
-    }
-
-    fn receive(socket: &UdpSocket) -> Vec<u8> {
-        let mut buf = [0; 2_048];
-        let len = socket.recv(&mut buf).unwrap();
-        buf[..len].to_vec()
-    }
-
-    fn register(socket: &UdpSocket, node: NodeId) {
-        send(socket, Message::Discover { node });
-        let addr = socket.local_addr().unwrap();
-        assert_eq!(Message::decode(&receive(socket)), Ok(Message::DiscoverReply { addr }));
-    }
-
     #[test]
-    fn discover_punch_and_relay_over_real_sockets() {
-        let beacon = start();
-        let (a, b) = (beacon.node(), beacon.node());
-        register(&a, NodeId(101));
-        register(&b, NodeId(102));
-        send(&a, Message::PunchRequest { node: NodeId(101), target: NodeId(102) });
-        let addr = a.local_addr().unwrap();
-        assert_eq!(Message::decode(&receive(&b)), Ok(Message::PunchCommand { addr }));
-        // More than one batch, in order.
-        for i in 0..2 * BATCH as u32 {
-            let frame = [&b"PILS"[..], &i.to_be_bytes()].concat();
-            send(&a, Message::Relay { src: NodeId(101), dst: NodeId(102), frame: &frame });
-            if i % 64 == 63 {
-                for i in i - 63..=i {
-                    let frame = [&b"PILS"[..], &i.to_be_bytes()].concat();
-                    assert_eq!(
-                        Message::decode(&receive(&b)),
-                        Ok(Message::Deliver { src: NodeId(101), frame: &frame })
-                    );
-                }
-            }
-        }
-        beacon.end();
-    }
-
-    #[test]
-    fn a_node_that_has_gone_disturbs_nobody() {
-        let beacon = start();
-        let a = beacon.node();
-        register(&a, NodeId(101));
-        let gone = beacon.node();
-        register(&gone, NodeId(102));
-        drop(gone);
-        // Each of these makes the kernel report an unreachable port to the beacon's socket.
-        for _ in 0..50 {
-            send(&a, Message::Relay { src: NodeId(101), dst: NodeId(102), frame: b"PILS" });
-        }
-        register(&a, NodeId(101));
-        beacon.end();
-    }
-
-    #[test]
-    fn random_datagrams_at_full_speed_leave_it_working() {
-        let beacon = start();
-        let noise = beacon.node();
-        let mut state = 1u64;
-        for len in (0..64).cycle().take(20_000) {
-            let bytes: Vec<u8> = (0..len)
-                .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    (state >> 59) as u8
-                })
-                .collect();
-            let _ = noise.send(&bytes);
-        }
-        // Its own budget is used up by now: another source, 127.0.0.2, has its own.
-        let other = UdpSocket::bind("127.0.0.2:0").unwrap();
-        other.connect(beacon.addr).unwrap();
-        other.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let answered = (0..20).any(|_| {
-            send(&other, Message::Discover { node: NodeId(7) });
-            other.recv(&mut [0; 64]).is_ok()
-        });
-        assert!(answered);
-        beacon.end();
-    }
-
-    #[test]
-    fn a_port_in_use_is_an_error_of_bind() {
-        let first = BeaconServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let error = BeaconServer::bind(first.local_addr()).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::AddrInUse);
+    fn the_options_say_what_the_flags_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        std::fs::write(&key, format!("{}\n", "ab".repeat(32))).unwrap();
+        let sharing = BeaconSharing {
+            other_beacon: vec!["127.0.0.1:9101".into()],
+            beacon_key_file: Some(key.clone()),
+            relay_limit: 1 << 30,
+            relay_limit_per_node: 1 << 29,
+            ..BeaconSharing::default()
+        };
+        let listen = "127.0.0.1:9001".parse().unwrap();
+        let config = options(listen, true, &sharing).unwrap().config;
+        assert_eq!(config.peers, ["127.0.0.1:9101".parse().unwrap()]);
+        assert_eq!((config.peer_key, config.require_proof), (Some([0xAB; 32]), true));
+        assert_eq!(config.relay_bytes_total, Rate { per_second: 1 << 30, burst: 1 << 27 });
+        assert!(config.relay_bytes_per_prefix.per_second >= 1 << 29);
+        std::fs::write(&key, "abc").unwrap();
+        assert!(options(listen, true, &sharing).is_err());
+        let many = BeaconSharing { other_beacon: vec!["127.0.0.1:1".into(); 17], ..BeaconSharing::default() };
+        assert!(options(listen, false, &many).is_err());
     }
 }

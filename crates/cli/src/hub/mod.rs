@@ -1,18 +1,33 @@
 //! `pilotage hub`: registry (TCP) and beacon (UDP) in one process.
 
-mod beacon;
+mod backup;
+pub(crate) mod beacon;
+mod book;
+mod cluster;
+mod http;
+mod index;
+mod map;
+mod ops;
 mod options;
+mod pages;
+mod web;
+mod wss;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Instant;
 
+use pilotage::beacon::BeaconServer;
+use pilotage_registry::claims::ClaimLog;
 use pilotage_registry::server::{Server, ServerConfig};
 use pilotage_registry::tls::ServerTls;
 use serde_json::json;
 
-use self::beacon::BeaconServer;
+use self::backup::Part;
+use self::ops::Hub;
 use crate::args::HubArgs;
 use crate::cmd::{Context, create_private_dir, stop_with_stdin};
 use crate::error::CliError;
@@ -27,37 +42,72 @@ struct Ended {
 }
 
 pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
+    if let Some(action) = &args.action {
+        return ops::run(context, action);
+    }
     if args.exit_with_stdin {
         stop_with_stdin(context);
     }
     let store = store(context, args)?;
     let (registry_at, beacon_at) = addresses(args)?;
-    let beacon = BeaconServer::bind(beacon_at).map_err(|error| {
-        CliError::failure(
-            "beacon",
-            format!("UDP {beacon_at}: {error}"),
-            "choose another port with --beacon-port, or stop the other program",
-        )
-    })?;
+    let options = beacon::options(beacon_at, args.require_proof, &args.sharing)?;
+    let beacon = beacon::bind(options, "choose another port with --beacon-port, or stop the other program")?;
     let mut config = ServerConfig::new(registry_at, &store);
     options::apply(context, args, &mut config)?;
+    let pages = pages::Open::listen(args, &mut config)?;
     let fingerprint = config.tls.as_ref().map(ServerTls::fingerprint_hex);
-    let registry = Server::bind(config).map_err(|error| {
-        // The text names the address or the file, and the way out behind a semicolon.
-        let text = error.to_string();
-        let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
-        CliError::failure("registry", cause, next)
-    })?;
+    let pin = config.tls.as_ref().map(ServerTls::fingerprint);
+    let mut registry = bind_registry(config)?;
+    if args.cluster.cluster.is_some() {
+        book::may_share(args, &store)?;
+    }
+    let cluster = cluster::start(context, &args.cluster, args.pow_bits)?;
+    let shared = cluster.clone().map(|log| log as Arc<dyn ClaimLog>);
+    let book::Open { book, store: claims_store, key, cluster: agreed, log, shelf } =
+        book::open(args, &store, registry.local_addr(), shared)?;
+    let parts = vec![
+        Part { name: "registry", path: store.clone(), still: registry.still() },
+        Part { name: "claims", path: claims_store.clone(), still: log.still() },
+    ];
+    registry.serve_book(book);
     let (registry_addr, beacon_addr) = (registry.local_addr(), beacon.local_addr());
+    let mut beacon = beacon;
+    // Whose id is proved to the beacon, the registry knows.
+    let keys = registry.keys();
+    beacon.set_key_source(Arc::new(move |node| keys.of(node)));
+    let wss = wss::open(context, args, &mut beacon)?;
     let handle = registry.handle();
+    let registry_handle = handle.clone();
     context.stop.on_request(move || handle.stop());
     let (ended, endings) = channel();
     serve_registry(registry, ended.clone())?;
-    serve_beacon(context, beacon, ended)?;
+    let told = beacon.handle();
+    serve_beacon(context, beacon, ended.clone())?;
+    let wss = wss.map(|wss| wss.serve(context, ended)).transpose()?;
     options::warn(context, args);
-    ready(context, registry_addr, beacon_addr, &store, fingerprint.as_deref());
-    // Both end after a signal; one that ends without it takes the hub down, loudly.
-    for _ in 0..2 {
+    // All of it ends with the hub.
+    let hub = Arc::new(Hub {
+        begun: Instant::now(),
+        registry: registry_handle,
+        beacon: told.clone(),
+        shelf,
+        parts,
+        index: index::start(context, args, registry_addr, beacon_addr, pin)?,
+        cluster,
+    });
+    let _control = ops::control(context, &hub);
+    let pages = pages.serve(context, &hub, registry_addr, pin)?;
+    let stores = [store.as_path(), claims_store.as_path()];
+    let more =
+        More { registry_key: &key, agreed, fingerprint: fingerprint.as_deref(), wss: wss.as_ref(), pages };
+    ready(context, [registry_addr, beacon_addr], stores, &hub, &more);
+    beacon::report(context, args.sharing.stats, told)?;
+    wait(context, &endings, 2 + usize::from(wss.is_some()))
+}
+
+/// All servers end after a signal; one that ends without it takes the hub down, loudly.
+fn wait(context: &Context, endings: &Receiver<Ended>, servers: usize) -> Result<(), CliError> {
+    for _ in 0..servers {
         let Ok(Ended { what, result }) = endings.recv() else { break };
         if !context.stop.requested() {
             let cause = result.err().unwrap_or_else(|| "ended by itself".into());
@@ -66,6 +116,15 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
     }
     context.output.note("hub stopped");
     Ok(())
+}
+
+fn bind_registry(config: ServerConfig) -> Result<Server, CliError> {
+    Server::bind(config).map_err(|error| {
+        // The text names the address or the file, and the way out behind a semicolon.
+        let text = error.to_string();
+        let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
+        CliError::failure("registry", cause, next)
+    })
 }
 
 fn store(context: &Context, args: &HubArgs) -> Result<PathBuf, CliError> {
@@ -128,19 +187,38 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), CliError
     })
 }
 
+/// What else is said of a hub that is ready.
+struct More<'a> {
+    registry_key: &'a [u8; 32],
+    /// Claims are signed by the cluster's nodes, not by this hub alone.
+    agreed: bool,
+    fingerprint: Option<&'a str>,
+    wss: Option<&'a wss::Open>,
+    pages: pages::At,
+}
+
 fn ready(
     context: &Context,
-    registry: SocketAddr,
-    beacon: SocketAddr,
-    store: &Path,
-    fingerprint: Option<&str>,
+    [registry, beacon]: [SocketAddr; 2],
+    [store, claims_store]: [&Path; 2],
+    hub: &Hub,
+    more: &More<'_>,
 ) {
+    let More { registry_key, agreed, fingerprint, wss, pages } = *more;
+    let index = hub.index.as_ref().map(|index| index.node.address().to_string());
     let value = json!({
         "event": "ready",
         "registry": registry.to_string(),
         "beacon": beacon.to_string(),
         "store": store.display().to_string(),
+        "claims_store": claims_store.display().to_string(),
+        "registry_key": hex::encode(registry_key),
         "tls_fingerprint": fingerprint,
+        "wss": wss.map(|wss| wss.addr.to_string()),
+        "wss_fingerprint": wss.map(|wss| hex::encode(wss.fingerprint)),
+        "index": index,
+        "web": pages.web.map(|at| at.to_string()),
+        "metrics": pages.metrics.map(|at| at.to_string()),
         "pid": std::process::id(),
     });
     let host = if registry.ip().is_unspecified() { "HOST".to_owned() } else { url_host(registry) };
@@ -151,10 +229,25 @@ fn ready(
         format!("--registry {host}:{} --beacon {host}:{}", registry.port(), beacon.port())
     };
     let how = fingerprint.map_or(how.clone(), |pin| format!("{how} --registry-tls-pin {pin}"));
+    let websocket = wss.map_or(String::new(), |wss| {
+        let own = wss.own_certificate.then(|| format!(", --hub-wss-pin {}", hex::encode(wss.fingerprint)));
+        format!("\nwebsocket {} (TCP, TLS){}", wss.addr, own.unwrap_or_default())
+    });
+    let line =
+        |what: &str, text: Option<String>| text.map_or(String::new(), |text| format!("\n{what}{text}"));
+    let also = [
+        line("index     ", index),
+        line("web       ", pages.web.map(|at| format!("http://{at}/"))),
+        line("metrics   ", pages.metrics.map(|at| format!("http://{at}/metrics"))),
+    ]
+    .concat();
     let over = if fingerprint.is_some() { "TCP, TLS" } else { "TCP" };
+    let signed = if agreed { "agreed in the cluster, signed by its nodes, here by" } else { "signed by" };
     let text = format!(
-        "registry  {registry} ({over})\nbeacon    {beacon} (UDP)\nstore     {}\nnodes use {how}\nready; Ctrl-C ends the hub",
+        "registry  {registry} ({over})\nbeacon    {beacon} (UDP){websocket}\nstore     {}\nclaims    {}, {signed} {}{also}\nnodes use {how}\nready; Ctrl-C ends the hub",
         store.display(),
+        claims_store.display(),
+        hex::encode(registry_key),
     );
     context.output.result(text, &value);
 }
@@ -176,14 +269,29 @@ mod tests {
             registry_port,
             beacon_port,
             store: None,
+            claims_store: None,
+            replica_store: None,
+            map: None,
+            heartbeat: 30,
+            pow_bits: 16,
             allow_unsigned: false,
             require_proof: false,
+            sharing: Default::default(),
             admin_token_file: None,
             admin_token: None,
             tls: false,
             open_scores: false,
             allow_beacons: false,
+            wss: None,
+            tls_cert: None,
+            tls_key: None,
             exit_with_stdin: false,
+            action: None,
+            cluster: Default::default(),
+            index: None,
+            web: None,
+            metrics: None,
+            http_anywhere: false,
         }
     }
 

@@ -25,9 +25,8 @@ pub(super) fn apply(context: &Context, args: &HubArgs, config: &mut ServerConfig
     };
     config.engine.open_scores = args.open_scores;
     config.engine.allow_beacon_register = args.allow_beacons;
-    let from_file = args.admin_token_file.as_deref().map(read_token).transpose()?;
-    if let Some(token) = from_file.as_deref().or(args.admin_token.as_deref()) {
-        config.engine.admin_token = Some(check_token(token)?);
+    if let Some(token) = admin_token(args)? {
+        config.engine.admin_token = Some(check_token(&token)?);
     }
     if args.tls {
         let dir = &context.settings.state;
@@ -45,6 +44,12 @@ pub(super) fn apply(context: &Context, args: &HubArgs, config: &mut ServerConfig
         })?);
     }
     Ok(())
+}
+
+/// The operator's token, if there is one.
+pub(super) fn admin_token(args: &HubArgs) -> Result<Option<String>, CliError> {
+    let from_file = args.admin_token_file.as_deref().map(read_token).transpose()?;
+    Ok(from_file.or_else(|| args.admin_token.clone()))
 }
 
 /// Says what is risky about the flags.

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use pilotage::{Address, Listener, Node, PathInfo, Peer};
 use pilotage_services::Duplex;
+use pilotage_services::find::Reach;
 use pilotage_services::gateway::{Acceptor, DialError, Dialer};
 use serde_json::{Value, json};
 
 use crate::args::NodeArgs;
-use crate::cmd::Context;
+use crate::cmd::{Context, doctor, trace};
 use crate::control;
 use crate::error::CliError;
 use crate::node;
@@ -76,6 +77,8 @@ impl Open {
 pub(crate) struct Pong {
     pub(crate) rtt: Duration,
     pub(crate) path: Option<PathInfo>,
+    /// Why it is this path.
+    pub(crate) reason: Option<String>,
 }
 
 /// Uses the running node of the state directory, else starts one.
@@ -92,10 +95,15 @@ pub(crate) fn open(context: &Context, args: &NodeArgs) -> Result<Session, CliErr
 /// A name without a hub cannot work: say so before a socket is opened. A running node has its own hub.
 pub(crate) fn check_peer(context: &Context, args: &NodeArgs, peer: &Peer) -> Result<(), CliError> {
     let running = !args.ephemeral && control::path(&context.settings.state).exists();
-    if running { Ok(()) } else { node::check_peer(context, peer) }
+    if running { Ok(()) } else { node::check_peer(context, args, peer) }
 }
 
 impl Session {
+    /// Whether the node was started for this command.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+
     /// What the node says about itself.
     pub(crate) fn describe(&self) -> Value {
         match self {
@@ -125,7 +133,7 @@ impl Session {
         match self {
             Self::Own(node) => {
                 let reply = node.ping(peer, timeout)?;
-                Ok(Pong { rtt: reply.rtt, path: reply.path })
+                Ok(Pong { rtt: reply.rtt, path: reply.path, reason: reply.reason.map(str::to_owned) })
             }
             #[cfg(unix)]
             Self::Daemon(daemon) => {
@@ -133,7 +141,58 @@ impl Session {
                 let request = json!({ "cmd": "ping", "peer": peer.to_string(), "timeout_us": timeout_us });
                 let reply = daemon.ask(&request, timeout + RESOLVE)?;
                 let rtt = Duration::from_micros(reply["rtt_us"].as_u64().unwrap_or_default());
-                Ok(Pong { rtt, path: channel::path_from_json(&reply["path"]) })
+                let reason = reply["reason"].as_str().map(str::to_owned);
+                Ok(Pong { rtt, path: channel::path_from_json(&reply["path"]), reason })
+            }
+        }
+    }
+
+    /// The steps on the way to a peer (`cmd::trace`).
+    pub(crate) fn trace(&self, peer: &Peer, timeout: Duration, wait: Duration) -> Result<Value, CliError> {
+        match self {
+            Self::Own(node) => Ok(trace::examine(node, peer, timeout, wait)),
+            #[cfg(unix)]
+            Self::Daemon(daemon) => {
+                let micros = crate::cmd::ping::micros;
+                let request = json!({
+                    "cmd": "trace", "peer": peer.to_string(),
+                    "timeout_us": micros(timeout), "wait_us": micros(wait),
+                });
+                daemon.answer(&request, timeout + wait + RESOLVE)
+            }
+        }
+    }
+
+    /// What is right and wrong (`cmd::doctor`).
+    pub(crate) fn doctor(&self, peer: Option<&Peer>) -> Result<Value, CliError> {
+        match self {
+            Self::Own(node) => Ok(doctor::examine(node, peer)),
+            #[cfg(unix)]
+            Self::Daemon(daemon) => {
+                let request = json!({ "cmd": "doctor", "peer": peer.map(Peer::to_string) });
+                daemon.answer(&request, DOCTOR)
+            }
+        }
+    }
+
+    /// The nodes that it has tunnels with, and those on the local network.
+    pub(crate) fn known_peers(&self) -> Result<Vec<Peer>, CliError> {
+        match self {
+            Self::Own(node) => {
+                let lan = node.lan_peers();
+                let near =
+                    lan.iter().filter_map(|near| Some(Peer::At(near.address, *near.endpoints.first()?)));
+                let own = node.peers().into_iter().map(|peer| Peer::Address(peer.peer));
+                Ok(own.chain(near).collect())
+            }
+            #[cfg(unix)]
+            Self::Daemon(daemon) => {
+                let status = daemon.ask(&json!({ "cmd": "status" }), Duration::ZERO)?;
+                let list = |key: &str| status[key].as_array().cloned().unwrap_or_default();
+                let peers = list("peers").into_iter().chain(list("lan"));
+                Ok(peers
+                    .filter_map(|peer| Some(Peer::Address(peer["address"].as_str()?.parse().ok()?)))
+                    .collect())
             }
         }
     }
@@ -203,6 +262,10 @@ impl Session {
 #[cfg(unix)]
 const RESOLVE: Duration = Duration::from_secs(20);
 
+/// Longest that a running node examines itself.
+#[cfg(unix)]
+const DOCTOR: Duration = Duration::from_secs(60);
+
 #[cfg(unix)]
 fn not_understood(what: &str) -> CliError {
     let cause = format!("the running node's answer is not understood: {what}");
@@ -251,6 +314,12 @@ impl Daemon {
 
     fn ask(&self, request: &Value, patience: Duration) -> Result<Value, CliError> {
         self.exchange(request, patience).map(|(reply, _)| reply)
+    }
+
+    /// As `ask`, for answers in which an error is part of the matter.
+    fn answer(&self, request: &Value, patience: Duration) -> Result<Value, CliError> {
+        let (mut reply, _) = self.exchange(request, patience)?;
+        Ok(reply["report"].take())
     }
 
     fn stream(&self, request: &Value, patience: Duration) -> Result<Channel, CliError> {
@@ -349,6 +418,20 @@ impl Dialer for Session {
                 Ok(channel) => Ok(Arc::new(channel)),
                 Err(error) => Err(DialError { kind: error.kind(), text: error.to_string() }),
             },
+        }
+    }
+}
+
+impl Reach for Session {
+    fn reach(&self, peer: &Peer, port: u16) -> Result<(Arc<dyn Duplex>, Address), DialError> {
+        match self.connect(peer, port) {
+            Ok(channel) => {
+                let address = channel.peer().address;
+                Ok((Arc::new(channel), address))
+            }
+            Err(error) => {
+                Err(DialError { kind: error.kind(), text: format!("{}: {}", error.stage, error.cause) })
+            }
         }
     }
 }

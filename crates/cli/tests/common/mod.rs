@@ -169,6 +169,9 @@ impl Drop for Running {
     }
 }
 
+/// The operator's token of the hub of a [`Lab`].
+pub(crate) const ADMIN_TOKEN: &str = "token-of-the-lab";
+
 /// A hub and directories for nodes, all of which end and vanish with the value.
 pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
@@ -217,6 +220,13 @@ impl Lab {
         run_for(&args.iter().map(String::as_str).collect::<Vec<_>>(), input, STEP)
     }
 
+    /// Runs a command that starts no node.
+    pub(crate) fn run_tool(&self, node: &str, args: &[&str]) -> Output {
+        let state = self.path(node);
+        let own = ["--state", state.to_str().unwrap(), "--registry", &self.registry, "--json"];
+        run(&args.iter().chain(&own).copied().collect::<Vec<_>>())
+    }
+
     /// `up`, with its ready line.
     pub(crate) fn up(&self, node: &str) -> (Running, Value) {
         let running = self.start(node, &["up", "--name", node]);
@@ -251,6 +261,8 @@ fn start_hub(dir: &Path, registry_port: &str, beacon_port: &str) -> Running {
         registry_port,
         "--beacon-port",
         beacon_port,
+        "--admin-token",
+        ADMIN_TOKEN,
         "--state",
         state.to_str().unwrap(),
     ])

@@ -355,3 +355,5 @@ fn a_change_of_network_is_asked_about_at_once() {
     client.handle(beacon(), &moved, start + millis(6_100));
     assert_eq!(client.observed(), Some(addr("198.51.100.99:5")));
 }
+
+mod nat;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::clock_start;
+use crate::{Rate, clock_start};
 
 const A: &str = "203.0.113.1:4000";
 const B: &str = "203.0.113.2:4000";
@@ -192,7 +192,7 @@ mod discovery {
         beacon.wait(120_000);
         beacon.engine.handle_timeout(beacon.now);
         assert_eq!((beacon.stats().registered, beacon.engine.next_timeout()), (0, None));
-        assert!(beacon.engine.nodes_per_prefix.iter().all(|&count| count == 0));
+        assert!(beacon.engine.table.is_uncounted());
     }
 
     #[test]
@@ -403,7 +403,7 @@ mod bounds {
         for _ in 0..100 {
             beacon.send_padded(A, punch(1, 9), 1_000);
         }
-        assert_eq!(beacon.engine.nodes[&NodeId(1)].savings, MAX_SAVINGS);
+        assert_eq!(beacon.engine.table.node_mut(NodeId(1)).unwrap().savings, MAX_SAVINGS);
         assert!(size_of::<Registration>() < 256);
     }
 
@@ -457,6 +457,12 @@ mod amplification {
             6 => (node(), node()).prop_map(|(n, t)| encode(punch(n, t))),
             4 => (node(), node(), prop::collection::vec(any::<u8>(), 0..80))
                 .prop_map(|(s, d, tail)| encode(relay(s, d, &[b"PILS", &tail[..]].concat()))),
+            3 => node().prop_map(|n| encode(own::hello(NodeId(n)))),
+            // Stands for a proof, if the source was challenged under this id.
+            4 => node().prop_map(|n| vec![0xFF, n as u8]),
+            2 => any::<bool>().prop_map(|from_other_port| {
+                encode(Message::Extension(Extension::Probe { from_other_port, nonce: 1 }))
+            }),
             1 => prop::collection::vec(any::<u8>(), 0..40),
         ];
         let padding = prop_oneof![3 => Just(0usize), 2 => 0..120usize];
@@ -467,11 +473,23 @@ mod amplification {
         })
     }
 
+    /// The proof for which `data` stands, if its source was challenged.
+    fn proof_for(
+        data: &[u8],
+        source: &str,
+        cookies: &BTreeMap<(SocketAddr, u8), [u8; 24]>,
+    ) -> Option<Vec<u8>> {
+        let (&[0xFF, node], from) = (data.first_chunk()?, addr(source)) else { return None };
+        let prover = own::Node::new(node % 3 + 1, source).called(node.into());
+        Some(own::proof(&prover, cookies.get(&(from, node))?, addr(own::BEACON), from))
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn every_byte_sent_was_paid_for(steps in prop::collection::vec(step(), 1..150)) {
-            let mut beacon = Beacon::new();
+            let mut beacon = Beacon::with(BeaconConfig { ports: [9001, 9002], ..own::config() });
+            let mut cookies: BTreeMap<(SocketAddr, u8), [u8; 24]> = BTreeMap::new();
             // Weight received from and sent to each address, and where nodes have ever been registered.
             let mut received: BTreeMap<SocketAddr, usize> = BTreeMap::new();
             let mut sent_to: BTreeMap<SocketAddr, usize> = BTreeMap::new();
@@ -481,9 +499,13 @@ mod amplification {
             let mut payload_out = 0;
             let mut was_registered = BTreeSet::new();
             let start = beacon.now;
-            for Step { wait_millis, from, data } in steps {
+            for Step { wait_millis, from, mut data } in steps {
                 beacon.wait(wait_millis);
-                let from = addr(SOURCES[from]);
+                let source = SOURCES[from];
+                let from = addr(source);
+                if let Some(proof) = proof_for(&data, source, &cookies) {
+                    data = proof;
+                }
                 let is_relay = data.first() == Some(&5);
                 let weight = wire_size(from, data.len());
                 payload_in += data.len();
@@ -492,7 +514,12 @@ mod amplification {
                     control_in += weight;
                 }
                 let sent = beacon.receive(from, &data);
-                was_registered.extend(beacon.engine.nodes.values().map(|known| known.address));
+                for (_, bytes) in &sent {
+                    if let Ok(Message::Extension(Extension::Challenge { cookie, .. })) = Message::decode(bytes) {
+                        cookies.insert((from, data[6]), *cookie);
+                    }
+                }
+                was_registered.extend(beacon.engine.table.all().map(|known| known.address));
                 if is_relay {
                     // One datagram in, at most one out, never longer, never back.
                     prop_assert!(sent.len() <= 1);
@@ -527,9 +554,7 @@ mod amplification {
             }
             let stats = beacon.stats();
             prop_assert_eq!((stats.bytes_in as usize, stats.bytes_out as usize), (payload_in, payload_out));
-            let ends = stats.discovers + stats.punches + stats.relays + stats.malformed + stats.not_for_beacons
-                + stats.bad_source + stats.over_budget + stats.not_registered + stats.unreachable;
-            prop_assert_eq!(ends, stats.datagrams_in);
+            prop_assert_eq!(stats.ends(), stats.datagrams_in);
         }
 
         #[test]
@@ -540,3 +565,5 @@ mod amplification {
         }
     }
 }
+
+mod own;

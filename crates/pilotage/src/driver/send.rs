@@ -1,13 +1,15 @@
 //! Sending: the one send slab of a node, and what to do when the operating system says no.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pilotage_proto::{Transmit, TransmitBuf};
 
 use super::socket::Socket;
+use crate::carrier::Carrier;
+use crate::side::Sockets;
 
 /// The send slab and a batch that the socket did not take yet.
 ///
@@ -18,6 +20,10 @@ use super::socket::Socket;
 #[derive(Debug)]
 pub(crate) struct SendSlab {
     socket: Arc<Socket>,
+    /// Who takes what does not go by UDP.
+    carrier: Option<Arc<Carrier>>,
+    /// Who takes what leaves by another socket.
+    pub(crate) side: Arc<Sockets>,
     pub(crate) buf: TransmitBuf,
     pub(crate) pending: Option<Pending>,
 }
@@ -59,9 +65,9 @@ pub(crate) struct SendCounters {
 }
 
 impl SendSlab {
-    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+    pub(crate) fn new(socket: Arc<Socket>, carrier: Option<Arc<Carrier>>, side: Arc<Sockets>) -> Self {
         let buf = TransmitBuf::new(socket.max_gso_segments());
-        Self { socket, buf, pending: None }
+        Self { socket, carrier, side, buf, pending: None }
     }
 
     /// Sends a batch, or what was left of one.
@@ -69,6 +75,12 @@ impl SendSlab {
         let Pending { transmit, done } = batch;
         let bytes = &self.buf.bytes(transmit.size)[done.min(transmit.size)..];
         let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
+        if self.carrier.as_ref().is_some_and(|carrier| carrier.take(transmit.destination, bytes, segment)) {
+            return SendOutcome::Done;
+        }
+        if let Some((number, real)) = pilotage_nat::side::split(transmit.destination) {
+            return self.send_aside(transmit, number, real, count);
+        }
         if done == 0 && segment < transmit.size && self.buf.max_segments() > 1 {
             count.calls.fetch_add(1, Ordering::Relaxed);
             match self.socket.send(transmit.destination, bytes, Some(segment)) {
@@ -92,6 +104,28 @@ impl SendSlab {
             }
         }
         self.send_singly(batch, segment, count)
+    }
+
+    fn send_aside(
+        &self,
+        transmit: Transmit,
+        number: u32,
+        real: SocketAddrV4,
+        count: &SendCounters,
+    ) -> SendOutcome {
+        let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
+        count.calls.fetch_add(1, Ordering::Relaxed);
+        match self.side.send(number, real, self.buf.bytes(transmit.size), segment) {
+            Ok(()) => SendOutcome::Done,
+            Err(error) if quinn_udp::is_msg_size_err(&error) => {
+                SendOutcome::TooBig { destination: transmit.destination, size: segment }
+            }
+            Err(error) => {
+                tracing::debug!(%error, %real, "send failed");
+                count.errors.fetch_add(1, Ordering::Relaxed);
+                SendOutcome::Done
+            }
+        }
     }
 
     fn send_singly(&mut self, mut batch: Pending, segment: usize, count: &SendCounters) -> SendOutcome {
@@ -133,7 +167,7 @@ mod tests {
 
     fn slab(max_segments: usize) -> (SendSlab, UdpSocket, SocketAddr) {
         let socket = Socket::bind("127.0.0.1:0".parse().expect("address"), 1 << 20, 1 << 20).expect("bind");
-        let mut slab = SendSlab::new(Arc::new(socket));
+        let mut slab = SendSlab::new(Arc::new(socket), None, Arc::default());
         slab.buf.set_max_segments(max_segments.min(slab.buf.max_segments()));
         let peer = UdpSocket::bind("127.0.0.1:0").expect("bind");
         peer.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");

@@ -44,6 +44,16 @@ impl Socket {
         Ok(Self { io, state, local })
     }
 
+    /// A socket that is bound already.
+    pub(crate) fn wrap(io: UdpSocket, buffers: usize) -> io::Result<Self> {
+        let raw = socket2::SockRef::from(&io);
+        let _ = raw.set_recv_buffer_size(buffers);
+        let _ = raw.set_send_buffer_size(buffers);
+        let state = UdpSocketState::new(UdpSockRef::from(&io))?;
+        let local = io.local_addr()?;
+        Ok(Self { io, state, local })
+    }
+
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local
     }

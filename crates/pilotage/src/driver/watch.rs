@@ -198,7 +198,11 @@ impl Watch {
         core.sleep = Sleep::Awake;
         let now = Instant::now();
         if received {
+            let carrier = shared.carrier.as_ref();
             for (meta, datagram) in self.slab.datagrams() {
+                if carrier.is_some_and(|carrier| carrier.on_datagram(meta.remote)) {
+                    continue;
+                }
                 core.endpoint.handle_datagram(now, &meta, datagram);
             }
         }

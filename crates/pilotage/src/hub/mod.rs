@@ -7,9 +7,11 @@ mod registry;
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use pilotage_nat::BeaconStatus;
 use pilotage_proto::crypto::Identity;
 use pilotage_wire::{Address, NodeId};
 use serde_json::Value;
@@ -18,6 +20,9 @@ use crate::state::AddressMemory;
 
 /// Longest wait for one answer of the registry.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same over a connection that is not new: the network may have forgotten it.
+const HASTY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Idle registry connections kept for the next caller.
 const MAX_IDLE: usize = 4;
@@ -70,8 +75,10 @@ impl std::error::Error for HubError {}
 pub struct HubStatus {
     /// The registry, as configured (`HOST:PORT`), if any.
     pub registry: Option<String>,
-    /// The beacon's resolved address, if any.
+    /// The beacon that relays for us, if any.
     pub beacon: Option<SocketAddr>,
+    /// How we stand with each beacon.
+    pub beacons: Vec<BeaconStatus>,
     /// Whether the registry knows us at present.
     pub registered: bool,
     /// Whether it is one of the reference's: it assigns ids as it likes and checks no proofs.
@@ -154,6 +161,12 @@ pub(crate) struct Endpoints {
     pub(crate) lan: Vec<SocketAddr>,
 }
 
+/// Answers to both questions about a node.
+pub(crate) struct Found {
+    pub(crate) entry: Result<Entry, HubError>,
+    pub(crate) endpoints: Result<Endpoints, HubError>,
+}
+
 /// One connection with a registry. Every call is bounded by [`REQUEST_TIMEOUT`] or a little more.
 pub(crate) trait Directory: Send {
     fn register(&mut self, request: &Register) -> Result<Registered, HubError>;
@@ -162,6 +175,12 @@ pub(crate) trait Directory: Send {
     fn is_renewed(&self) -> bool;
     fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError>;
     fn resolve(&mut self, node: NodeId, requester: NodeId) -> Result<Endpoints, HubError>;
+    /// How long the next calls wait for an answer.
+    fn set_patience(&mut self, _: Duration) {}
+    /// Both, in one round trip where the connection can.
+    fn find(&mut self, node: NodeId, requester: NodeId) -> Result<Found, HubError> {
+        Ok(Found { entry: self.lookup(node), endpoints: self.resolve(node, requester) })
+    }
     fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError>;
     /// Any request, with our signature over `signed` if given; the reply as it is.
     fn call(&mut self, request: &Value, signed: Option<&str>) -> Result<Value, HubError>;
@@ -175,6 +194,9 @@ pub(crate) struct Hub {
     pub(crate) registry: String,
     open: Opener,
     idle: Mutex<Vec<Box<dyn Directory>>>,
+    registered: Mutex<Option<Box<dyn Directory>>>,
+    /// The connection of the registration was made from another network.
+    stale: AtomicBool,
     state: Mutex<State>,
     wish: Mutex<Wish>,
     /// Where the address is kept that the registry gave us, and under which key.
@@ -216,6 +238,8 @@ impl Hub {
             registry,
             open,
             idle: Mutex::default(),
+            registered: Mutex::default(),
+            stale: AtomicBool::new(false),
             state: Mutex::default(),
             wish: Mutex::default(),
             memory: None,
@@ -274,20 +298,49 @@ impl Hub {
         (self.open)()
     }
 
-    /// Asks with a pooled connection; a connection that has gone stale is replaced once.
+    /// The connection over which we are registered, if there is one; the keeper's. Others wait or open their own.
+    pub(crate) fn registered(&self) -> MutexGuard<'_, Option<Box<dyn Directory>>> {
+        self.registered.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Forgets connections that were made from another network: they would only be waited for.
+    pub(crate) fn forget_connections(&self) {
+        self.idle().clear();
+        self.stale.store(true, Ordering::Release);
+    }
+
+    /// Whether the connection of the registration was made from another network; asked once.
+    pub(crate) fn take_stale(&self) -> bool {
+        self.stale.swap(false, Ordering::AcqRel)
+    }
+
+    /// Asks over the connection that registered us, unless that is in use or from another network. `None`: not asked, or
+    /// without an answer.
+    fn ask_registered<T>(
+        &self,
+        question: &mut impl FnMut(&mut dyn Directory) -> Result<T, HubError>,
+    ) -> Option<Result<T, HubError>> {
+        if self.stale.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut directory = self.registered.try_lock().ok()?;
+        hastily(directory.as_mut()?.as_mut(), question)
+    }
+
+    /// Asks over the connection that registered us or a pooled one; a connection that has gone stale is replaced once.
     pub(crate) fn ask<T>(
         &self,
         mut question: impl FnMut(&mut dyn Directory) -> Result<T, HubError>,
     ) -> Result<T, HubError> {
+        if let Some(answer) = self.ask_registered(&mut question) {
+            return answer;
+        }
         let idle = self.idle().pop();
-        if let Some(mut directory) = idle {
-            match question(directory.as_mut()) {
-                Err(error) if error.is_unreachable() => {}
-                answer => {
-                    self.put_back(directory);
-                    return answer;
-                }
-            }
+        if let Some(mut directory) = idle
+            && let Some(answer) = hastily(directory.as_mut(), &mut question)
+        {
+            self.put_back(directory);
+            return answer;
         }
         let mut directory = self.open()?;
         let answer = question(directory.as_mut());
@@ -357,12 +410,27 @@ impl Hub {
         HubStatus {
             registry: Some(self.registry.clone()),
             beacon,
+            beacons: Vec::new(),
             registered: state.registered,
             foreign: state.foreign,
             public: state.public,
             last_error: state.last_error.clone(),
             last_heartbeat: state.last_heartbeat.map(|at| at.elapsed()),
         }
+    }
+}
+
+/// Asks over a connection that may be dead without our knowing. `None`: no answer in the time that is given to it.
+fn hastily<T>(
+    directory: &mut dyn Directory,
+    question: &mut impl FnMut(&mut dyn Directory) -> Result<T, HubError>,
+) -> Option<Result<T, HubError>> {
+    directory.set_patience(HASTY_TIMEOUT);
+    let answer = question(directory);
+    directory.set_patience(REQUEST_TIMEOUT);
+    match answer {
+        Err(error) if error.is_unreachable() => None,
+        answer => Some(answer),
     }
 }
 
@@ -387,6 +455,7 @@ pub(crate) mod fake {
         pub(crate) down: bool,
         pub(crate) entries: HashMap<NodeId, Entry>,
         pub(crate) opened: usize,
+        pub(crate) asked: usize,
         pub(crate) registrations: usize,
         pub(crate) heartbeats: usize,
     }
@@ -428,6 +497,7 @@ pub(crate) mod fake {
             Ok(())
         }
         fn lookup(&mut self, node: NodeId) -> Result<Entry, HubError> {
+            self.world()?.asked += 1;
             let found = self.world()?.entries.get(&node).cloned();
             found.ok_or_else(|| HubError::NotFound { what: format!("node {node}") })
         }
@@ -464,6 +534,30 @@ mod tests {
         world.lock().expect("world").down = false;
         ask().expect("back");
         assert_eq!(world.lock().expect("world").opened, 2);
+    }
+
+    #[test]
+    fn questions_take_the_connection_that_registered_us_unless_it_is_in_use_or_old() {
+        let world = Arc::new(Mutex::new(fake::World::default()));
+        let hub = fake::hub(&world, Address::new(0, 99));
+        *hub.registered() = Some(hub.open().expect("registered"));
+        let ask = || hub.ask(|directory| directory.heartbeat(NodeId(99)));
+        let opened = || world.lock().expect("world").opened;
+        ask().expect("first");
+        assert_eq!(opened(), 1, "no new one");
+        let held = hub.registered();
+        ask().expect("while the keeper uses it");
+        assert_eq!(opened(), 2);
+        drop(held);
+        hub.forget_connections();
+        ask().expect("from another network");
+        assert_eq!(opened(), 3);
+        assert!(hub.take_stale() && !hub.take_stale(), "the keeper replaces it once");
+        ask().expect("replaced");
+        assert_eq!(opened(), 3);
+        world.lock().expect("world").down = true;
+        assert!(ask().expect_err("down").is_unreachable());
+        assert!(hub.registered().is_some(), "the keeper finds out itself");
     }
 
     #[test]

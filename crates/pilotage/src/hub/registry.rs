@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use pilotage_proto::crypto::Identity;
 use pilotage_registry::client::{Client, ClientError, ClientTls, Registration};
 use pilotage_wire::{Address, NodeId};
 use serde_json::Value;
 
-use super::{Directory, Endpoints, Entry, HubError, Opener, REQUEST_TIMEOUT, Register, Registered};
+use super::{Directory, Endpoints, Entry, Found, HubError, Opener, REQUEST_TIMEOUT, Register, Registered};
 
 struct Connection {
     client: Client,
@@ -72,6 +73,21 @@ impl Directory for Connection {
         let found =
             self.client.resolve(node, requester, &|message| identity.sign(message)).map_err(explain)?;
         Ok(Endpoints { public: Some(found.real_addr), lan: found.lan_addrs })
+    }
+
+    fn set_patience(&mut self, time: Duration) {
+        self.client.set_timeout(time);
+    }
+
+    fn find(&mut self, node: NodeId, requester: NodeId) -> Result<Found, HubError> {
+        let identity = &self.identity;
+        let found = self.client.find(node, requester, &|message| identity.sign(message)).map_err(explain)?;
+        let entry = found.info.map(|info| Entry { key: info.public_key, name: info.hostname });
+        let endpoints = found.place.map(|at| Endpoints { public: Some(at.real_addr), lan: at.lan_addrs });
+        Ok(Found {
+            entry: entry.map_err(|error| explain_missing(error, format!("node {node}"))),
+            endpoints: endpoints.map_err(explain),
+        })
     }
 
     fn resolve_name(&mut self, name: &str, requester: NodeId) -> Result<Address, HubError> {

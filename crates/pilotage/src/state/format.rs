@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilotage_proto::crypto::Identity;
+use pilotage_proto::s1::PeerPrekey;
 use pilotage_wire::Address;
+use pilotage_wire::s1::payload::PrekeyCertificate;
 use serde::{Deserialize, Serialize};
 
 /// The reference's format: both as base64, the private key as seed and public key (64 bytes).
@@ -60,6 +62,8 @@ pub(crate) struct Pin {
     pub(crate) called: bool,
     /// Seconds since 1970.
     pub(crate) last_seen: u64,
+    /// It speaks S1 with us, and this is its newest prekey that we know. Then it is never spoken to in less.
+    pub(crate) prekey: Option<PeerPrekey>,
     /// The registry that assigned the id, where that does not derive from the key: elsewhere it means another node.
     pub(crate) registry: Option<String>,
 }
@@ -74,6 +78,9 @@ struct StoredPin {
     called: bool,
     #[serde(default)]
     last_seen: u64,
+    /// Prekey and certificate (116 bytes) as hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    s1: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     registry: Option<String>,
 }
@@ -92,6 +99,7 @@ pub(super) fn peers_json(pins: Vec<&Pin>) -> serde_json::Result<Vec<u8>> {
         endpoint: pin.endpoint,
         called: pin.called,
         last_seen: pin.last_seen,
+        s1: pin.prekey.as_ref().map(prekey_text),
         registry: pin.registry.clone(),
     });
     serde_json::to_vec_pretty(&StoredBook { version: 1, peers: peers.collect() })
@@ -108,10 +116,45 @@ pub(super) fn parse_peers(text: &str) -> Result<Vec<Pin>, String> {
             entry.address.parse().map_err(|error| format!("address {:?}: {error}", entry.address))?;
         let mut key = [0; 32];
         hex::decode_to_slice(&entry.key, &mut key).map_err(|error| format!("key of {address}: {error}"))?;
+        let prekey = entry.s1.as_deref().map(|text| parse_prekey(key, text)).transpose();
+        let prekey = prekey.map_err(|error| format!("s1 of {address}: {error}"))?;
         let StoredPin { endpoint, called, last_seen, registry, .. } = entry;
-        Ok(Pin { address, key, endpoint, called, last_seen, registry })
+        Ok(Pin { address, key, endpoint, called, last_seen, prekey, registry })
     });
     pins.collect()
+}
+
+/// A prekey with its certificate as text.
+fn prekey_text(prekey: &PeerPrekey) -> String {
+    let mut bytes = prekey.prekey.to_vec();
+    bytes.extend_from_slice(&prekey.certificate.to_bytes());
+    hex::encode(bytes)
+}
+
+/// The same read; whether the certificate is good is seen when it is used.
+fn parse_prekey(identity: [u8; 32], text: &str) -> Result<PeerPrekey, String> {
+    let mut bytes = [0; 32 + 84];
+    hex::decode_to_slice(text, &mut bytes).map_err(|error| error.to_string())?;
+    let (prekey, certificate) = bytes.split_first_chunk::<32>().ok_or("too short")?;
+    let certificate = certificate.first_chunk::<84>().ok_or("too short")?;
+    Ok(PeerPrekey { identity, prekey: *prekey, certificate: PrekeyCertificate::from_bytes(certificate) })
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredDevice {
+    secret: String,
+}
+
+/// The content of `device.json`.
+pub(super) fn device_json(secret: &[u8; 32]) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec_pretty(&StoredDevice { secret: STANDARD.encode(secret) })
+}
+
+/// Reads `device.json`; the error says what is wrong with it, but nothing of what is in it.
+pub(super) fn parse_device(text: &str) -> Result<[u8; 32], String> {
+    let stored: StoredDevice = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let secret = STANDARD.decode(stored.secret.trim()).map_err(|_| "secret: not base64".to_owned())?;
+    <[u8; 32]>::try_from(secret).map_err(|secret| format!("secret: {} bytes instead of 32", secret.len()))
 }
 
 /// The address that a registry gave to one of our keys.

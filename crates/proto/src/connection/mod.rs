@@ -24,6 +24,7 @@ use pilotage_wire::sack;
 use crate::assembler::Assembler;
 use crate::config::Config;
 use crate::event::{ConnectError, ConnectionId, ConnectionStats, ReadError, WriteError};
+use crate::mux::NewStream;
 use crate::scoreboard::Scoreboard;
 use crate::send_buffer::SendBuffer;
 use crate::timer_table::Registered;
@@ -463,6 +464,25 @@ impl Connection {
     /// What a late segment of a closed connection is answered with: our next sequence number and acknowledgement.
     pub(crate) fn final_numbers(&self) -> (u32, u32) {
         (self.seq_of(self.board.nxt()), self.ack_number())
+    }
+
+    /// Nothing of it has left.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.state == State::SynSent && self.syn_transmissions == 0
+    }
+
+    /// What becomes a stream of S1 instead, while [`Self::is_silent`].
+    pub(crate) fn into_stream(self: Box<Self>) -> NewStream {
+        NewStream {
+            id: self.id,
+            local: self.local,
+            remote: self.remote,
+            buf: self.send,
+            fin_queued: self.fin_queued,
+            detached: self.detached,
+            write_blocked: self.write_blocked,
+            queued: self.queued,
+        }
     }
 
     // ------------------------------------------------------------------ shared by the halves

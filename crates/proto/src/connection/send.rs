@@ -378,6 +378,26 @@ impl Connection {
         emit(&hdr, len, space)
     }
 
+    /// What has come and what is missing, for another way than the one in use. What is due by that stays due.
+    pub(crate) fn copy_of_ack(&mut self, cx: &mut Cx<'_>, limit: usize, space: &mut [u8]) -> SegmentOut {
+        if self.state != State::Established {
+            return SegmentOut::Idle;
+        }
+        let left = cx.path.ack_left;
+        if !self.recv.has_holes() {
+            let hdr = self.ack_header(cx);
+            return emit(&hdr, 0, space);
+        }
+        let mut blocks = [(0u64, 0u64); sack::MAX_BLOCKS];
+        let count = self.recv.sack_blocks(&mut blocks);
+        if sack::encoded_len(count) > limit {
+            return SegmentOut::TooLong;
+        }
+        let out = self.emit_sack(&blocks[..count], cx, space);
+        cx.path.ack_left = left;
+        out
+    }
+
     fn emit_bare_ack(&mut self, cx: &mut Cx<'_>, space: &mut [u8]) -> SegmentOut {
         let hdr = self.ack_header(cx);
         self.clear_ack();

@@ -35,6 +35,8 @@ pub(super) const HANDSHAKE_MARGIN: Duration = Duration::from_millis(100);
 const LAST_WORD: Duration = Duration::from_secs(10);
 /// Longest wait between two SYN.
 const SYN_MAX: Duration = Duration::from_secs(1);
+/// A connection on which something came within this time has acknowledgements under way.
+const RECENT: Duration = Duration::from_secs(1);
 /// Bound of the back-off exponent: the clamp is reached long before.
 const BACKOFF_MAX: u32 = 10;
 
@@ -144,8 +146,17 @@ impl Connection {
         self.backoff > 0 || self.syn_transmissions > 1 && self.state == State::SynSent
     }
 
+    /// The retransmission timer has fired without anything new acknowledged since.
+    pub(crate) fn is_backed_off(&self) -> bool {
+        self.state == State::Established && self.backoff > 0
+    }
+
     /// The peer has moved: what was sent to its old address is taken for lost, without blaming the new path.
     pub(crate) fn on_old_path_gone(&mut self, now: Instant, path: &mut Path) {
+        if self.state == State::Established && now.saturating_duration_since(self.last_received) < RECENT {
+            // What was acknowledged to the old address is lost as well, and the peer may be waiting for it.
+            self.ack_pending = true;
+        }
         if self.state != State::Established || self.board.is_empty() {
             return;
         }
@@ -155,6 +166,29 @@ impl Connection {
         self.backoff = 0;
         self.tail.wanted = false;
         self.tail.out = false;
+    }
+
+    /// Our own address has changed. Acknowledgements sent to the old one are lost, and a sender that waits for them has stopped:
+    /// with `probe`, a segment leaves at once whatever the window says, and the peer hears where we are.
+    pub(crate) fn on_moved(&mut self, now: Instant, probe: bool) {
+        if self.state != State::Established {
+            return;
+        }
+        if now.saturating_duration_since(self.last_received) < RECENT {
+            self.ack_pending = true;
+        }
+        if !self.board.is_empty() && !self.peer_ended {
+            self.rto_base = now;
+            self.backoff = 0;
+            self.tail.out = false;
+            self.tail.wanted = probe;
+        }
+    }
+
+    /// Whether the peer waits for an acknowledgement.
+    pub(crate) fn owes_ack(&self) -> bool {
+        self.state == State::Established
+            && (self.ack_pending || self.timers.delayed_ack.is_some() || self.recv.has_holes())
     }
 
     /// Segments are lost, or the retransmission timer has fired without anything new acknowledged since.

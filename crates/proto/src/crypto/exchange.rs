@@ -11,6 +11,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::aead::SessionAead;
+use super::burn;
 
 /// HKDF `info` of tunnel keys.
 pub const INFO_TUNNEL: &[u8] = b"pilot-tunnel-v1";
@@ -44,8 +45,21 @@ impl EphemeralKey {
 
     /// Like [`tunnel_key`](Self::tunnel_key), for another protocol that is told apart by `info`.
     pub fn shared_key(&self, peer_public: &[u8; 32], info: &[u8]) -> Option<TunnelKey> {
+        let mut key = TunnelKey::empty();
+        let agreed = self.agree_into(peer_public, info, &mut key.bytes);
+        burn();
+        agreed.then_some(key)
+    }
+
+    /// In a frame of its own, which [`burn`] reaches.
+    #[inline(never)]
+    fn agree_into(&self, peer_public: &[u8; 32], info: &[u8], out: &mut [u8; 32]) -> bool {
         let shared = self.secret.diffie_hellman(&PublicKey::from(*peer_public));
-        shared.was_contributory().then(|| derive(shared.as_bytes(), info))
+        let good = shared.was_contributory();
+        if good {
+            expand(shared.as_bytes(), info, out);
+        }
+        good
     }
 }
 
@@ -57,22 +71,32 @@ impl fmt::Debug for EphemeralKey {
 
 /// HKDF-SHA256 with an empty salt: 32 bytes of key from an X25519 shared secret.
 pub fn derive(shared: &[u8; 32], info: &[u8]) -> TunnelKey {
-    let (mut prk, hkdf) = Hkdf::<Sha256>::extract(None, shared);
-    // The draft wants shared secret, PRK and key gone from memory (section 10.3); the array of the PRK does
-    // not wipe itself.
-    prk.as_mut_slice().zeroize();
-    let mut bytes = [0; 32];
-    hkdf.expand(info, &mut bytes).expect("HKDF-SHA256 gives up to 8,160 bytes (RFC 5869 section 2.3)");
-    TunnelKey { bytes }
+    let mut key = TunnelKey::empty();
+    expand(shared, info, &mut key.bytes);
+    burn();
+    key
 }
 
-/// A 256-bit symmetric key, wiped on drop and never printed.
+/// The draft wants shared secret, PRK and key gone from memory (section 10.3). The array of the PRK does not wipe itself, and
+/// the working space of the hash stays on the stack until [`burn`].
+#[inline(never)]
+fn expand(shared: &[u8; 32], info: &[u8], out: &mut [u8; 32]) {
+    let (mut prk, hkdf) = Hkdf::<Sha256>::extract(None, shared);
+    prk.as_mut_slice().zeroize();
+    hkdf.expand(info, out).expect("HKDF-SHA256 gives up to 8,160 bytes (RFC 5869 section 2.3)");
+}
+
+/// A 256-bit symmetric key, wiped on drop and never printed. Moving it leaves no copy behind on the stack.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct TunnelKey {
-    bytes: [u8; 32],
+    bytes: Box<[u8; 32]>,
 }
 
 impl TunnelKey {
+    fn empty() -> Self {
+        Self { bytes: Box::new([0; 32]) }
+    }
+
     /// The key bytes.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.bytes

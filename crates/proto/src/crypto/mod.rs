@@ -28,5 +28,14 @@ pub use identity::{Identity, verify};
 #[cfg(feature = "fuzzing")]
 pub use toy::{EphemeralKey, INFO_SECURE, INFO_TUNNEL, Identity, SessionAead, TunnelKey, derive, verify};
 
+/// Writes over what earlier calls left on the stack below the caller. Libraries of primitives do not wipe their working
+/// space, and what stays there is carried on by any later value with bytes that nobody initialised.
+#[inline(never)]
+pub(crate) fn burn() {
+    let mut area = [0; 4_096];
+    zeroize::Zeroize::zeroize(&mut area[..]);
+    std::hint::black_box(&area);
+}
+
 #[cfg(all(test, not(feature = "fuzzing")))]
 mod tests;

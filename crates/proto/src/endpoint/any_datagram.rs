@@ -65,6 +65,11 @@ impl Endpoint {
     /// All connections that are not forgotten yet. Walks over all of them: not for every packet.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         let tunnels = self.tunnels.iter().flatten();
-        tunnels.flat_map(|tunnel| tunnel.slots.iter().map(|conn| conn.info(&tunnel.path))).collect()
+        let of = |tunnel: &'_ crate::tunnel::Tunnel| {
+            let streams = tunnel.mux.iter().flat_map(|mux| mux.streams.iter());
+            let streams = streams.map(|stream| stream.info(&tunnel.path));
+            tunnel.slots.iter().map(|conn| conn.info(&tunnel.path)).chain(streams).collect::<Vec<_>>()
+        };
+        tunnels.flat_map(|tunnel| of(tunnel)).collect()
     }
 }

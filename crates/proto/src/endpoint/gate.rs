@@ -124,6 +124,7 @@ impl Endpoint {
         if let Some(tunnel) = self.tunnel_mut(index) {
             tunnel.admitted_until = until;
         }
+        self.judge_streams(index, until.is_some());
         if until.is_none() {
             self.stats.drop_not_admitted += held.len() as u64;
             return;
@@ -131,6 +132,8 @@ impl Endpoint {
         for (hdr, payload) in held {
             match hdr.protocol {
                 Protocol::Datagram => self.on_datagram(index, &hdr, &payload),
+                // A stream of S1 is no SYN, and waits where it is.
+                _ if hdr.flags.is_empty() => {}
                 _ => self.on_syn(now, index, &hdr),
             }
         }
@@ -146,6 +149,7 @@ impl Endpoint {
             slots.for_each(|c| c.reset(path));
             slots.touch_all();
         }
+        self.reset_streams(index);
         self.mark_dirty(index, now);
     }
 

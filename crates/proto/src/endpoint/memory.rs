@@ -22,6 +22,11 @@ impl Endpoint {
                 total.received += conn.held();
                 total.written += conn.unacknowledged();
             }
+            for stream in tunnel.mux.iter().flat_map(|mux| mux.streams.iter()) {
+                total.connections += 1;
+                total.received += stream.held();
+                total.written += stream.unacknowledged();
+            }
         }
         total
     }
@@ -29,6 +34,6 @@ impl Endpoint {
     /// The paths in use, each with the number of connections that share it, in the order in which the peers were
     /// introduced.
     pub fn paths(&self) -> Vec<(PathInfo, usize)> {
-        self.tunnels.iter().flatten().filter_map(|t| Some((t.path.info()?, t.slots.len()))).collect()
+        self.tunnels.iter().flatten().filter_map(|t| Some((t.path.info()?, t.open_count()))).collect()
     }
 }

@@ -20,6 +20,8 @@ macro_rules! split {
                     local: $self.local,
                     rng: &mut $self.rng,
                     relay: $self.beacon_addr,
+                    locals: &$self.paths.locals,
+                    secure: &mut $self.secure,
                     stats: &mut $self.stats,
                     events: &mut $self.events,
                 },
@@ -28,13 +30,17 @@ macro_rules! split {
     };
 }
 mod any_datagram;
+mod beacons;
 mod gate;
 mod limits;
 mod memory;
 mod moving;
+mod mux;
 mod own;
+mod paths;
 mod peers;
 mod receive;
+mod secure;
 mod streams;
 
 use std::collections::{HashMap, VecDeque};
@@ -50,6 +56,7 @@ use rand_core::SeedableRng;
 use crate::config::Config;
 use crate::crypto::Identity;
 use crate::event::{ConnectionId, DatagramIn, EndpointStats, Event};
+use crate::secure::Secure;
 use crate::timer_table::TimerTable;
 use crate::transmit::{Transmit, TransmitBuf};
 use crate::tunnel::Tunnel;
@@ -84,6 +91,8 @@ struct ListenQueue {
     /// Those that had to give their place away, at most as many as the queue has: their last packet may be under way,
     /// and then they take a free place after all.
     outside: VecDeque<ConnectionId>,
+    /// Streams of S1 that found no place. They have come with all that they carry, so they wait.
+    behind: VecDeque<ConnectionId>,
     announced: bool,
 }
 
@@ -132,6 +141,8 @@ pub struct Endpoint {
     punches: Punches,
     gate: gate::Gate,
     own: own::Own,
+    paths: paths::Paths,
+    secure: Option<Box<Secure>>,
     events: VecDeque<Event>,
     next_port: u16,
     next_token: u64,
@@ -146,7 +157,9 @@ impl Endpoint {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let next_port = streams::first_ephemeral_port(&mut rng);
         let mut beacon = BeaconClient::new();
+        beacon.set_seed(beacons::nonce_seed(&seed));
         beacon.set_node(address.node, now);
+        beacon.set_key(identity.public_key(), now);
         Self {
             cfg: config,
             identity,
@@ -173,6 +186,8 @@ impl Endpoint {
             punches: Punches::default(),
             gate: gate::Gate::default(),
             own: own::Own::default(),
+            paths: paths::Paths::default(),
+            secure: None,
             events: VecDeque::new(),
             next_port,
             next_token: 1,
@@ -192,6 +207,9 @@ impl Endpoint {
         if self.by_node.is_empty() || address == self.local {
             self.local = address;
             self.beacon.set_node(address.node, now);
+            if let Some(secure) = &mut self.secure {
+                secure.set_address(address);
+            }
             return true;
         }
         false
@@ -211,14 +229,25 @@ impl Endpoint {
 
     /// Writes the next batch of datagrams into `buf`. Call until `None`.
     pub fn poll_transmit(&mut self, now: Instant, buf: &mut TransmitBuf) -> Option<Transmit> {
-        if let Some((destination, message)) = self.beacon.poll_transmit(now) {
+        let message = self.beacon.poll_transmit_with(now, &self.identity);
+        self.follow_beacon(now);
+        if self.beacon.take_nat_news() {
+            self.on_observed();
+        }
+        if let Some((destination, message)) = message {
             let size = message.len();
             buf.data_mut()[..size].copy_from_slice(&message);
             return Some(self.count(Transmit { destination, size, segment_size: None }));
         }
-        if let Some(destination) = self.punches.pop() {
-            // Opens our NAT's mapping towards the peer; nothing is read from it (draft-01 facts §4, §9).
-            let size = frame::encode_pilp(buf.data_mut()).unwrap_or(0);
+        if let Some((destination, datagram)) = self.punches.pop() {
+            let size = match &datagram[..] {
+                // Opens our NAT's mapping towards the peer; nothing is read from it (draft-01 facts §4, §9).
+                [] => frame::encode_pilp(buf.data_mut()).unwrap_or(0),
+                answer => {
+                    buf.data_mut()[..answer.len()].copy_from_slice(answer);
+                    answer.len()
+                }
+            };
             return Some(self.count(Transmit { destination, size, segment_size: None }));
         }
         self.settle_dirty();
@@ -228,7 +257,7 @@ impl Endpoint {
                 continue;
             };
             let out = tunnel.poll_transmit(buf, &mut cx);
-            if out.is_none() || !tunnel.wants_poll(now) {
+            if out.is_none() || !tunnel.wants_poll(now, cx.locals) {
                 tunnel.in_ready = false;
                 self.ready.pop_front();
             } else if self.ready.len() > 1 {
@@ -238,6 +267,9 @@ impl Endpoint {
             if let Some(transmit) = out
                 && !self.keep_own(&transmit, buf)
             {
+                if Some(transmit.destination) == self.beacon_addr {
+                    self.beacon.on_relaying(now);
+                }
                 return Some(self.count(transmit));
             }
         }
@@ -279,6 +311,13 @@ impl Endpoint {
     }
 
     fn with_queued(&mut self, id: ConnectionId, f: impl FnOnce(&mut crate::connection::Notify)) {
+        if let Some((tunnel, slot)) = self.stream_place(id) {
+            let mux = self.tunnel_mut(tunnel).and_then(|t| t.mux.as_deref_mut());
+            if let Some(stream) = mux.and_then(|mux| mux.streams.get_mut(slot)) {
+                f(&mut stream.queued);
+            }
+            return;
+        }
         if let Some((tunnel, slot)) = self.place(id)
             && let Some(conn) = self.tunnel_mut(tunnel).and_then(|t| t.slots.get_mut(slot))
         {
@@ -303,8 +342,11 @@ impl Endpoint {
                 TimerKey::Tunnel(index) => {
                     if let Some((tunnel, mut cx)) = split!(self, index, now) {
                         tunnel.registered = None;
-                        if tunnel.deadline().is_some_and(|t| t <= now) {
+                        if tunnel.deadline(now, cx.locals, cx.cfg).is_some_and(|t| t <= now) {
                             tunnel.on_timeout(&mut cx);
+                        }
+                        if std::mem::take(&mut tunnel.lost_way) {
+                            self.beacon.rediscover(now);
                         }
                         self.mark_dirty(index, now);
                     }
@@ -326,6 +368,7 @@ impl Endpoint {
         });
         if suspicious == Some(true) {
             tunnel.suspect_silence(&mut cx);
+            tunnel.doubt_way(now);
         }
         tunnel.blocked = false; // what was in flight may be counted as lost now
         tunnel.slots.touch(slot);
@@ -358,6 +401,8 @@ impl Endpoint {
     }
 
     fn settle(&mut self, index: u32, now: Instant) {
+        self.convert(index, now);
+        self.settle_streams(index, now);
         loop {
             let Some(tunnel) = self.tunnels.get_mut(index as usize).and_then(Option::as_deref_mut) else {
                 return;
@@ -369,9 +414,11 @@ impl Endpoint {
             return;
         };
         tunnel.path.squeezed = self.unread > self.cfg.receive_memory;
-        let deadline = tunnel.deadline();
+        let locals = &self.paths.locals;
+        let deadline = tunnel.deadline(now, locals, &self.cfg);
         self.timers.register(&mut tunnel.registered, deadline, TimerKey::Tunnel(index));
-        let wants = tunnel.wants_poll(now) || (!tunnel.can_send() && tunnel.has_work() && tunnel.may_begin());
+        let wants =
+            tunnel.wants_poll(now, locals) || (!tunnel.can_send() && tunnel.has_work() && tunnel.may_begin());
         if wants && !tunnel.in_ready {
             tunnel.in_ready = true;
             self.ready.push_back(index);

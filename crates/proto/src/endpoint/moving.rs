@@ -23,10 +23,14 @@ impl Endpoint {
         self.lookups.clear();
         self.set_gate(self.gate.is_closed());
         self.local = address;
+        if let Some(secure) = &mut self.secure {
+            secure.set_address(address);
+        }
         self.beacon.set_node(address.node, now);
     }
 
     fn drop_tunnel(&mut self, now: Instant, index: u32) {
+        self.drop_streams(index, now);
         let Some((tunnel, _)) = split!(self, index, now) else { return };
         let crate::tunnel::Tunnel { slots, path, .. } = tunnel;
         slots.for_each(|c| c.reset(path));
@@ -41,6 +45,7 @@ impl Endpoint {
             }
         }
         if let Some(mut tunnel) = self.tunnels[index as usize].take() {
+            tunnel.close_s1(&mut self.secure);
             self.timers.remove(&mut tunnel.registered);
         }
         self.free_tunnels.push(index);

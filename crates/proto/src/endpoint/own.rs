@@ -51,7 +51,8 @@ impl Endpoint {
             address: self.local,
             key: Some(self.identity.public_key()),
             endpoint: Some(HERE),
-            policy: PeerPolicy { allow_plaintext: true, allow_unauthenticated: false },
+            policy: PeerPolicy { allow_plaintext: true, ..PeerPolicy::default() },
+            prekey: None,
         };
         let index = self.new_tunnel(now, &us)?;
         if let Some(tunnel) = self.tunnel_mut(index) {

@@ -5,12 +5,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_fault as fault;
+use pilotage_nat::agent::PathPolicy;
 use pilotage_wire::frame::{self, Frame};
 use pilotage_wire::{Address, NodeId};
 
 use super::Endpoint;
+use super::secure::Loose;
 use crate::config::PeerConfig;
 use crate::event::{ConnectError, Event, TunnelInfo};
+use crate::s1::Incoming;
 use crate::tunnel::{Route, Tunnel};
 
 /// Strangers whose key is being looked up at one time (rule C10).
@@ -19,46 +22,54 @@ const LOOKUPS_MAX: usize = 64;
 const LOOKUP_KEPT: Duration = Duration::from_secs(10);
 /// Punch commands that wait to be sent out.
 const PUNCHES_MAX: usize = 8;
+/// Answers that wait to be sent out, punch commands included.
+const ANSWERS_MAX: usize = 64;
 
 /// A stranger's key exchange frame, kept until its key is known.
 #[derive(Debug)]
 pub(super) struct PendingLookup {
-    frame: Option<Vec<u8>>,
+    held: Held,
     /// Length of the frame, which is what may be answered (rule C16).
     len: usize,
     route: Route,
     since: Instant,
 }
 
-/// Addresses to open a NAT mapping towards.
+/// What waits for the key of a stranger.
+#[derive(Debug)]
+pub(super) enum Held {
+    /// Nothing that could be taken up.
+    Nothing,
+    /// A key exchange frame of the draft.
+    Pila(Vec<u8>),
+    /// An initiation of S1, whose identity is proven; whether it belongs to the node id is to be found out.
+    Initiation(Box<Incoming>),
+}
+
+/// Addresses to open a NAT mapping towards, and answers that belong to no tunnel, which are not empty.
 #[derive(Debug, Default)]
-pub(super) struct Punches(VecDeque<SocketAddr>);
+pub(super) struct Punches(VecDeque<Loose>);
 
 impl Punches {
     pub(super) fn push_back_bounded(&mut self, to: SocketAddr) {
         if self.0.len() < PUNCHES_MAX && !fault::point!("proto.endpoint.lose_punch") {
-            self.0.push_back(to);
+            self.0.push_back((to, Vec::new()));
         }
     }
 
-    pub(super) fn pop(&mut self) -> Option<SocketAddr> {
+    /// An answer without state: dropped at the bound, since whoever wants it asks again.
+    pub(super) fn push_datagram(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        if self.0.len() < ANSWERS_MAX && !bytes.is_empty() {
+            self.0.push_back((to, bytes));
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Loose> {
         self.0.pop_front()
     }
 }
 
 impl Endpoint {
-    /// Sets or removes the beacon: it tells our public address, asks peers to punch, and relays.
-    /// Beacon messages from any other address are dropped (rule C15).
-    pub fn set_beacon(&mut self, now: Instant, beacon: Option<SocketAddr>) {
-        self.beacon_addr = beacon;
-        self.beacon.set_beacon(beacon, now);
-    }
-
-    /// Our address as the beacon saw it, once it answered.
-    pub fn observed_address(&self) -> Option<SocketAddr> {
-        self.beacon.observed()
-    }
-
     /// Introduces a peer, or updates what is known of it.
     ///
     /// # Errors
@@ -66,6 +77,7 @@ impl Endpoint {
     /// [`ConnectError::PinMismatch`] if another key was known for this node id,
     /// [`ConnectError::LimitReached`] at the bound of peers with all of them in use.
     pub fn add_peer(&mut self, now: Instant, peer: PeerConfig) -> Result<(), ConnectError> {
+        let peer = PeerConfig { endpoint: peer.endpoint.map(|addr| self.towards(addr)), ..peer };
         let node = peer.address.node;
         if self.is_own(node) {
             // Nobody needs to tell where we are.
@@ -76,10 +88,23 @@ impl Endpoint {
             let Some((tunnel, cx)) = split!(self, index, now) else { return Err(ConnectError::UnknownPeer) };
             let cfg = cx.cfg;
             tunnel.update(&peer, cfg, relay, now)?;
+            self.tell_prekey(now, index, &peer);
             self.mark_dirty(index, now);
             return Ok(());
         }
-        self.new_tunnel(now, &peer).map(drop)
+        let index = self.new_tunnel(now, &peer)?;
+        self.tell_prekey(now, index, &peer);
+        Ok(())
+    }
+
+    /// What the caller knows for S1.
+    fn tell_prekey(&mut self, now: Instant, index: u32, peer: &PeerConfig) {
+        if let Some((tunnel, mut cx)) = split!(self, index, now) {
+            if let Some(prekey) = peer.prekey {
+                tunnel.introduce_prekey(prekey, &mut cx);
+            }
+            tunnel.hurry_s1(&mut cx);
+        }
     }
 
     /// Makes room and a tunnel.
@@ -90,7 +115,8 @@ impl Endpoint {
         if self.by_node.len() >= self.cfg.max_peers && !self.evict_idle_peer() {
             return Err(ConnectError::LimitReached);
         }
-        let tunnel = Box::new(Tunnel::new(peer, &self.cfg, self.beacon_addr, now));
+        let agent = self.new_agent(peer.address.node, now);
+        let mut tunnel = Box::new(Tunnel::new(peer, &self.cfg, self.beacon_addr, agent, now));
         let index = match self.free_tunnels.pop() {
             Some(index) => index,
             None => {
@@ -98,6 +124,8 @@ impl Endpoint {
                 self.tunnels.len() as u32 - 1
             }
         };
+        tunnel.index = index;
+        tunnel.floor = tunnel.floor.max(self.floor_of_all(peer.address.node));
         self.tunnels[index as usize] = Some(tunnel);
         self.by_node.insert(peer.address.node, index);
         Ok(index)
@@ -109,12 +137,13 @@ impl Endpoint {
             .by_node
             .iter()
             .filter_map(|(node, i)| self.tunnel(*i).map(|t| (node, i, t)))
-            .filter(|(_, _, t)| t.slots.len() == 0)
+            .filter(|(_, _, t)| t.open_count() == 0)
             .min_by_key(|(node, _, t)| (t.last_valid, node.0))
             .map(|(node, i, _)| (*node, *i));
         let Some((node, index)) = idle else { return false };
         self.by_node.remove(&node);
         if let Some(mut tunnel) = self.tunnels[index as usize].take() {
+            tunnel.close_s1(&mut self.secure);
             self.timers.remove(&mut tunnel.registered);
         }
         self.free_tunnels.push(index);
@@ -138,7 +167,7 @@ impl Endpoint {
             tunnel.on_received(pending.route, pending.len, now);
         }
         match pending {
-            Some(PendingLookup { frame: Some(stored), route, .. }) => {
+            Some(PendingLookup { held: Held::Pila(stored), route, .. }) => {
                 if let (Ok(Frame::Pila(pila)), Some((tunnel, mut cx))) =
                     (frame::decode(&stored), split!(self, index, now))
                 {
@@ -146,7 +175,10 @@ impl Endpoint {
                     self.count_fate(fate);
                 }
             }
-            Some(PendingLookup { frame: None, route, .. }) => {
+            Some(PendingLookup { held: Held::Initiation(incoming), route, .. }) => {
+                self.take_incoming(now, index, route, 0, incoming);
+            }
+            Some(PendingLookup { held: Held::Nothing, route, .. }) => {
                 if let Some((tunnel, mut cx)) = split!(self, index, now) {
                     tunnel.on_frame_without_keys(route, &mut cx);
                 }
@@ -163,12 +195,12 @@ impl Endpoint {
         node: NodeId,
         presented_key: [u8; 32],
         route: Route,
-        frame: Option<Vec<u8>>,
+        held: Held,
         len: usize,
     ) {
         if let Some(pending) = self.lookups.get_mut(&node) {
-            if frame.is_some() {
-                pending.frame = frame;
+            if !matches!(held, Held::Nothing) {
+                pending.held = held;
                 pending.len = len;
                 pending.route = route;
             }
@@ -179,7 +211,7 @@ impl Endpoint {
             self.stats.drop_rate_limited += 1;
             return;
         }
-        self.lookups.insert(node, PendingLookup { frame, len, route, since: now });
+        self.lookups.insert(node, PendingLookup { held, len, route, since: now });
         self.events.push_back(Event::LookupPeer { node, presented_key, from: route.remote() });
     }
 
@@ -213,8 +245,11 @@ impl Endpoint {
         }
     }
 
-    /// Asks the beacon to make both sides punch, when a peer is to be reached.
+    /// Asks the beacon to make both sides punch, when a peer is to be reached. It tells the peer our address.
     pub(super) fn ask_to_punch(&mut self, now: Instant, node: NodeId) {
+        if self.policy_for(node) == PathPolicy::RelayOnly {
+            return;
+        }
         self.beacon.punch_request(node, now);
     }
 
@@ -232,6 +267,7 @@ impl Endpoint {
         self.next_token += 1;
         let tunnel = self.tunnel_mut(index).ok_or(ConnectError::UnknownPeer)?;
         tunnel.queue_ping(token);
+        tunnel.warm(now);
         if !tunnel.can_send() {
             self.ask_to_punch(now, peer.node);
         }

@@ -10,6 +10,7 @@ use pilotage_wire::frame::{self, Frame, PILS_HEADER_LEN, Pila};
 use pilotage_wire::packet::Packet;
 
 use super::Endpoint;
+use super::peers::Held;
 use crate::transmit::RecvMeta;
 use crate::tunnel::{ExchangeFate, Inner, OpenError, Route, Tunnel};
 
@@ -33,13 +34,28 @@ impl Endpoint {
             self.stats.drop_malformed += 1;
             return;
         };
-        match self.beacon.handle(from, &message, now) {
-            ClientEvent::Observed(_) => {}
-            ClientEvent::Punch(to) => self.punches.push_back_bounded(to),
-            ClientEvent::Relayed { frame, .. } => {
+        let before = self.beacon.observed();
+        let event = self.beacon.handle(from, &message, now);
+        self.follow_beacon(now);
+        match event {
+            ClientEvent::Observed(_) => {
+                self.on_observed();
+                if before.is_some() && self.beacon.observed() != before {
+                    self.on_mapping_changed(now);
+                }
+            }
+            ClientEvent::Punch(to) => self.punches.push_back_bounded(self.towards(to)),
+            ClientEvent::Relayed { frame, src } => {
                 // What the beacon says about the sender does not count: the frame has a sender id of its own.
                 if let Some(inner) = data.get_mut(frame) {
-                    self.on_frame(now, Route::Relay(from), inner);
+                    // Whichever beacon it came by: for tunnels there is one relay, the primary.
+                    let route = Route::Relay(self.beacon_addr.unwrap_or(from));
+                    // An S1 frame names nobody: for answers without state the beacon's word on the sender has to do.
+                    if self.secure.is_some() && pilotage_wire::s1::Kind::of(inner).is_some() {
+                        self.on_s1(now, route, Some(src), inner);
+                    } else {
+                        self.on_frame(now, route, inner);
+                    }
                 }
             }
             ClientEvent::Ignored => self.stats.drop_beacon += 1,
@@ -57,7 +73,7 @@ impl Endpoint {
             Ok(Frame::Pilk { sender, x25519 }) => self.on_pilk(now, route, sender, x25519),
             Ok(Frame::Pilt { packet }) => self.on_pilt(now, route, packet),
             Ok(Frame::Pilp) => {} // opened a NAT mapping by coming here; nothing to read (draft-01 facts §4)
-            Ok(Frame::Pils { .. }) | Err(_) => self.stats.drop_malformed += 1,
+            Ok(Frame::Pils { .. }) | Err(_) => self.on_s1(now, route, None, data),
         }
     }
 
@@ -77,19 +93,23 @@ impl Endpoint {
         let Some(&index) = self.by_node.get(&sender) else {
             self.stats.drop_no_session += 1;
             let len = PILS_HEADER_LEN + ciphertext.len();
-            self.request_lookup(now, sender, [0; 32], route, None, len);
+            self.request_lookup(now, sender, [0; 32], route, Held::Nothing, len);
             return;
         };
         let Some((tunnel, mut cx)) = split!(self, index, now) else { return };
         tunnel.on_received(route, PILS_HEADER_LEN + ciphertext.len(), now);
-        if tunnel.current.is_none() {
+        if tunnel.current.is_none() && !tunnel.reads_draft() {
             cx.stats.drop_no_session += 1;
             tunnel.on_frame_without_keys(route, &mut cx);
             self.mark_dirty(index, now);
             return;
         }
+        let len = PILS_HEADER_LEN + ciphertext.len();
         let inner = match tunnel.open(sender, nonce, ciphertext, route, &mut cx) {
-            Ok(plain) => tunnel.on_packet(plain, &mut cx),
+            Ok(plain) => {
+                tunnel.addresses.earn(len);
+                tunnel.on_packet(plain, &mut cx)
+            }
             Err(OpenError::Replay) => {
                 cx.stats.drop_replay += 1;
                 return;
@@ -115,8 +135,9 @@ impl Endpoint {
         let index = self.by_node.get(&decoded.header.src.node).copied();
         let allowed = !self.is_own(decoded.header.src.node)
             && index.is_some_and(|i| {
-                self.tunnel(i)
-                    .is_some_and(|t| t.policy.allow_plaintext && t.introduced == Some(route.remote()))
+                self.tunnel(i).is_some_and(|t| {
+                    t.policy.allow_plaintext && t.allows_draft() && t.introduced == Some(route.remote())
+                })
             });
         let (Some(index), true) = (index, allowed) else {
             self.stats.drop_not_allowed += 1;
@@ -132,11 +153,12 @@ impl Endpoint {
         self.mark_dirty(index, now);
     }
 
-    fn on_inner(&mut self, now: Instant, index: u32, inner: Inner<'_>) {
+    pub(super) fn on_inner(&mut self, now: Instant, index: u32, inner: Inner<'_>) {
         match inner {
             Inner::Done => {}
             Inner::Connection(slot) => {
                 if let Some(tunnel) = self.tunnel_mut(index) {
+                    tunnel.on_segment(slot);
                     tunnel.slots.touch(slot);
                 }
             }
@@ -170,7 +192,7 @@ impl Endpoint {
             let mut stored = vec![0; frame::PILA_LEN + pila.trailer.len().min(64)];
             let copy = Pila { trailer: &pila.trailer[..pila.trailer.len().min(64)], ..*pila };
             if frame::encode_pila(&copy, &mut stored).is_ok() {
-                self.request_lookup(now, pila.sender, pila.ed25519, route, Some(stored), len);
+                self.request_lookup(now, pila.sender, pila.ed25519, route, Held::Pila(stored), len);
             }
             return;
         };

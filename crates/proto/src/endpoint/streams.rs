@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pilotage_fault as fault;
 use pilotage_wire::packet::Header;
-use pilotage_wire::{Address, SocketAddress};
+use pilotage_wire::{Address, NodeId, SocketAddress};
 use rand_chacha::ChaCha20Rng;
 use rand_core::Rng;
 
@@ -48,7 +48,7 @@ impl Endpoint {
     /// Refuses connections to `port` from now on; those that wait to be accepted are reset.
     pub fn unlisten(&mut self, now: Instant, port: u16) {
         if let Some(queue) = self.listeners.remove(&port) {
-            for id in queue.waiting {
+            for id in queue.waiting.into_iter().chain(queue.behind) {
                 self.reset(now, id);
                 self.close(now, id);
             }
@@ -59,6 +59,7 @@ impl Endpoint {
     pub fn accept(&mut self, port: u16) -> Option<(ConnectionId, SocketAddress)> {
         loop {
             let id = self.listeners.get_mut(&port)?.waiting.pop_front()?;
+            self.move_up(port);
             if let Some(peer) = self.connection_peer(id) {
                 return Some((id, peer));
             }
@@ -172,33 +173,43 @@ impl Endpoint {
         let &index = self.by_node.get(&to.address.node).ok_or(ConnectError::UnknownPeer)?;
         let tunnel = self.tunnel(index).ok_or(ConnectError::UnknownPeer)?;
         if self.open_connections >= self.cfg.max_connections
-            || tunnel.slots.len() >= self.cfg.max_connections_per_peer
+            || tunnel.open_count() >= self.cfg.max_connections_per_peer
         {
             return Err(ConnectError::LimitReached);
         }
-        if tunnel.path.route.is_none() && self.beacon_addr.is_none() {
+        if tunnel.path.route.is_none() && !tunnel.may_be_reached(self.beacon_addr) {
             return Err(ConnectError::NoPath);
         }
         let port = self.free_port(index, to.port).ok_or(ConnectError::LimitReached)?;
-        let id = self.new_id();
-        let isn = self.new_isn();
         // The peer answers to the network that it was called by, so we speak from the same one.
         let local_address = Address { network: to.address.network, node: self.local.node };
         let local = SocketAddress { address: local_address, port };
+        if self.tunnel(index).is_some_and(crate::tunnel::Tunnel::may_open_stream) {
+            let id = self.open_stream(now, index, local, to).ok_or(ConnectError::LimitReached)?;
+            self.on_call(now, index, to.address.node);
+            return Ok(id);
+        }
+        let id = self.new_id();
+        let isn = self.new_isn();
         let conn = Box::new(Connection::connect(id, local, to, isn, now, &self.cfg));
-        let until = now + self.cfg.connect_timeout;
         let tunnel = self.tunnel_mut(index).ok_or(ConnectError::UnknownPeer)?;
-        let needs_keys = !tunnel.can_send();
-        tunnel.prolong_exchange(until);
         let slot = tunnel.slots.insert(conn).ok_or(ConnectError::LimitReached)?;
         tunnel.slots.touch(slot);
         self.open_connections += 1;
         self.bind_id(id, Some((index, slot)));
-        if needs_keys {
-            self.ask_to_punch(now, to.address.node);
+        self.on_call(now, index, to.address.node);
+        Ok(id)
+    }
+
+    /// A connection was begun: keys may be wanted for it.
+    fn on_call(&mut self, now: Instant, index: u32, node: NodeId) {
+        let until = now + self.cfg.connect_timeout;
+        let Some(tunnel) = self.tunnel_mut(index) else { return };
+        tunnel.prolong_exchange(until);
+        if !tunnel.can_send() {
+            self.ask_to_punch(now, node);
         }
         self.mark_dirty(index, now);
-        Ok(id)
     }
 
     /// RFC 6528: not to be guessed, and never the same for two connections on the same ports.
@@ -225,6 +236,10 @@ impl Endpoint {
     ///
     /// [`ReadError::Blocked`] if nothing has come yet; otherwise why nothing more will come.
     pub fn read(&mut self, now: Instant, id: ConnectionId, buf: &mut [u8]) -> Result<usize, ReadError> {
+        if self.stream_place(id).is_some() {
+            let read = self.on_stream(now, id, |mux, slot, cx| mux.read(slot, buf, cx));
+            return read.unwrap_or(Err(ReadError::Unknown));
+        }
         self.on_connection(now, id, |c, cx| c.read(buf, cx)).unwrap_or(Err(ReadError::Unknown))
     }
 
@@ -234,7 +249,9 @@ impl Endpoint {
     ///
     /// [`WriteError::Blocked`] if none fits; otherwise why none will ever be taken.
     pub fn write(&mut self, now: Instant, id: ConnectionId, data: &[u8]) -> Result<usize, WriteError> {
-        self.on_connection(now, id, |c, _| c.write(data)).unwrap_or(Err(WriteError::Unknown))
+        let written = self.on_stream(now, id, |mux, slot, _| mux.write(slot, data));
+        let written = written.or_else(|| self.on_connection(now, id, |c, _| c.write(data)));
+        written.unwrap_or(Err(WriteError::Unknown))
     }
 
     /// Ends our direction behind everything written (ordered FIN); reading goes on.
@@ -243,46 +260,60 @@ impl Endpoint {
     ///
     /// As [`Self::write`]; not an error if it was shut down already.
     pub fn shutdown(&mut self, now: Instant, id: ConnectionId) -> Result<(), WriteError> {
-        self.on_connection(now, id, |c, _| c.shutdown()).unwrap_or(Err(WriteError::Unknown))
+        let ended = self.on_stream(now, id, |mux, slot, _| mux.shutdown(slot));
+        let ended = ended.or_else(|| self.on_connection(now, id, |c, _| c.shutdown()));
+        ended.unwrap_or(Err(WriteError::Unknown))
     }
 
     /// Gives up both directions and tells the peer (RST).
     pub fn reset(&mut self, now: Instant, id: ConnectionId) {
-        self.on_connection(now, id, |c, cx| c.reset(cx.path));
+        if !self.reset_stream(now, id) {
+            self.on_connection(now, id, |c, cx| c.reset(cx.path));
+        }
     }
 
     /// The application drops its handle: unread bytes are discarded, written ones and FIN still delivered.
     pub fn close(&mut self, now: Instant, id: ConnectionId) {
-        self.on_connection(now, id, |c, cx| c.detach(cx.now));
+        if self.on_stream(now, id, |mux, slot, cx| mux.detach(slot, cx.now)).is_none() {
+            self.on_connection(now, id, |c, cx| c.detach(cx.now));
+        }
     }
 
     /// Bytes that can be read at once.
     pub fn readable(&self, id: ConnectionId) -> usize {
-        self.look(id).map_or(0, Connection::readable)
+        let stream = self.stream(id).map(|s| s.recv.asm.readable());
+        stream.or_else(|| self.look(id).map(Connection::readable)).unwrap_or(0)
     }
 
     /// Bytes that can be written at once.
     pub fn writable(&self, id: ConnectionId) -> usize {
-        self.look(id).map_or(0, Connection::writable)
+        let stream = self.stream(id).map(|s| s.send.buf.free());
+        stream.or_else(|| self.look(id).map(Connection::writable)).unwrap_or(0)
     }
 
     /// Bytes that were written and not yet sent for the first time.
     pub fn unsent(&self, id: ConnectionId) -> usize {
-        self.look(id).map_or(0, Connection::unsent)
+        let stream = self.stream(id).map(|s| s.send.buf.unsent() as usize);
+        stream.or_else(|| self.look(id).map(Connection::unsent)).unwrap_or(0)
     }
 
     /// Whether the peer acknowledged everything written (and the end of our direction, if it was ended).
     pub fn is_flushed(&self, id: ConnectionId) -> bool {
-        self.look(id).is_none_or(Connection::is_flushed)
+        let stream = self.stream(id).map(|s| s.send.is_flushed());
+        stream.or_else(|| self.look(id).map(Connection::is_flushed)).unwrap_or(true)
     }
 
     /// Whether the connection is established and neither finished nor failed.
     pub fn is_open(&self, id: ConnectionId) -> bool {
-        self.look(id).is_some_and(|c| c.state == State::Established)
+        let stream = self.stream(id).is_some_and(crate::mux::Stream::is_open);
+        stream || self.look(id).is_some_and(|c| c.state == State::Established)
     }
 
     /// Why the connection could not be made, once it failed.
     pub fn connect_error(&self, id: ConnectionId) -> Option<ConnectError> {
+        if let Some(stream) = self.stream(id) {
+            return stream.connect_error();
+        }
         self.look(id)?.connect_error()
     }
 
@@ -293,7 +324,8 @@ impl Endpoint {
 
     /// Counters of a connection.
     pub fn connection_stats(&self, id: ConnectionId) -> Option<ConnectionStats> {
-        self.look(id).map(Connection::stats)
+        let stream = self.stream(id).map(crate::mux::Stream::stats);
+        stream.or_else(|| self.look(id).map(Connection::stats))
     }
 
     /// The path that a connection uses now.
@@ -303,12 +335,12 @@ impl Endpoint {
 
     /// The other end of a connection.
     pub fn connection_peer(&self, id: ConnectionId) -> Option<SocketAddress> {
-        self.look(id).map(|c| c.remote)
+        self.stream(id).map(|s| s.remote).or_else(|| self.look(id).map(|c| c.remote))
     }
 
     /// Our port of a connection.
     pub fn local_port(&self, id: ConnectionId) -> Option<u16> {
-        self.look(id).map(|c| c.local.port)
+        self.stream(id).map(|s| s.local.port).or_else(|| self.look(id).map(|c| c.local.port))
     }
 
     fn look(&self, id: ConnectionId) -> Option<&Connection> {
@@ -332,7 +364,7 @@ impl Endpoint {
 
     // ------------------------------------------------------------------ ids
 
-    fn new_id(&mut self) -> ConnectionId {
+    pub(super) fn new_id(&mut self) -> ConnectionId {
         match self.free_refs.pop() {
             Some(index) => ConnectionId { index, generation: self.refs[index as usize].generation },
             None => {
@@ -342,7 +374,7 @@ impl Endpoint {
         }
     }
 
-    fn bind_id(&mut self, id: ConnectionId, place: Option<(u32, u32)>) {
+    pub(super) fn bind_id(&mut self, id: ConnectionId, place: Option<(u32, u32)>) {
         let entry = &mut self.refs[id.index as usize];
         entry.place = place;
         if place.is_none() {
@@ -368,7 +400,7 @@ impl Endpoint {
             let ports = (conn.local.port, conn.remote.port);
             tunnel.slots.remember(ports, conn.final_numbers(), now + time_wait);
         }
-        if tunnel.slots.len() == 0 {
+        if tunnel.open_count() == 0 {
             tunnel.release();
         }
         self.timers.remove(&mut conn.registered);
@@ -426,6 +458,7 @@ impl Endpoint {
         if !tunnel.queue_datagram(datagram) {
             return Err(SendDatagramError::QueueFull);
         }
+        tunnel.warm(now);
         if !tunnel.can_send() {
             self.ask_to_punch(now, to.address.node);
         }
@@ -471,6 +504,7 @@ impl Endpoint {
                 slots.for_each(|c| c.reset(path));
                 slots.touch_all();
             }
+            self.reset_streams(index);
             self.mark_dirty(index, now);
         }
     }

@@ -43,6 +43,7 @@ fn two() -> Two {
             key: Some(publics[1 - i]),
             endpoint: Some(sockets[1 - i]),
             policy: PeerPolicy::default(),
+            prekey: None,
         };
         hosts[i].0.add_peer(now, peer).expect("fresh");
     }

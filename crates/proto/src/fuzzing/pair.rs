@@ -174,6 +174,7 @@ impl World {
             key: Some(host.identity.public_key()),
             endpoint: Some(host.addr),
             policy: PeerPolicy::default(),
+            prekey: None,
         }
     }
 

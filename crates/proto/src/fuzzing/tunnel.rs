@@ -106,7 +106,12 @@ impl World {
             address: overlay(1),
             key: (!anonymous).then(|| identity.public_key()),
             endpoint: (kind & 0x40 == 0).then(|| udp(1, 0)),
-            policy: PeerPolicy { allow_plaintext: kind & 0x30 == 0x10, allow_unauthenticated: anonymous },
+            policy: PeerPolicy {
+                allow_plaintext: kind & 0x30 == 0x10,
+                allow_unauthenticated: anonymous,
+                ..PeerPolicy::default()
+            },
+            prekey: None,
         };
         endpoint.add_peer(base, peer).expect("a fresh endpoint takes a peer");
         let keys = (0..KEYS as u8).map(|i| EphemeralKey::from_bytes([i + 40; 32])).collect();
@@ -490,6 +495,7 @@ impl World {
                     key: Some(self.identity.public_key()),
                     endpoint: Some(self.route(input.u8())),
                     policy: PeerPolicy::default(),
+                    prekey: None,
                 };
                 self.endpoint.add_peer(now, peer).ok();
             }

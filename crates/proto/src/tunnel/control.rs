@@ -12,13 +12,16 @@ use crate::connection::Connection;
 use crate::event::Event;
 
 /// Port of the echo (draft "Control").
-const ECHO_PORT: u16 = 0;
+pub(super) const ECHO_PORT: u16 = 0;
 /// Source port of our requests: never 0, because two reference peers answer each other for ever then
 /// (draft-01 facts §8).
 const REQUEST_PORT: u16 = 49_152;
 /// Source port of requests that carry a token in their sequence number and no payload (rule C16): the shortest packet
 /// that every peer answers, because a stranger may be sent no more than came from it.
 const TOKEN_PORT: u16 = 49_153;
+/// Padding of a token to a candidate of a Pilotage peer: what another token to us costs, headers of IPv4 and UDP
+/// included. So the peer may answer ours and ask for its own, although our address has proven nothing to it yet.
+pub(super) const TOKEN_PAD: usize = OVERHEAD + 28;
 /// Echo requests of one peer that wait for our answer.
 const REPLIES_MAX: usize = 64;
 /// Our own requests that wait for an answer.
@@ -135,6 +138,10 @@ impl Tunnel {
                 self.on_token(hdr.seq, cx);
                 return;
             }
+            if hdr.dst_port == super::offer::OFFER_PORT {
+                self.on_offer(payload, cx);
+                return;
+            }
             self.on_echo_answer(payload, cx);
             return;
         }
@@ -162,8 +169,9 @@ impl Tunnel {
         // Only the one-way size of a probe matters; the short answer spares the reverse path.
         let short = payload.starts_with(&PROBE_MARK) && payload.len() > TOKEN_LEN;
         let body = if short { &payload[..TOKEN_LEN] } else { payload };
+        // A token may be padded, which pays for our answer and for a question of ours (spec/nat.md §10.3).
         if hdr.src_port == TOKEN_PORT
-            && body.is_empty()
+            && body.len() <= TOKEN_PAD
             && let Some(route) = self.arrived
         {
             self.control.token_answers.push_back((route, answer));
@@ -227,13 +235,13 @@ impl Tunnel {
         if self.mtu_probe.is_some() || self.path.mtu.is_complete() || self.path.bytes_sent < TRAFFIC {
             return;
         }
-        if !self.current.as_ref().is_some_and(|s| s.confirmed) {
+        if !self.confirmed() {
             return;
         }
         self.path.mtu.set_rtt(self.path.rtt.smoothed());
         // No larger than the window, and not while data is being repaired: the probe would take its place in the queue.
         let window = usize::try_from(self.path.controller.window()).unwrap_or(usize::MAX);
-        if self.slots.any(Connection::is_repairing) {
+        if self.slots.any(Connection::is_repairing) || self.mux.as_ref().is_some_and(|m| m.is_repairing()) {
             return;
         }
         if let Some(size) = self.path.mtu.poll_probe_within(cx.now, window.saturating_add(OVERHEAD)) {
@@ -257,7 +265,7 @@ impl Tunnel {
             if fault::point!("proto.control.lose_confirmation") {
                 return ControlOut::Nothing;
             }
-            if self.current.as_ref().is_some_and(|s| !s.confirmed) {
+            if self.keyed() && !self.confirmed() {
                 return self.write_confirmation(space, cx);
             }
             self.control.confirm_at = None;
@@ -267,6 +275,9 @@ impl Tunnel {
         }
         if let Some(hdr) = self.control.bare.pop_front() {
             return encoded(&hdr, 0, space);
+        }
+        if let Some(offer) = self.poll_offer(limit, space, cx) {
+            return offer;
         }
         if let Some((hdr, body)) = self.control.replies.front() {
             if body.len() > limit.max(self.path.mss()) {
@@ -307,7 +318,7 @@ impl Tunnel {
         let prefix = self.path.prefix();
         let probe = self.mtu_probe.as_mut().filter(|p| !p.sent)?;
         probe.sent = true;
-        let (token, len) = (probe.token, probe.size.checked_sub(OVERHEAD + prefix)?);
+        let (token, len) = (probe.token, probe.size.checked_sub(self.path.overhead + prefix)?);
         match self.write_echo(&PROBE_MARK, token, len.max(TOKEN_LEN), space, cx) {
             ControlOut::Packet { len } => Some(len),
             _ => None,
@@ -346,7 +357,15 @@ impl Tunnel {
     }
 
     /// A request for the token of an address.
-    pub(super) fn write_token(&self, token: u32, space: &mut [u8], cx: &TunnelCx<'_>) -> ControlOut {
+    pub(super) fn write_token(
+        &self,
+        token: u32,
+        pad: usize,
+        space: &mut [u8],
+        cx: &TunnelCx<'_>,
+    ) -> ControlOut {
+        let Some(payload) = space.get_mut(HEADER_LEN..HEADER_LEN + pad) else { return ControlOut::Nothing };
+        payload.fill(0);
         let hdr = Header {
             flags: Flags::EMPTY,
             protocol: Protocol::Control,
@@ -358,7 +377,7 @@ impl Tunnel {
             ack: 0,
             window: 0,
         };
-        encoded(&hdr, 0, space)
+        encoded(&hdr, pad, space)
     }
 
     fn write_echo(
@@ -388,7 +407,7 @@ impl Tunnel {
     }
 }
 
-fn encoded(hdr: &Header, payload_len: usize, space: &mut [u8]) -> ControlOut {
+pub(super) fn encoded(hdr: &Header, payload_len: usize, space: &mut [u8]) -> ControlOut {
     match hdr.encode(space, payload_len) {
         Ok(len) => ControlOut::Packet { len },
         Err(_) => ControlOut::Nothing,

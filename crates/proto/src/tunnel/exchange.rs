@@ -8,12 +8,15 @@
 //!
 //! An answer is never answered, so two sides cannot keep each other busy.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_fault as fault;
+use pilotage_nat::agent::PathEventKind;
 use pilotage_wire::frame::{self, PILA_LEN, Pila, PilaTrailer};
 use rand_core::Rng;
 
+use super::answers::Answers;
 use super::{CANDIDATE_KEPT, PREVIOUS_KEPT, Route, Session, Tunnel, TunnelCx};
 use crate::connection::{Connection, Dialect};
 use crate::crypto::{self, EphemeralKey};
@@ -29,11 +32,15 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// From this try on the relay is used beside the direct route.
 const RELAY_FROM: u32 = 1;
+/// From this try on the application is asked whether it knows a newer address.
+const WANT_ADDRESS_FROM: u32 = 2;
+/// So many of the addresses that the application named besides the introduced one are asked.
+const NAMED_FIRST: usize = 4;
+/// Key exchange frames that wait to be sent.
+const OUTBOX_MAX: usize = 8;
 /// From this try on each one carries a fresh key: a reference peer that already has a session with us
 /// answers only when the key changed (draft-01 facts §5, point 3).
 const FRESH_KEY_FROM: u32 = 3;
-/// Answers that one peer gets in a row by each kind of way; then one a second (rules C1, C2).
-const ANSWER_BURST: u32 = 4;
 /// Keys of the peer that were replaced while we kept ours (rule C1). Half of that many make us renew ours, which
 /// makes the list needless.
 const RETIRED_MAX: usize = 64;
@@ -48,7 +55,7 @@ const UNOPENED_AFTER: Duration = Duration::from_secs(2);
 /// Unanswered requests for new keys in a tunnel in which nothing waits, after which we rest.
 const RENEWALS_MAX: u32 = 30;
 /// Longest wait between two tries to revive a silent peer (rule C9).
-const REVIVE_MAX: Duration = Duration::from_secs(4);
+pub(super) const REVIVE_MAX: Duration = Duration::from_secs(4);
 
 /// A key exchange frame ready to send.
 #[derive(Debug)]
@@ -91,36 +98,7 @@ pub(crate) struct KeyExchange {
     wrong_key: bool,
     outbox: Vec<ExchangeFrame>,
     /// When we last asked because of a frame that did not open.
-    unopened: Option<Instant>,
-}
-
-/// How many answers may still be given in a row.
-#[derive(Debug, Default)]
-struct Answers {
-    left: u32,
-    refilled: Option<Instant>,
-}
-
-impl Answers {
-    fn take(&mut self, now: Instant) -> bool {
-        match self.refilled {
-            None => self.left = ANSWER_BURST,
-            Some(at) => {
-                let seconds = now.saturating_duration_since(at).as_secs() as u32;
-                if seconds == 0 && self.left == 0 {
-                    return false;
-                }
-                self.left = self.left.saturating_add(seconds).min(ANSWER_BURST);
-                if seconds == 0 {
-                    self.left -= 1;
-                    return true;
-                }
-            }
-        }
-        self.refilled = Some(now);
-        self.left = self.left.saturating_sub(1);
-        true
-    }
+    pub(super) unopened: Option<Instant>,
 }
 
 impl KeyExchange {
@@ -132,12 +110,38 @@ impl KeyExchange {
         self.outbox.clear();
     }
 
+    /// There is a new address to ask at: at once, if we are asking.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        if self.started.is_some() && self.retry_at.is_some() {
+            self.retry_at = Some(now);
+        }
+    }
+
     pub(crate) fn deadline(&self) -> Option<Instant> {
         [self.retry_at, self.give_up_at].into_iter().flatten().min()
     }
 
     pub(crate) fn is_running(&self) -> bool {
         self.started.is_some()
+    }
+
+    /// Another frame may wait.
+    pub(crate) fn has_room(&self) -> bool {
+        self.outbox.len() < OUTBOX_MAX
+    }
+
+    /// A frame that is ready to be sent, of whatever mode.
+    pub(crate) fn push(&mut self, frame: ExchangeFrame) {
+        if self.has_room() {
+            self.outbox.push(frame);
+        }
+    }
+
+    /// Other keys than the draft's are in use: nothing is asked or owed any more.
+    pub(crate) fn end(&mut self) {
+        self.stop();
+        self.rekey = None;
+        self.asked = false;
     }
 
     pub(crate) fn has_frame(&self) -> bool {
@@ -179,7 +183,12 @@ impl Tunnel {
         }
         self.exchange.give_up_at = Some(cx.now + cx.cfg.connect_timeout);
         self.exchange.attempt = 0;
-        self.ask(cx);
+        match self.begin_s1_first(cx) {
+            Some(Duration::ZERO) => self.ask(cx),
+            Some(head_start) => self.exchange.retry_at = Some(cx.now + head_start),
+            None if self.is_asking_s1() => {}
+            None => self.fail(ConnectError::ModeRefused, cx),
+        }
     }
 
     /// Somebody new waits for keys: an exchange that is under way gets the full time again.
@@ -201,7 +210,21 @@ impl Tunnel {
             }
         }
         self.exchange.asked = true;
-        let relay = cx.relay.map(Route::Relay);
+        if attempt == 0 {
+            self.agent.note(cx.now, PathEventKind::Begun);
+        }
+        self.ask_everywhere(attempt, cx);
+        if attempt >= WANT_ADDRESS_FROM {
+            self.want_address(cx);
+        }
+        self.exchange.attempt += 1;
+        let wait = (RETRY_FIRST * (1 << attempt.min(8))).min(RETRY_MAX);
+        // Spread by up to a quarter: those who began at the same moment must not meet in the same queue at each try.
+        self.exchange.retry_at = Some(cx.now + wait - wait / 1_024 * u32::from(random4(cx)[0]));
+    }
+
+    /// Queues the request for every way that may lead to the peer.
+    fn ask_everywhere(&mut self, attempt: u32, cx: &mut TunnelCx<'_>) {
         let direct = match self.path.route {
             Some(Route::Direct(a)) => Some(a),
             _ => self.introduced,
@@ -213,13 +236,23 @@ impl Tunnel {
         if let Some(to) = self.introduced.filter(|to| direct.is_some_and(|d| d != *to)) {
             self.queue_pila(Route::Direct(to), PilaTrailer::REQUEST, cx);
         }
-        if let (Some(route), true) = (relay, direct.is_none() || attempt >= RELAY_FROM) {
+        let named: Vec<_> = self.first_named().into_iter().filter(|a| Some(*a) != direct).collect();
+        // A reference peer that hears us by the relay first answers by the relay for ever: where the peer may be one, the
+        // direct way has a head start.
+        let pilotage = !named.is_empty() || self.dialect == Dialect::Pilotage;
+        let at_once = direct.is_none() || pilotage || cx.locals.udp_blocked;
+        for to in named {
+            self.addresses.name(to, cx.now);
+            self.queue_pila(Route::Direct(to), PilaTrailer::REQUEST, cx);
+        }
+        if let (Some(route), true) = (self.relay_for(cx.relay), at_once || attempt >= RELAY_FROM) {
             self.queue_pila(route, PilaTrailer::REQUEST, cx);
         }
-        self.exchange.attempt += 1;
-        let wait = (RETRY_FIRST * (1 << attempt.min(8))).min(RETRY_MAX);
-        // Spread by up to a quarter: those who began at the same moment must not meet in the same queue at each try.
-        self.exchange.retry_at = Some(cx.now + wait - wait / 1_024 * u32::from(random4(cx)[0]));
+    }
+
+    /// Addresses that the application named, the first of them.
+    pub(super) fn first_named(&self) -> Vec<SocketAddr> {
+        self.agent.first_addresses(NAMED_FIRST).collect()
     }
 
     /// The key pair that new sessions are derived from: the newest that the peer was told of.
@@ -234,7 +267,11 @@ impl Tunnel {
     }
 
     fn queue_pila(&mut self, route: Route, flags: u64, cx: &mut TunnelCx<'_>) {
-        if self.exchange.outbox.len() >= 4 || fault::point!("proto.exchange.lose_frame") {
+        if !self.allows_draft()
+            || !self.permits(route)
+            || self.exchange.outbox.len() >= OUTBOX_MAX
+            || fault::point!("proto.exchange.lose_frame")
+        {
             return;
         }
         self.addresses.refill(cx.now);
@@ -286,6 +323,10 @@ impl Tunnel {
             Some(_) => {}
             None => return ExchangeFate::NotAllowed, // the endpoint looks the key up first
         }
+        if !self.allows_draft() {
+            self.on_draft_refused(route, cx);
+            return ExchangeFate::NotAllowed;
+        }
         let trailer = PilaTrailer::decode(pila.trailer);
         let wants_answer = trailer.flags & PilaTrailer::ANSWER == 0;
         let known = self.current.as_ref().is_some_and(|s| s.peer_public == pila.x25519);
@@ -334,7 +375,7 @@ impl Tunnel {
     }
 
     /// Nothing valid has come since `heard`, for a while, and we have not asked because of that: the two sides may hold different keys.
-    fn may_suspect_keys(&self, heard: Option<Instant>, now: Instant) -> bool {
+    pub(super) fn may_suspect_keys(&self, heard: Option<Instant>, now: Instant) -> bool {
         let elapsed = |t: Option<Instant>| t.map(|t| now.saturating_duration_since(t));
         let heard = elapsed(heard).is_some_and(|t| t < UNOPENED_AFTER);
         let asked = elapsed(self.exchange.unopened).is_some_and(|t| t < UNOPENED_AFTER);
@@ -343,7 +384,7 @@ impl Tunnel {
 
     /// An anonymous PILK arrived: only by explicit permission, and never once a key is known (rule C6).
     pub(crate) fn on_pilk(&mut self, x25519: [u8; 32], route: Route, cx: &mut TunnelCx<'_>) -> ExchangeFate {
-        if !self.policy.allow_unauthenticated || self.key.is_some() {
+        if !self.policy.allow_unauthenticated || self.key.is_some() || !self.allows_draft() {
             return ExchangeFate::NotAllowed;
         }
         let known = self.current.as_ref().is_some_and(|s| s.peer_public == x25519);
@@ -413,18 +454,21 @@ impl Tunnel {
             // The answer shows which of the routes works; prefer direct if both do.
             let relayed = matches!(route, Route::Relay(_));
             let direct_heard = self.path.direct_heard.is_some();
-            if !(relayed && direct_heard) {
-                self.path = super::Path::new(Some(route), cx.cfg);
+            if !(relayed && direct_heard) && self.permits(route) {
+                self.path = self.fresh_path(Some(route), cx.cfg);
             }
         }
         if matches!(route, Route::Direct(_)) {
             self.path.direct_heard = Some(cx.now);
         }
+        self.sync_way(cx.now);
+        self.agent.note(cx.now, PathEventKind::Keys(super::ways::way_of(route)));
         let handshake = self.exchange.started.map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
         if self.exchange.attempt == 1 && !handshake.is_zero() {
             self.path.rtt.update(handshake); // asked once, so the answer is to that (Karn)
         }
         self.exchange.stop_asking();
+        self.plan_upgrade(cx);
         cx.stats.handshakes += 1;
         cx.events.push_back(Event::TunnelUp { peer: self.node, handshake });
     }
@@ -520,7 +564,10 @@ impl Tunnel {
 
     /// Rule C9: we have data under way and hear nothing valid: the peer may have restarted.
     pub(crate) fn suspect_silence(&mut self, cx: &mut TunnelCx<'_>) {
-        if self.current.is_none() || self.revive_at.is_some() {
+        if self.current.is_none() {
+            return self.suspect_s1_silence(cx);
+        }
+        if self.revive_at.is_some() {
             return;
         }
         // Frames under the replaced keys do not count: who still uses them may not have the present ones.
@@ -537,7 +584,7 @@ impl Tunnel {
 
     /// Sends our PILA again: 1, 2, 4 s apart, as long as something waits for an answer.
     pub(crate) fn revive(&mut self, cx: &mut TunnelCx<'_>) {
-        if !self.slots.any(Connection::awaits_peer) && !self.has_work() {
+        if !self.awaits_peer() && !self.has_work() {
             self.revive_at = None;
             return;
         }
@@ -565,6 +612,8 @@ impl Tunnel {
             (Route::Relay(_), Some(at)) if self.dialect == Dialect::Draft => Some(Route::Direct(at)),
             _ => None,
         };
+        // Where no direct frames may leave, a direct question is answered by the relay.
+        let route = if self.permits(route) { route } else { self.relay_for(cx.relay).unwrap_or(route) };
         let mut answered = false;
         for way in [Some(route), direct].into_iter().flatten() {
             if self.exchange.may_answer(way, cx.now) {
@@ -598,7 +647,7 @@ impl Tunnel {
         if self.exchange.retry_at.is_some_and(|t| t <= cx.now) {
             let rekeying = self.exchange.rekey.is_some();
             // A renewal that nobody answers and nobody needs now is owed until there is something to send.
-            let idle = !self.has_work() && !self.slots.any(Connection::awaits_peer);
+            let idle = !self.has_work() && !self.awaits_peer();
             let vain = rekeying && idle && self.exchange.attempt >= RENEWALS_MAX;
             if self.can_send() && (!rekeying || vain) {
                 self.exchange.retry_at = None;

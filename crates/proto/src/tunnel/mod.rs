@@ -6,21 +6,27 @@
 //!
 //! Rules C1–C16 are those of spec/tunnel.md §6 (hardened draft mode).
 
+mod answers;
 mod control;
 mod exchange;
+mod mux;
+mod offer;
 pub(crate) mod order;
 mod packets;
 pub(crate) mod path;
 mod proof;
+mod secure;
 mod session;
 mod slots;
 mod transmit;
+mod ways;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_fault as fault;
+use pilotage_nat::agent::{Agent, Locals};
 use pilotage_wire::frame::{PILS_HEADER_LEN, TAG_LEN};
 use pilotage_wire::packet::HEADER_LEN;
 use pilotage_wire::{Address, NodeId};
@@ -30,12 +36,15 @@ use crate::config::{Config, PeerConfig, PeerPolicy};
 use crate::connection::{Connection, Cx, Dialect};
 use crate::crypto::Identity;
 use crate::event::{ConnectError, EndpointStats, Event, TunnelInfo};
+use crate::mux::Mux;
+use crate::secure::{Mode, Secure};
 use crate::timer_table::Registered;
 
 pub(crate) use control::PendingPing;
 pub(crate) use exchange::{Candidate, ExchangeFate, KeyExchange};
 pub(crate) use packets::Inner;
 pub(crate) use path::{Path, Route};
+pub(crate) use secure::Secured;
 pub(crate) use session::{OpenError, Session};
 pub(crate) use slots::Slots;
 
@@ -45,10 +54,8 @@ pub(crate) const OVERHEAD: usize = PILS_HEADER_LEN + HEADER_LEN + TAG_LEN;
 const PREVIOUS_KEPT: Duration = Duration::from_secs(30);
 /// How long keys that the peer has not shown wait for confirmation (rule C2).
 const CANDIDATE_KEPT: Duration = Duration::from_secs(10);
-/// First wait before a relayed tunnel in use tries the direct route; doubles up to [`UPGRADE_MAX`].
-const UPGRADE_FIRST: Duration = Duration::from_secs(1);
-/// Longest wait between two such tries.
-const UPGRADE_MAX: Duration = Duration::from_secs(30);
+/// How long a tunnel without connections counts as in use after a ping or a datagram was given to it.
+const WARM: Duration = Duration::from_secs(10);
 /// First wait before something is sent only for the credit that it gives us; doubles.
 const PROVE_FIRST: Duration = Duration::from_millis(500);
 /// How often that is done.
@@ -64,6 +71,10 @@ pub(crate) struct TunnelCx<'a> {
     pub(crate) local: Address,
     pub(crate) rng: &'a mut ChaCha20Rng,
     pub(crate) relay: Option<SocketAddr>,
+    /// What we know of our own addresses.
+    pub(crate) locals: &'a Locals,
+    /// What we have of S1.
+    pub(crate) secure: &'a mut Option<Box<Secure>>,
     pub(crate) stats: &'a mut EndpointStats,
     pub(crate) events: &'a mut VecDeque<Event>,
 }
@@ -85,6 +96,12 @@ pub(crate) struct Tunnel {
     /// Ed25519 key of the peer, checked in every PILA.
     pub(crate) key: Option<[u8; 32]>,
     pub(crate) policy: PeerPolicy,
+    /// Our number among the endpoint's tunnels.
+    pub(crate) index: u32,
+    /// The least mode that this peer is spoken to in.
+    pub(crate) floor: Mode,
+    /// S1 with this peer, once something is known or under way.
+    pub(crate) secure: Option<Box<Secured>>,
     /// Until when its SYN and datagrams pass the gate.
     pub(crate) admitted_until: Option<Instant>,
     pub(crate) dialect: Dialect,
@@ -114,10 +131,36 @@ pub(crate) struct Tunnel {
     pub(crate) candidates: Vec<Candidate>,
     /// Another route to try with one echo request: if the peer's answer comes by it, the path follows (rule C3).
     pub(crate) try_route: Option<Route>,
-    /// When to try the direct route again while the relay is in use, and how long to wait after that.
-    upgrade_at: Option<Instant>,
-    upgrade_wait: Duration,
+    /// Which addresses of the peer are tried, and which way is best (spec/nat.md §10).
+    pub(crate) agent: Agent,
+    /// Since when data waits for an answer on the way in use while nothing comes by it.
+    quiet: Option<Instant>,
+    /// When stream data came last, if the way in use is to be asked should nothing follow.
+    lull: Option<Instant>,
+    /// Our candidates are to go by the relay as well: the direct way may not bring them.
+    signal: bool,
+    /// The way in use is silent, or dead: the beacon is to be asked whether it still sees us.
+    pub(crate) lost_way: bool,
+    /// When the last authentic frame came.
+    heard: Option<Instant>,
+    /// A connection whose data came from where the peer may have moved to: what is missing is told there as well.
+    ack_copy: Option<u32>,
+    asked_beacon: Option<Instant>,
+    /// A way that we left for a better one, and until when frames that still come by it do not call us back.
+    left: Option<(Route, Instant)>,
+    /// Until when a ping or a datagram keeps the tunnel in use.
+    warm_until: Option<Instant>,
+    /// When the application was last asked for a newer address.
+    wanted: Option<Instant>,
+    /// There is a relay, as last seen.
+    relayed: bool,
     pub(crate) slots: Slots,
+    /// Streams of S1, once a session with them has begun.
+    pub(crate) mux: Option<Box<Mux>>,
+    /// The peer of the last session speaks them as we do.
+    own_streams: bool,
+    /// Connections that have not said anything yet are to become streams.
+    pub(crate) convert: bool,
     pub(crate) pings: VecDeque<PendingPing>,
     pub(crate) control: control::ControlQueue,
     pub(crate) datagrams: VecDeque<DatagramOut>,
@@ -142,17 +185,27 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    pub(crate) fn new(peer: &PeerConfig, cfg: &Config, relay: Option<SocketAddr>, now: Instant) -> Self {
+    pub(crate) fn new(
+        peer: &PeerConfig,
+        cfg: &Config,
+        relay: Option<SocketAddr>,
+        mut agent: Agent,
+        now: Instant,
+    ) -> Self {
         let mut addresses = proof::Addresses::default();
         if let Some(endpoint) = peer.endpoint {
             addresses.introduce(endpoint, now);
+            agent.introduce(now, endpoint);
         }
-        let route = peer.endpoint.map(Route::Direct).or(relay.map(Route::Relay));
+        let route = ways::first_guess(agent.policy(), peer.endpoint, relay);
         Self {
             node: peer.address.node,
             address: peer.address,
             key: peer.key,
             policy: peer.policy,
+            index: u32::MAX,
+            floor: peer.policy.least,
+            secure: None,
             admitted_until: None,
             dialect: Dialect::Draft,
             dialect_shown: false,
@@ -170,9 +223,22 @@ impl Tunnel {
             previous: None,
             candidates: Vec::new(),
             try_route: None,
-            upgrade_at: None,
-            upgrade_wait: UPGRADE_FIRST,
+            agent,
+            quiet: None,
+            lull: None,
+            signal: false,
+            lost_way: false,
+            heard: None,
+            ack_copy: None,
+            asked_beacon: None,
+            left: None,
+            warm_until: None,
+            wanted: None,
+            relayed: relay.is_some(),
             slots: Slots::default(),
+            mux: None,
+            own_streams: false,
+            convert: false,
             pings: VecDeque::new(),
             control: control::ControlQueue::default(),
             datagrams: VecDeque::new(),
@@ -203,17 +269,22 @@ impl Tunnel {
             _ => {}
         }
         self.policy = peer.policy;
+        self.floor = self.floor.max(peer.policy.least);
         self.address = peer.address;
         if let Some(endpoint) = peer.endpoint {
+            let news = self.introduced != Some(endpoint);
             self.introduced = Some(endpoint);
             self.addresses.introduce(endpoint, now);
+            self.agent.introduce(now, endpoint);
+            if news {
+                self.exchange.hurry(now);
+            }
         }
         // A path that carried a valid frame is better than what anybody tells us (rule C3).
-        let heard = self.current.as_ref().is_some_and(|s| s.confirmed);
-        if !heard {
-            let route = self.introduced.map(Route::Direct).or(relay.map(Route::Relay));
+        if !self.confirmed() {
+            let route = ways::first_guess(self.agent.policy(), self.introduced, relay);
             if route != self.path.route {
-                self.path = Path::new(route, cfg);
+                self.path = self.fresh_path(route, cfg);
             }
         } else if self.path.route.is_none() {
             self.path.route = relay.map(Route::Relay);
@@ -238,7 +309,7 @@ impl Tunnel {
 
     /// The unproven address that we use, or would like to use, whose token is to be asked for again first, and when.
     fn next_token(&self) -> Option<(Instant, SocketAddr)> {
-        if self.current.is_none() || self.ask_token.is_some() {
+        if !self.keyed() || self.ask_token.is_some() {
             return None;
         }
         [self.newest_route, self.path.route]
@@ -261,7 +332,7 @@ impl Tunnel {
         if self.prove_at.is_some_and(|t| t <= now) {
             self.prove_at = (self.proves < PROVES_MAX).then(|| now + PROVE_FIRST * (1 << self.proves.min(8)));
             self.proves += 1;
-            if self.slots.len() > 0 {
+            if self.open_count() > 0 {
                 self.control.give_credit();
             }
         }
@@ -297,7 +368,7 @@ impl Tunnel {
 
     /// Whether packets can leave now: keys, or the permission to do without.
     pub(crate) fn can_send(&self) -> bool {
-        self.current.is_some() || self.policy.allow_plaintext
+        self.current.is_some() || self.in_s1() || (self.policy.allow_plaintext && self.floor < Mode::S1)
     }
 
     /// A key exchange may be begun: none is under way.
@@ -308,6 +379,7 @@ impl Tunnel {
     /// Something waits for keys.
     pub(crate) fn has_work(&self) -> bool {
         self.slots.any_ready()
+            || (self.own_streams && self.mux.as_ref().is_some_and(|mux| mux.has_work()))
             || !self.datagrams.is_empty()
             || self.control.has_work()
             || self.pings.iter().any(|p| p.sent.is_none())
@@ -317,6 +389,7 @@ impl Tunnel {
     pub(crate) fn fail(&mut self, error: ConnectError, cx: &mut TunnelCx<'_>) {
         self.exchange.stop();
         self.current = None;
+        self.close_s1(cx.secure);
         self.candidates.clear();
         self.revive_at = None;
         self.pings.clear();
@@ -327,25 +400,31 @@ impl Tunnel {
         // Else what failed would count as waiting for keys, and the next exchange would begin at once.
         self.slots.clear_ready();
         self.slots.touch_all();
+        self.fail_streams(error, cx);
         cx.events.push_back(Event::TunnelDown { peer: self.node, reason: error });
     }
 
     /// The next time at which [`Self::on_timeout`] has something to do, connections excluded.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self, now: Instant, locals: &Locals, cfg: &Config) -> Option<Instant> {
         let candidate = self.candidates.iter().map(|c| c.until).min();
         let previous = self.previous.as_ref().map(|(_, until)| *until);
         [
             candidate,
             previous,
             self.exchange.deadline(),
+            self.s1_deadline(),
             self.revive_at,
-            self.upgrade_at,
+            self.warm_until,
+            self.way_deadline(),
+            // What is due is sent as soon as it can be; a timer would only call for it again.
+            self.agent.deadline(self.used(), locals).filter(|t| *t > now),
             self.control.confirm_at,
             self.prove_at,
             self.next_token().map(|(at, _)| at),
             self.path.paced_until,
             self.path.mtu.timeout(),
             self.slots.next_time_wait(),
+            self.mux.as_ref().and_then(|mux| mux.deadline(now, (&self.path, cfg))),
         ]
         .into_iter()
         .flatten()
@@ -369,32 +448,16 @@ impl Tunnel {
         }
         self.slots.expire_time_wait(now);
         self.on_exchange_timeout(cx);
+        self.on_s1_timeout(cx);
+        self.on_streams_timeout(cx);
         if self.revive_at.is_some_and(|t| t <= now) {
             self.revive(cx);
         }
-        if self.upgrade_at.is_some_and(|t| t <= now) {
-            self.upgrade_at = None;
-            if let (Some(Route::Relay(_)), Some(to), true) =
-                (self.path.route, self.introduced, self.slots.len() > 0)
-            {
-                self.try_route = Some(Route::Direct(to));
-            }
+        if self.warm_until.is_some_and(|t| t <= now) {
+            self.warm_until = None;
         }
+        self.on_way_timeout(cx);
         self.on_control_timeout(cx);
-    }
-
-    /// A relayed tunnel that is in use tries the direct route now and then.
-    fn plan_upgrade(&mut self, now: Instant) {
-        match self.path.route {
-            Some(Route::Relay(_)) if self.introduced.is_some() && self.slots.len() > 0 => {
-                if self.upgrade_at.is_none() {
-                    self.upgrade_at = Some(now + self.upgrade_wait);
-                    self.upgrade_wait = (self.upgrade_wait * 2).min(UPGRADE_MAX);
-                }
-            }
-            Some(Route::Relay(_)) => {}
-            _ => self.upgrade_wait = UPGRADE_FIRST,
-        }
     }
 
     /// Runs `f` on a connection together with what it may touch.
@@ -411,15 +474,21 @@ impl Tunnel {
     }
 
     pub(crate) fn info(&self) -> TunnelInfo {
+        let s1 = self.secure.as_ref().and_then(|s| s.assoc.current()).filter(|_| self.current.is_none());
         TunnelInfo {
             peer: self.address,
             key: self.key,
-            established: self.current.is_some(),
+            established: self.keyed(),
             authenticated: self.authenticated,
             pilotage: self.dialect == Dialect::Pilotage,
-            frames_sealed: self.current.as_ref().map_or(0, |s| s.counter),
+            frames_sealed: s1.map_or_else(|| self.current.as_ref().map_or(0, |s| s.counter), |s| s.sealed()),
+            mode: self.mode(),
+            least_mode: self.floor,
+            suite: s1.map(|s| s.suite()),
+            keys_since: s1.map(|s| s.created()).or(self.current.as_ref().map(|s| s.created)),
+            phase: s1.map_or(0, |s| s.phase()),
             path: self.path.info(),
-            connections: self.slots.len(),
+            connections: self.open_count(),
         }
     }
 

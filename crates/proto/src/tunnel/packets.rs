@@ -6,10 +6,6 @@ use pilotage_wire::packet::{Flags, Header, Packet, Protocol};
 
 use super::{OpenError, Route, Session, Tunnel, TunnelCx};
 use crate::connection::{DIALECT_MARK, Dialect, SegmentFate};
-use crate::event::Event;
-
-/// How recently the direct route must have carried a frame to be kept when one comes by the relay.
-const DIRECT_FRESH: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// What a packet wants from the endpoint, which alone knows the listeners and ports.
 #[derive(Debug)]
@@ -63,8 +59,11 @@ impl Tunnel {
         if let Which::Candidate(i) = which {
             self.promote_candidate(i, cx);
         }
-        if highest && which != Which::Previous {
-            self.on_valid_route(route, cx);
+        if which != Which::Previous {
+            self.on_authentic(route, cx.now);
+            if highest {
+                self.on_valid_route(route, cx);
+            }
         }
         Ok(plain)
     }
@@ -99,78 +98,6 @@ impl Tunnel {
         Which::Previous
     }
 
-    /// Rules C3, C16: the path follows the newest authentic frame to a proven address; a relayed one does not replace a direct route that works.
-    fn on_valid_route(&mut self, route: Route, cx: &mut TunnelCx<'_>) {
-        if let Route::Direct(_) = route {
-            self.path.direct_heard = Some(cx.now);
-        }
-        let trusted = self.trusts(route);
-        if let (Route::Direct(addr), false) = (route, trusted)
-            && self.addresses.wants_token(addr, cx.now)
-        {
-            self.ask_token = Some(addr);
-        }
-        let Some(old) = self.path.route else {
-            self.path.route = Some(route);
-            return;
-        };
-        if old == route {
-            self.newest_route = None;
-            return;
-        }
-        if !trusted {
-            self.newest_route = Some(route); // until its token comes back
-            return;
-        }
-        self.follow(old, route, cx);
-    }
-
-    /// A token came back: the address is the peer's, and if the newest frame came from there the path follows.
-    pub(super) fn on_token(&mut self, token: u32, cx: &mut TunnelCx<'_>) {
-        let Some(route @ Route::Direct(addr)) = self.arrived else { return };
-        if self.addresses.on_token(addr, token)
-            && self.newest_route == Some(route)
-            && let Some(old) = self.path.route
-        {
-            self.follow(old, route, cx);
-        }
-    }
-
-    fn follow(&mut self, old: Route, route: Route, cx: &mut TunnelCx<'_>) {
-        self.newest_route = None;
-        let direct_works =
-            self.path.direct_heard.is_some_and(|t| cx.now.saturating_duration_since(t) < DIRECT_FRESH)
-                && matches!(old, Route::Direct(_));
-        if matches!(route, Route::Relay(_)) && direct_works {
-            return;
-        }
-        self.switch_route(old, route, cx);
-    }
-
-    fn switch_route(&mut self, old: Route, new: Route, cx: &mut TunnelCx<'_>) {
-        let same_host = old.kind() == new.kind() && old.remote().ip() == new.remote().ip();
-        if same_host {
-            self.path.route = Some(new); // a new port of the same host: measurements stay (RFC 9000 §9.4)
-        } else {
-            let in_flight = self.path.in_flight;
-            let direct_heard = self.path.direct_heard;
-            self.path = super::Path::new(Some(new), cx.cfg);
-            self.path.in_flight = in_flight;
-            self.path.direct_heard = direct_heard;
-            if matches!(old, Route::Direct(_)) {
-                // What is on its way to where the peer no longer is will not arrive; waiting for the initial timeout of
-                // the new path would only show that a second later. The new window bounds what goes out again.
-                let Self { slots, path, .. } = self;
-                slots.for_each(|c| c.on_old_path_gone(cx.now, path));
-                slots.touch_all();
-                self.blocked = false;
-            }
-        }
-        if let Some(path) = self.path.info() {
-            cx.events.push_back(Event::PathChanged { peer: self.node, path });
-        }
-    }
-
     /// Takes one authenticated packet. Rule C4: it must come from this peer and be meant for us.
     pub(crate) fn on_packet<'a>(&mut self, bytes: &'a [u8], cx: &mut TunnelCx<'_>) -> Inner<'a> {
         let packet = match Packet::decode(bytes) {
@@ -197,6 +124,9 @@ impl Tunnel {
 
     fn on_stream<'a>(&mut self, hdr: &Header, payload: &'a [u8], cx: &mut TunnelCx<'_>) -> Inner<'a> {
         let ports = (hdr.dst_port, hdr.src_port);
+        if !payload.is_empty() {
+            self.lull = Some(cx.now);
+        }
         if hdr.flags.contains(Flags::SYN | Flags::ACK) {
             self.learn_dialect(payload == DIALECT_MARK);
         }

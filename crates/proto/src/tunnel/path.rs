@@ -72,6 +72,8 @@ pub(crate) struct Path {
     pub(crate) bytes_sent: u64,
     /// The endpoint holds more unread bytes than it should: take and promise no more.
     pub(crate) squeezed: bool,
+    /// Bytes around a payload in a datagram, prefix excluded.
+    pub(crate) overhead: usize,
     /// The segment size that controller and pacer know.
     known_mss: u64,
 }
@@ -97,6 +99,7 @@ impl Path {
             direct_heard: None,
             bytes_sent: 0,
             squeezed: false,
+            overhead: OVERHEAD,
             known_mss: mss,
         }
     }
@@ -113,7 +116,7 @@ impl Path {
 
     /// Largest payload of one packet now.
     pub(crate) fn mss(&self) -> usize {
-        self.datagram_size() - OVERHEAD - self.prefix()
+        self.datagram_size() - self.overhead - self.prefix()
     }
 
     /// Whether `len` bytes of new data may leave now by congestion window and pacer.
@@ -170,7 +173,13 @@ impl Path {
     /// Size of the largest datagram that carried so many payload bytes.
     fn size_of(&self, bytes: u64) -> usize {
         let payload = usize::try_from(bytes).unwrap_or(usize::MAX).min(self.mss());
-        payload + OVERHEAD + self.prefix()
+        payload + self.overhead + self.prefix()
+    }
+
+    /// Frames of another mode leave from now on.
+    pub(crate) fn set_overhead(&mut self, overhead: usize) {
+        self.overhead = overhead;
+        self.update_mss();
     }
 
     /// After the MTU may have changed.
@@ -199,7 +208,7 @@ impl Path {
         let route = self.route?;
         Some(PathInfo {
             kind: route.kind(),
-            remote: route.remote(),
+            remote: pilotage_nat::side::real(route.remote()),
             rtt: if self.rtt.has_sample() { self.rtt.smoothed() } else { Duration::ZERO },
             min_rtt: if self.rtt.has_sample() { self.rtt.min() } else { Duration::ZERO },
             datagram_size: self.datagram_size(),

@@ -55,6 +55,11 @@ impl Slots {
         self.slots.iter().flatten().map(Box::as_ref)
     }
 
+    /// The places of all connections.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.slots).filter(|(_, c)| c.is_some()).map(|(slot, _)| slot)
+    }
+
     /// Adds a connection; `None` if the port pair is taken.
     pub(crate) fn insert(&mut self, conn: Box<Connection>) -> Option<u32> {
         let ports = (conn.local.port, conn.remote.port);

@@ -7,11 +7,13 @@
 use std::time::Instant;
 
 use pilotage_fault as fault;
+use pilotage_nat::agent::{Check, Locals};
 use pilotage_wire::beacon;
 use pilotage_wire::frame::{self, PILS_HEADER_LEN, TAG_LEN};
 use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
 
-use super::control::ControlOut;
+use super::control::{ControlOut, TOKEN_PAD};
+use super::mux::Turn;
 use super::{OVERHEAD, Route, Tunnel, TunnelCx};
 use crate::connection::SegmentOut;
 use crate::transmit::{Transmit, TransmitBuf};
@@ -71,9 +73,17 @@ impl Tunnel {
             }
             return None;
         }
-        let route = self.path.route.or(cx.relay.map(Route::Relay))?;
+        let route = self.path.route.or(self.relay_for(cx.relay))?;
         self.path.route = Some(route);
-        self.rekey_if_due(cx);
+        self.sync_way(cx.now);
+        match self.current {
+            Some(_) => self.rekey_if_due(cx),
+            None => {
+                if !self.keep_s1(cx) {
+                    return None;
+                }
+            }
+        }
         if let Some(transmit) = self.show_candidate(buf, cx) {
             return Some(transmit);
         }
@@ -81,6 +91,26 @@ impl Tunnel {
         if self.is_exhausted(cx.cfg.rekey_after_frames) && !self.control.confirm_due() {
             return None;
         }
+        if let Some(transmit) = self.emit_about_ways(buf, cx) {
+            return Some(transmit);
+        }
+        let mut batch = self.fill_batch(route, buf, cx);
+        if batch.is_none()
+            && let Some(known) = self.instead_of(route)
+        {
+            batch = self.fill_batch(known, buf, cx);
+        }
+        // Behind the data, which a large probe could otherwise push out of a short queue. In a transfer that never pauses
+        // every acknowledgement brings new data to send, so the end of that is the time for it.
+        if self.trusts(route) && (batch.is_none() || !self.wants_poll(cx.now, cx.locals)) {
+            self.maybe_probe_mtu(cx);
+            return batch.or_else(|| self.emit_probe(route, buf, cx));
+        }
+        batch
+    }
+
+    /// What proves ways, or asks for proof: confirmations, answered tokens, tokens, offers and checks.
+    fn emit_about_ways(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
         if let Some(other) = self.try_route.take()
             && let Some(transmit) =
                 self.emit_control_on(other, None, buf, cx, |t, space, cx| t.write_confirmation(space, cx))
@@ -97,26 +127,32 @@ impl Tunnel {
         if let Some(transmit) = self.emit_token(buf, cx) {
             return Some(transmit);
         }
-        self.plan_upgrade(cx.now);
-        let mut batch = self.fill_batch(route, buf, cx);
-        if batch.is_none()
-            && let Some(known) = self.instead_of(route)
+        if let Some(transmit) = self.emit_ack_copy(buf, cx) {
+            return Some(transmit);
+        }
+        if std::mem::take(&mut self.signal)
+            && let Some(relay) = self.relay_for(cx.relay)
+            && let Some(transmit) =
+                self.emit_control_on(relay, None, buf, cx, |t, space, cx| t.write_offer(space, cx))
         {
-            batch = self.fill_batch(known, buf, cx);
+            return Some(transmit);
         }
-        // Behind the data, which a large probe could otherwise push out of a short queue. In a transfer that never pauses
-        // every acknowledgement brings new data to send, so the end of that is the time for it.
-        if self.trusts(route) && (batch.is_none() || !self.wants_poll(cx.now)) {
-            self.maybe_probe_mtu(cx);
-            return batch.or_else(|| self.emit_probe(route, buf, cx));
+        while let Some(check) = self.poll_check(cx) {
+            let sent = self.emit_check(check, buf, cx);
+            if sent.is_some() {
+                return sent;
+            }
         }
-        batch
+        None
     }
 
     /// A stranger that may not be sent what is next keeps nothing from the address that the caller gave (rule C16): the first
     /// key exchange frame of the peer may have been a copy that somebody sent from elsewhere.
     fn instead_of(&self, route: Route) -> Option<Route> {
         let known = Route::Direct(self.introduced?);
+        if !self.permits(known) {
+            return None;
+        }
         (matches!(route, Route::Direct(_)) && !self.trusts(route) && known != route).then_some(known)
     }
 
@@ -134,18 +170,23 @@ impl Tunnel {
             batch.full = batch.full.min(self.addresses.allowance_for_data(addr));
         }
         let prefix = self.path.prefix();
+        let overhead = self.path.overhead;
+        let body = prefix + self.head_len();
         while let Some(size) = batch.limit() {
-            if size <= OVERHEAD + prefix {
+            if size <= overhead + prefix {
                 break;
             }
             let space = &mut buf.data_mut()[batch.used..];
-            let body = prefix + PILS_HEADER_LEN;
-            let limit = size - OVERHEAD - prefix;
-            let len = match self.next_packet(limit, space.get_mut(body..)?, cx) {
-                Next::Packet { len } => len,
-                Next::TooLong | Next::Nothing => break,
+            let limit = size - overhead - prefix;
+            let total = match self.next_packet(limit, space.get_mut(body..)?, cx) {
+                Next::Packet { len } => self.seal(route, len, None, space, cx),
+                Next::TooLong => None,
+                Next::Nothing => match self.poll_streams(route, (size, batch.full), space, cx) {
+                    Turn::Datagram(total) => Some(total),
+                    Turn::Over => None,
+                },
             };
-            let Some(total) = self.seal(route, len, None, space, cx) else { break };
+            let Some(total) = total else { break };
             if !batch.push(total) {
                 break;
             }
@@ -155,6 +196,9 @@ impl Tunnel {
         if batch.count > 0 && !self.pay(route, batch.used) {
             debug_assert!(false, "the allowance was looked at");
             return None;
+        }
+        if batch.count > 0 && self.path.route == Some(route) {
+            self.on_data_sent(cx.now);
         }
         (batch.count > 0).then(|| Transmit {
             destination: route.remote(),
@@ -170,7 +214,9 @@ impl Tunnel {
             ControlOut::TooLong => return Next::TooLong,
             ControlOut::Nothing => {}
         }
-        if let Some(next) = self.poll_datagram(limit, space, cx) {
+        if !self.has_own_streams()
+            && let Some(next) = self.poll_datagram(limit, space, cx)
+        {
             return next;
         }
         if self.blocked {
@@ -271,12 +317,20 @@ impl Tunnel {
         let frame = space.get_mut(prefix..)?;
         let sealed = match session {
             Some(session) => session.seal(cx.local.node, frame, len)?,
-            None => seal_plaintext(frame, len)?,
+            None => self.seal_without_draft(frame, len, cx.now)?,
         };
         Some(prefix + sealed)
     }
 
-    fn write_prefix(&self, route: Route, space: &mut [u8], cx: &TunnelCx<'_>) -> Option<usize> {
+    /// Without keys of the draft: S1, or in clear.
+    fn seal_without_draft(&mut self, frame: &mut [u8], len: usize, now: Instant) -> Option<usize> {
+        if self.in_s1() {
+            return self.seal_s1(frame, len, now);
+        }
+        if self.allows_draft() { seal_plaintext(frame, len) } else { None }
+    }
+
+    pub(super) fn write_prefix(&self, route: Route, space: &mut [u8], cx: &TunnelCx<'_>) -> Option<usize> {
         match route {
             Route::Direct(_) => Some(0),
             Route::Relay(_) => {
@@ -300,7 +354,7 @@ impl Tunnel {
 
     fn emit_probe(&mut self, route: Route, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
         let prefix = self.path.prefix();
-        let len = self.poll_probe(buf.data_mut().get_mut(prefix + PILS_HEADER_LEN..)?, cx)?;
+        let len = self.poll_probe(buf.data_mut().get_mut(prefix + self.head_len()..)?, cx)?;
         let size = self.seal(route, len, None, buf.data_mut(), cx)?;
         Some(Transmit { destination: route.remote(), size, segment_size: None })
     }
@@ -315,7 +369,11 @@ impl Tunnel {
         cx: &mut TunnelCx<'_>,
         write: impl FnOnce(&mut Self, &mut [u8], &mut TunnelCx<'_>) -> ControlOut,
     ) -> Option<Transmit> {
-        let space = buf.data_mut().get_mut(route.prefix() + PILS_HEADER_LEN..)?;
+        if !self.permits(route) {
+            return None;
+        }
+        let head = if candidate.is_some() { PILS_HEADER_LEN } else { self.head_len() };
+        let space = buf.data_mut().get_mut(route.prefix() + head..)?;
         let ControlOut::Packet { len } = write(self, space, cx) else { return None };
         if !self.pay(route, len + OVERHEAD - HEADER_LEN + route.prefix()) {
             return None;
@@ -339,6 +397,21 @@ impl Tunnel {
         None
     }
 
+    /// Tells what has come, and what is missing, to where the peer may have moved.
+    fn emit_ack_copy(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        let slot = self.ack_copy.take()?;
+        let route = self.newest_route?;
+        let Route::Direct(addr) = route else { return None };
+        let limit = self.addresses.allowance_for_data(addr).checked_sub(OVERHEAD)?;
+        self.emit_control_on(route, None, buf, cx, |t, space, cx| {
+            let out = t.with_connection(slot, cx.cfg, cx.now, |c, ccx| c.copy_of_ack(ccx, limit, space));
+            match out {
+                Some(SegmentOut::Packet(len)) => ControlOut::Packet { len },
+                _ => ControlOut::Nothing,
+            }
+        })
+    }
+
     /// Asks an unproven address for its token (rule C16).
     fn emit_token(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
         let addr = self.ask_token.take()?;
@@ -352,11 +425,36 @@ impl Tunnel {
         }
         let random = rand_core::Rng::next_u32(cx.rng);
         let token = self.addresses.token(addr, cx.now, random)?;
-        self.emit_control_on(route, None, buf, cx, |t, space, cx| t.write_token(token, space, cx))
+        self.emit_control_on(route, None, buf, cx, |t, space, cx| t.write_token(token, 0, space, cx))
+    }
+
+    /// Sends what the agent asks for: a token to an address of the peer, or what only opens a mapping.
+    fn emit_check(&mut self, check: Check, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        match check {
+            Check::Token(addr) => {
+                self.agent.on_check_sent(cx.now, addr);
+                let route = Route::Direct(addr);
+                let allowed = if self.trusts(route) { OVERHEAD } else { self.addresses.allowance(addr) };
+                if allowed < OVERHEAD {
+                    return None;
+                }
+                let padded = allowed >= OVERHEAD + TOKEN_PAD && self.agent.has_offer();
+                let pad = if padded { TOKEN_PAD } else { 0 };
+                let token = self.addresses.token(addr, cx.now, rand_core::Rng::next_u32(cx.rng))?;
+                self.emit_control_on(route, None, buf, cx, |t, space, cx| {
+                    t.write_token(token, pad, space, cx)
+                })
+            }
+            Check::Punch(addr) => {
+                // Paid by the budget of the run (spec/nat.md §10.5).
+                let size = frame::encode_pilp(buf.data_mut()).ok()?;
+                Some(Transmit { destination: addr, size, segment_size: None })
+            }
+        }
     }
 
     /// Whether the endpoint should poll this tunnel.
-    pub(crate) fn wants_poll(&self, now: Instant) -> bool {
+    pub(crate) fn wants_poll(&self, now: Instant, locals: &Locals) -> bool {
         let paced = self.path.paced_until.is_some_and(|t| t > now);
         if self.exchange.has_frame() {
             return true;
@@ -364,13 +462,17 @@ impl Tunnel {
         self.can_send()
             && (self.control.has_work()
                 || self.try_route.is_some()
+                || self.signal
+                || self.ack_copy.is_some()
                 || self.ask_token.is_some()
                 || self.control.confirm_due()
                 || self.candidates.iter().any(|c| c.show)
                 || self.probe_waits()
+                || self.check_waits(now, locals)
                 || !self.datagrams.is_empty()
                 || self.pings.iter().any(|p| p.sent.is_none())
-                || (self.slots.any_ready() && !self.blocked && !paced))
+                || (self.slots.any_ready() && !self.blocked && !paced)
+                || self.streams_want(now, paced))
     }
 }
 

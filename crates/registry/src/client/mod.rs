@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use error::ClientError;
 use transport::{Failure, Transport};
-pub use types::{ClientTls, HostnameReply, Lookup, Registered, Registration, Resolved};
+pub use types::{ClientTls, Found, HostnameReply, Lookup, Registered, Registration, Resolved};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
@@ -89,6 +89,11 @@ impl Client {
     #[must_use]
     pub fn addr(&self) -> &str {
         &self.addr
+    }
+
+    /// Bounds later calls by another time.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     /// Our side of the connection: the IP that the registry sees, unless there is a NAT.
@@ -179,9 +184,11 @@ impl Client {
         requester: NodeId,
         sign: Sign<'_>,
     ) -> Result<Resolved, ClientError> {
-        let signature = Base64(sign(wire::resolve_string(requester, node).as_bytes()));
-        let request = wire::Resolve { node_id: node, requester_id: requester, signature: Some(signature) };
-        let reply = self.call(&Request::Resolve(request))?;
+        let reply = self.call(&signed_resolve(node, requester, sign))?;
+        self.resolved(reply)
+    }
+
+    fn resolved(&self, reply: Reply) -> Result<Resolved, ClientError> {
         let Reply::Resolved(found) = reply else {
             return Err(self.unexpected("resolve"));
         };
@@ -201,6 +208,29 @@ impl Client {
     /// See [`ClientError`].
     pub fn lookup(&mut self, node: NodeId) -> Result<Lookup, ClientError> {
         let reply = self.call(&Request::Lookup(wire::Lookup { node_id: node }))?;
+        self.described(node, reply)
+    }
+
+    /// Who `node` is and where, as [`Client::lookup`] and [`Client::resolve`], in one round trip: the second question
+    /// leaves without waiting for the answer to the first.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a refusal of one question is in its own place.
+    pub fn find(&mut self, node: NodeId, requester: NodeId, sign: Sign<'_>) -> Result<Found, ClientError> {
+        let who = Request::Lookup(wire::Lookup { node_id: node });
+        let place = signed_resolve(node, requester, sign);
+        let [info, at] = self.call_both([&who, &place])?;
+        let refused = |reply: Reply, request: &'static str| match reply {
+            Reply::Error { error, .. } => Err(ClientError::Refused { request, reason: error }),
+            reply => Ok(reply),
+        };
+        Ok(Found {
+            info: refused(info, "lookup").and_then(|reply| self.described(node, reply)),
+            place: refused(at, "resolve").and_then(|reply| self.resolved(reply)),
+        })
+    }
+
+    fn described(&self, node: NodeId, reply: Reply) -> Result<Lookup, ClientError> {
         let Reply::Lookup(info) = reply else {
             return Err(self.unexpected("lookup"));
         };
@@ -357,6 +387,51 @@ impl Client {
         }
     }
 
+    /// Two requests that stand alone, in one flight; both repeated once if an idle connection turns out to be dead.
+    fn call_both(&mut self, requests: [&Request; 2]) -> Result<[Reply; 2], ClientError> {
+        let deadline = clock() + self.timeout;
+        let mut fresh = self.open(deadline)?;
+        loop {
+            match self.exchange_both(requests, deadline) {
+                Err(ClientError::Lost { .. }) if !fresh => {
+                    self.open(deadline)?;
+                    fresh = true;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn exchange_both(
+        &mut self,
+        requests: [&Request; 2],
+        deadline: Instant,
+    ) -> Result<[Reply; 2], ClientError> {
+        let mut frames = Vec::new();
+        for request in requests {
+            let too_long = |source| ClientError::TooLong { request: request.kind(), source };
+            let mut frame = Vec::new();
+            request.encode(&mut frame).map_err(too_long)?;
+            frames.extend_from_slice(&frame);
+        }
+        let [first, second] = requests.map(Request::kind);
+        let sent = match &mut self.stream {
+            Some(stream) => stream.send(&frames, deadline),
+            None => Err(Failure::Io(io::ErrorKind::NotConnected.into())),
+        };
+        sent.map_err(|failure| self.failed(first, failure))?;
+        Ok([self.next_reply(first, deadline)?, self.next_reply(second, deadline)?])
+    }
+
+    fn next_reply(&mut self, kind: &'static str, deadline: Instant) -> Result<Reply, ClientError> {
+        let json = match &mut self.stream {
+            Some(stream) => stream.receive(deadline),
+            None => Err(Failure::Io(io::ErrorKind::NotConnected.into())),
+        };
+        let json = json.map_err(|failure| self.failed(kind, failure))?;
+        Reply::parse(&json).map_err(|error| self.failed(kind, Failure::Message(error)))
+    }
+
     /// Makes sure that there is a connection. True if it is a new one.
     fn open(&mut self, deadline: Instant) -> Result<bool, ClientError> {
         if self.stream.is_some() {
@@ -437,4 +512,9 @@ impl Client {
     fn protocol(&self, request: &'static str, detail: String) -> ClientError {
         ClientError::Protocol { addr: self.addr.clone(), request, detail }
     }
+}
+
+fn signed_resolve(node: NodeId, requester: NodeId, sign: Sign<'_>) -> Request {
+    let signature = Base64(sign(wire::resolve_string(requester, node).as_bytes()));
+    Request::Resolve(wire::Resolve { node_id: node, requester_id: requester, signature: Some(signature) })
 }

@@ -54,15 +54,26 @@ impl Transport {
 
     /// Sends a framed request; gives the JSON text of the reply.
     pub(super) fn transact(&mut self, frame: &[u8], deadline: Instant) -> Result<Vec<u8>, Failure> {
+        self.send(frame, deadline)?;
+        self.receive(deadline)
+    }
+
+    /// Sends framed requests.
+    pub(super) fn send(&mut self, frames: &[u8], deadline: Instant) -> Result<(), Failure> {
         self.socket().set_write_timeout(Some(remaining(deadline).ok_or(Failure::Timeout)?))?;
         self.socket().set_read_timeout(Some(remaining(deadline).ok_or(Failure::Timeout)?))?;
         match self {
-            Self::Plain(stream) => stream.write_all(frame)?,
+            Self::Plain(stream) => stream.write_all(frames)?,
             Self::Tls(tls) => {
-                tls.write_all(frame)?;
+                tls.write_all(frames)?;
                 tls.flush()?;
             }
         }
+        Ok(())
+    }
+
+    /// The JSON text of the next reply.
+    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Vec<u8>, Failure> {
         let mut prefix = [0; LENGTH_PREFIX];
         self.read_exact(&mut prefix, deadline)?;
         let len = u32::from_be_bytes(prefix) as usize;

@@ -82,3 +82,12 @@ pub struct HostnameReply {
     /// Visibility.
     pub public: bool,
 }
+
+/// Answers to both questions about a node, [`Client::find`](super::Client::find).
+#[derive(Debug)]
+pub struct Found {
+    /// Who it is.
+    pub info: Result<Lookup, super::ClientError>,
+    /// Where it is.
+    pub place: Result<Resolved, super::ClientError>,
+}

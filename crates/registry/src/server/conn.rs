@@ -1,5 +1,6 @@
 //! One TCP connection, with or without TLS: buffers and their bounds.
 
+use crate::book;
 use crate::service::{KEEP_BUFFER, Session};
 use mio::net::TcpStream;
 use pilotage_wire::registry::Reply;
@@ -130,6 +131,16 @@ impl Conn {
             // The alert that says why, if it fits.
             let _ = tls.write_tls(&mut self.stream);
         }
+    }
+
+    /// Whether the first bytes are those of the second request family. As a request of the draft's they are too long.
+    pub(super) fn speaks_book(&self) -> bool {
+        self.tls.is_none() && self.session.waiting().starts_with(&book::MAGIC)
+    }
+
+    /// The socket, and what was read after the magic.
+    pub(super) fn into_book(self) -> (TcpStream, Vec<u8>) {
+        (self.stream, self.session.waiting().get(book::MAGIC.len()..).unwrap_or_default().to_vec())
     }
 
     /// What can be decided; nothing after a socket error.

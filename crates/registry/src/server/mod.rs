@@ -10,9 +10,11 @@ mod conn;
 #[cfg(test)]
 mod tests;
 
+use crate::book::server::Book;
 use crate::engine;
+use crate::keys::Keys;
 use crate::service::{Service, Surroundings};
-use crate::store::{Loaded, Store, StoreError};
+use crate::store::{Loaded, Still, Store, StoreError};
 use crate::tls::ServerTls;
 use conn::Conn;
 use mio::net::TcpListener;
@@ -166,6 +168,8 @@ pub struct Server {
     accept_after: Instant,
     shared: Arc<Shared>,
     service: Service,
+    /// Serves connections that speak the second request family.
+    book: Option<Book>,
     conns: Vec<Option<Conn>>,
     free: Vec<usize>,
     per_source: HashMap<IpAddr, usize>,
@@ -237,6 +241,7 @@ impl Server {
             accept_after: now,
             shared,
             service,
+            book: None,
             conns: Vec::new(),
             free: Vec::new(),
             per_source: HashMap::new(),
@@ -251,6 +256,24 @@ impl Server {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// The keys of all nodes, for other threads.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        self.service.keys()
+    }
+
+    /// Keeps the store's file as it is while somebody copies it.
+    #[must_use]
+    pub fn still(&self) -> Still {
+        self.service.still()
+    }
+
+    /// From now on connections that ask for records and claims are served by `book` (`spec/registry2.md §5`). Without one,
+    /// and over TLS, they are cut like any other that speaks something else.
+    pub fn serve_book(&mut self, book: Book) {
+        self.book = Some(book);
     }
 
     /// For stopping and watching from elsewhere.
@@ -398,6 +421,10 @@ impl Server {
                 continue;
             }
             conn.read();
+            if self.book.is_some() && conn.speaks_book() {
+                self.hand_over(at);
+                continue;
+            }
             if let Some(session) = conn.session() {
                 self.service.decide(&surroundings(now), at, session);
             }
@@ -423,6 +450,18 @@ impl Server {
         }
     }
 
+    /// The connection goes to the threads that serve records and claims.
+    fn hand_over(&mut self, at: usize) {
+        let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else { return };
+        let _ = self.poll.registry().deregister(conn.stream_mut());
+        let source = conn.source();
+        self.forget(at, source);
+        if let Some(book) = &self.book {
+            let (stream, input) = conn.into_book();
+            book.adopt(stream, source, input);
+        }
+    }
+
     fn tick(&mut self, now: Instant) {
         self.service.handle_timeout(now);
         for at in 0..self.conns.len() {
@@ -442,10 +481,14 @@ impl Server {
         }
         conn.part();
         let _ = self.poll.registry().deregister(conn.stream_mut());
-        if let Some(count) = self.per_source.get_mut(&conn.source()) {
+        self.forget(at, conn.source());
+    }
+
+    fn forget(&mut self, at: usize, source: IpAddr) {
+        if let Some(count) = self.per_source.get_mut(&source) {
             *count -= 1;
             if *count == 0 {
-                self.per_source.remove(&conn.source());
+                self.per_source.remove(&source);
             }
         }
         self.stats.connections -= 1;

@@ -12,6 +12,7 @@
 
 #[cfg(test)]
 pub(crate) mod faulty;
+mod still;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,7 @@ const SCHEMA_VERSION: u64 = 1;
 
 /// What a simulated disk must be able to do.
 pub use redb::StorageBackend;
+pub use still::Still;
 
 /// Opens the database; a test puts a faulty disk here.
 pub(crate) type Opener = Box<dyn FnMut() -> Result<Database, redb::DatabaseError> + Send>;
@@ -57,6 +59,7 @@ pub struct Store {
     suspect_rows: BTreeSet<RowKey>,
     /// Encoding buffer.
     scratch: Vec<u8>,
+    still: Still,
 }
 
 /// Why the store cannot be opened or written.
@@ -116,17 +119,7 @@ impl Store {
     /// # Errors
     /// See [`StoreError`]; also when the disk is full, since the open is recorded in the file.
     pub fn open(path: &Path) -> Result<(Self, Loaded), StoreError> {
-        let file_path = path.to_owned();
-        // Only now: a file that vanishes later must not be replaced by an empty one.
-        let mut may_create = true;
-        let open: Opener = Box::new(move || {
-            if std::mem::take(&mut may_create) && !file_path.try_exists()? {
-                create_whole(&file_path)?;
-            }
-            let file = options().open(&file_path)?;
-            Builder::new().set_cache_size(CACHE_SIZE).create_file(file)
-        });
-        Self::open_with(path, open)
+        Self::open_with(path, file_opener(path, CACHE_SIZE))
     }
 
     /// As [`Store::open`], on whatever `disk` gives each time that the database is opened: for tests and simulations.
@@ -159,6 +152,7 @@ impl Store {
             suspect: BTreeSet::new(),
             suspect_rows: BTreeSet::new(),
             scratch: Vec::new(),
+            still: Still::default(),
         };
         let records = store.load()?;
         store.mark_open()?;
@@ -179,6 +173,8 @@ impl Store {
         if records.peek().is_none() && rows.peek().is_none() {
             return Ok(());
         }
+        let still = self.still.clone();
+        let _writing = still.hold();
         let (mut written, mut written_rows) = (Vec::new(), Vec::new());
         let mut records = records.map(|(id, record)| {
             written.push(id);
@@ -206,6 +202,12 @@ impl Store {
         })
     }
 
+    /// Keeps the file as it is while somebody copies it.
+    #[must_use]
+    pub fn still(&self) -> Still {
+        self.still.clone()
+    }
+
     /// True after an error, until [`Store::recover`] succeeds.
     #[must_use]
     pub fn is_down(&self) -> bool {
@@ -228,6 +230,8 @@ impl Store {
         if fault::point!("registry.store.recover_fails") {
             return Err(StoreError::Full { dir: folder(&self.path) });
         }
+        let still = self.still.clone();
+        let _writing = still.hold();
         let (db, _) = open_checked(&self.path, &mut self.open)?;
         let mut records = self.suspect.iter().map(|&id| (id, current(id)));
         let mut rows = self.suspect_rows.iter().map(|key| (*key, row(key)));
@@ -307,6 +311,20 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// Opens the file at `path`; creates it, but only the first time: a file that vanishes later must not be replaced by an
+/// empty one.
+pub(crate) fn file_opener(path: &Path, cache_size: usize) -> Opener {
+    let path = path.to_owned();
+    let mut may_create = true;
+    Box::new(move || {
+        if std::mem::take(&mut may_create) && !path.try_exists()? {
+            create_whole(&path)?;
+        }
+        let file = options().open(&path)?;
+        Builder::new().set_cache_size(cache_size).create_file(file)
+    })
+}
+
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -352,11 +370,23 @@ fn create_whole(path: &Path) -> Result<(), redb::DatabaseError> {
 /// Opens the database and verifies all checksums: opening alone looks at the roots only. The flag is false if damage
 /// was found and repaired.
 fn open_checked(path: &Path, open: &mut Opener) -> Result<(Database, bool), StoreError> {
-    let attempt = || {
+    guarded(path, || {
         let mut db = open()?;
         let intact = db.check_integrity()?;
         Ok((db, intact))
-    };
+    })
+}
+
+/// Opens the database without a look at all its pages: for a file whose content proves itself. After a crash redb still
+/// goes back to the last transaction whose checksums hold.
+pub(crate) fn open_database(path: &Path, open: &mut Opener) -> Result<Database, StoreError> {
+    guarded(path, open)
+}
+
+fn guarded<R>(
+    path: &Path,
+    attempt: impl FnOnce() -> Result<R, redb::DatabaseError>,
+) -> Result<R, StoreError> {
     // redb asserts some properties of the file header instead of reporting them. Nothing of ours is touched inside, and
     // what redb holds is dropped with it.
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(attempt)) {
@@ -467,7 +497,7 @@ fn read(db: &Database) -> Result<Rows, redb::Error> {
 }
 
 /// Maps redb's errors to what an operator can act on.
-fn explain(path: &Path, error: impl Into<redb::Error>) -> StoreError {
+pub(crate) fn explain(path: &Path, error: impl Into<redb::Error>) -> StoreError {
     let path = path.to_owned();
     match error.into() {
         redb::Error::DatabaseAlreadyOpen => StoreError::InUse { path },

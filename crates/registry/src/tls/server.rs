@@ -100,7 +100,9 @@ impl ServerTls {
         hex(&self.fingerprint)
     }
 
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+    /// What a TLS server needs. The hub's WebSocket shows the same certificate.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
 }

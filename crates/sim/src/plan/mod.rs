@@ -11,7 +11,8 @@ mod run;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pilotage_proto::Config;
+use pilotage_proto::s1::Limits;
+use pilotage_proto::{Config, SecureMode};
 
 use crate::link::Link;
 use crate::network::HostId;
@@ -33,6 +34,10 @@ pub struct NodePlan {
     pub down: Link,
     /// Millionths by which its clock is too fast.
     pub ppm: i64,
+    /// Which modes it speaks.
+    pub mode: SecureMode,
+    /// How long its keys of S1 live.
+    pub limits: Limits,
 }
 
 /// Something bad that happens at a time.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pilotage_proto::{Config, ControllerKind};
+use pilotage_proto::s1::Limits;
+use pilotage_proto::{Config, ControllerKind, SecureMode};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
@@ -47,6 +48,25 @@ impl Dice {
 }
 
 impl Plan {
+    /// The plan of a seed, among nodes that speak S1. They all can speak with each other: either some speak the draft's mode
+    /// only and none S1 only, or the other way round.
+    #[must_use]
+    pub fn random_s1(seed: u64) -> Self {
+        let mut plan = Self::random(seed);
+        let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x0073_6563_7572));
+        let other = if dice.chance(0.5) { SecureMode::S1 } else { SecureMode::Draft };
+        for node in &mut plan.nodes {
+            node.mode = if dice.chance(0.6) { SecureMode::Auto } else { other };
+            if dice.chance(0.5) {
+                node.limits.update_packets = dice.skewed(2, 1_000);
+                node.limits.update_after = dice.millis(50, 60_000);
+                node.limits.rekey_after = dice.millis(1_000, 180_000);
+                node.limits.refuse_after = node.limits.rekey_after * 2;
+            }
+        }
+        plan
+    }
+
     /// The plan of a seed.
     #[must_use]
     pub fn random(seed: u64) -> Self {
@@ -138,7 +158,8 @@ fn node(dice: &mut Dice, rough: bool) -> NodePlan {
         config.accept_queue = 1 + dice.below(8);
     }
     let ppm = if dice.chance(0.5) { dice.below(1_001) as i64 - 500 } else { 0 };
-    NodePlan { config, up: link(dice, rough), down: link(dice, rough), ppm }
+    let (up, down) = (link(dice, rough), link(dice, rough));
+    NodePlan { config, up, down, ppm, mode: SecureMode::Draft, limits: Limits::default() }
 }
 
 fn link(dice: &mut Dice, rough: bool) -> Link {

@@ -55,7 +55,8 @@ impl Plan {
     fn build(&self) -> World {
         let mut world = World::new(self.seed);
         for node in &self.nodes {
-            world.add_node(node.config.clone(), node.up.clone(), node.down.clone(), node.ppm);
+            let id = world.add_node(node.config.clone(), node.up.clone(), node.down.clone(), node.ppm);
+            world.speak_s1(id, node.mode, node.limits);
         }
         let last = FIRST_NODE + self.nodes.len();
         if self.beacon {

@@ -99,7 +99,13 @@ impl Arena {
 
     /// Introduces a peer to the endpoint.
     pub fn introduce(&mut self, address: Address, key: [u8; 32], addr: Option<SocketAddr>) {
-        let peer = PeerConfig { address, key: Some(key), endpoint: addr, policy: PeerPolicy::default() };
+        let peer = PeerConfig {
+            address,
+            key: Some(key),
+            endpoint: addr,
+            policy: PeerPolicy::default(),
+            prekey: None,
+        };
         self.target.add_peer(self.now, peer).expect("the arena is far from its bound of peers");
     }
 

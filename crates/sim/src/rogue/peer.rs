@@ -16,6 +16,8 @@ pub struct RogueSession {
     aead: SessionAead,
     /// The endpoint's X25519 key.
     pub peer_public: [u8; 32],
+    /// Our half: the peer may answer another one with the key that it has.
+    own_public: [u8; 32],
     /// Nonce prefix of our frames.
     pub prefix: [u8; 4],
     /// Counter of the last frame that we sealed.
@@ -121,11 +123,17 @@ impl Rogue {
         let Some(key) = self.exchange.tunnel_key(&pila.x25519) else { return false };
         let mut prefix = [0x11, self.seed as u8, 0x33, self.sessions.len() as u8];
         prefix[0] |= if ours > pila.x25519 { 0x80 } else { 0 };
-        if self.sessions.iter().any(|s| s.peer_public == pila.x25519 && s.prefix[..3] == prefix[..3]) {
+        if self.sessions.iter().any(|s| s.peer_public == pila.x25519 && s.own_public == ours) {
             return false;
         }
         let aead = SessionAead::new(key.as_bytes());
-        self.sessions.push(RogueSession { aead, peer_public: pila.x25519, prefix, counter: 0 });
+        self.sessions.push(RogueSession {
+            aead,
+            peer_public: pila.x25519,
+            own_public: ours,
+            prefix,
+            counter: 0,
+        });
         true
     }
 

@@ -3,7 +3,7 @@
 //! Each has a name. The first violation is kept with its time; the run ends there, because what follows it proves
 //! nothing. `tests/invariants.rs` breaks each one on purpose.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -92,12 +92,14 @@ pub struct Audit {
     pub(super) at: Duration,
     violation: Option<Violation>,
     /// Highest counter sealed under a key and prefix.
-    counters: HashMap<(u128, [u8; 4]), u64>,
+    counters: HashMap<(u128, [u8; 4]), Option<u64>>,
     sealed: Vec<Sealed>,
     /// Frames sealed in all.
     pub frames_sealed: u64,
     /// By address that nobody was introduced to: bytes that came in its name, bytes that were sent to it.
     strangers: BTreeMap<SocketAddr, (u64, u64)>,
+    /// By such an address: the hosts that were made to believe that it is theirs, and tell their peers so.
+    believed: BTreeMap<SocketAddr, BTreeSet<usize>>,
     /// By host and path: what may be in flight. While more is in flight than the window (it was just cut), this is
     /// the bound from before the cut, because proportional rate reduction (RFC 6937) lets segments out meanwhile.
     ceilings: HashMap<(usize, usize), u64>,
@@ -141,8 +143,9 @@ impl Audit {
     pub fn on_sealed(&mut self, frame: Sealed) {
         self.frames_sealed += 1;
         let highest = self.counters.entry((frame.key, frame.prefix)).or_default();
-        let rises = frame.counter > *highest;
-        *highest = frame.counter.max(*highest);
+        // S1 counts from 0.
+        let rises = Some(frame.counter) > *highest;
+        *highest = (*highest).max(Some(frame.counter));
         self.require(rises, Invariant::NonceOnce, || {
             format!("counter {} under prefix {:02x?} was used before", frame.counter, frame.prefix)
         });
@@ -157,6 +160,27 @@ impl Audit {
     pub fn on_received(&mut self, from: SocketAddr, bytes: usize) {
         if let Some(stranger) = self.strangers.get_mut(&from) {
             stranger.0 += bytes as u64;
+        }
+    }
+
+    /// A host was told by a forged answer that it is at this address. It names that to its peers, who then send there what
+    /// the host itself sends, and `first` bytes in all: once for each host, however often it is told.
+    pub fn on_believed(&mut self, host: usize, addr: SocketAddr, first: usize) {
+        if let Some(stranger) = self.strangers.get_mut(&addr)
+            && self.believed.entry(addr).or_default().insert(host)
+        {
+            stranger.0 += first as u64;
+        }
+    }
+
+    /// A host sent bytes, to whomever.
+    pub fn on_sent_by(&mut self, host: usize, bytes: usize) {
+        for (addr, hosts) in &self.believed {
+            if hosts.contains(&host)
+                && let Some(stranger) = self.strangers.get_mut(addr)
+            {
+                stranger.0 += bytes as u64;
+            }
         }
     }
 
@@ -228,7 +252,8 @@ impl Audit {
 
     /// Every datagram that a node puts on the wire.
     pub fn check_datagram(&mut self, bytes: &[u8], config: &Config) {
-        let sealed = [b"PILS", b"PILA", b"PILP"].iter().any(|magic| bytes.starts_with(*magic));
+        let sealed = [b"PILS", b"PILA", b"PILP"].iter().any(|magic| bytes.starts_with(*magic))
+            || pilotage_wire::s1::Kind::of(bytes).is_some();
         let beacon = bytes.first().is_some_and(|b| *b < 0x10);
         self.require(sealed || beacon, Invariant::NoPlaintext, || {
             format!("a frame begins with {:02x?}", &bytes[..bytes.len().min(8)])

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use pilotage_nat::{BeaconConfig, BeaconEngine};
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::{Config, Endpoint, PeerConfig, PeerPolicy, TransmitBuf};
+use pilotage_proto::s1::Limits;
+use pilotage_proto::{Config, Endpoint, PeerConfig, PeerPolicy, SecureConfig, SecureMode, TransmitBuf};
 use pilotage_wire::addressing::first_address;
 use pilotage_wire::{Address, NetworkId, NodeId};
 use rand_chacha::ChaCha8Rng;
@@ -119,6 +120,10 @@ pub struct Node {
     /// Its Ed25519 key.
     pub key: [u8; 32],
     pub(super) identity_seed: [u8; 32],
+    /// Which modes it speaks, and how long its keys of S1 live.
+    pub(super) secure: (SecureMode, Limits),
+    /// When the first of its processes began.
+    began: Instant,
     pub(super) buf: TransmitBuf,
     /// Peers that it was told of, as it would store them in its state folder.
     pub(super) known: Vec<PeerConfig>,
@@ -194,6 +199,8 @@ impl Node {
             address,
             key,
             identity_seed,
+            secure: Default::default(),
+            began: now,
             buf: TransmitBuf::new(16),
             known: Vec::new(),
             beacon: None,
@@ -208,6 +215,7 @@ impl Node {
         rng.fill_bytes(&mut seed);
         let identity = Identity::from_seed(self.identity_seed);
         self.endpoint = Endpoint::new(self.config.clone(), identity, self.address, seed, now);
+        self.speak_s1(now, &seed);
         if memory == Memory::Lost {
             self.known.clear();
         }
@@ -220,6 +228,16 @@ impl Node {
         }
     }
 
+    /// Switches S1 on, if the node is to speak it. `seed` is the process's; nothing else is drawn.
+    pub(super) fn speak_s1(&mut self, now: Instant, seed: &[u8; 32]) {
+        let (mode, limits) = self.secure;
+        let device = blake3::derive_key("pilotage simulator: device secret", &self.identity_seed);
+        let seed = blake3::derive_key("pilotage simulator: randomness of S1", seed);
+        let up = now.saturating_duration_since(self.began).as_millis() as u64;
+        let config = SecureConfig { limits, ..SecureConfig::new(mode, UNIX_MS + up, device) };
+        self.endpoint.enable_s1(now, config, &seed);
+    }
+
     /// What others have to know to reach this node.
     #[must_use]
     pub fn introduction(&self, addr: SocketAddr) -> PeerConfig {
@@ -228,12 +246,19 @@ impl Node {
             key: Some(self.key),
             endpoint: Some(addr),
             policy: PeerPolicy::default(),
+            prekey: None,
         }
     }
 }
 
+/// The wall clock when a world begins, Unix ms.
+const UNIX_MS: u64 = 1_800_000_000_000;
+
 pub(super) fn beacon(seed: u64) -> BeaconEngine {
-    BeaconEngine::new(BeaconConfig::default(), seed)
+    BeaconEngine::new(
+        BeaconConfig { verify: Some(pilotage_proto::crypto::verify), ..BeaconConfig::default() },
+        seed,
+    )
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use pilotage_proto::{Config, PeerConfig};
+use pilotage_proto::s1::Limits;
+use pilotage_proto::{Config, PeerConfig, SecureMode};
 use pilotage_wire::{Address, NodeId, beacon};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -38,6 +39,9 @@ fn wire_size(len: usize) -> usize {
     (20 + 8 + len).max(46)
 }
 
+/// What the candidates of a peer may be sent before one of them proves itself, besides what the peer itself sends: at
+/// first and with time (spec/tunnel.md, C17).
+const NAMED: usize = 4 << 10;
 /// Steps without progress of time after which something spins.
 const STEPS_AT_ONCE: u32 = 50_000;
 /// Timer calls of one host in one virtual second after which something spins.
@@ -231,6 +235,16 @@ impl World {
         node.listen();
         let addr = SocketAddr::from(([192, 0, 2, number as u8], 4_000));
         self.add_host(addr, Role::Node(node), up, down, ppm)
+    }
+
+    /// Lets a node speak S1. Before anybody is introduced to it.
+    pub fn speak_s1(&mut self, id: HostId, mode: SecureMode, limits: Limits) {
+        let now = self.local(id);
+        if let Some(node) = self.hosts[id].node_mut() {
+            node.secure = (mode, limits);
+            let seed = node.key;
+            node.speak_s1(now, &seed);
+        }
     }
 
     /// Adds a beacon.
@@ -481,6 +495,7 @@ impl World {
         self.counts.sent += 1;
         // A beacon pays with the bytes of whoever asks it to relay or to introduce; its own rule is checked there.
         if self.hosts[from].node().is_some() {
+            self.audit.on_sent_by(from, wire_size(bytes.len()));
             self.audit.on_sent(to, wire_size(bytes.len()));
         }
         let source = self.hosts[from].addr;
@@ -488,7 +503,8 @@ impl World {
         arrivals.clear();
         let target = self.by_addr.get(&to).copied();
         let nodes = [Some(from), target].map(|h| h.is_some_and(|h| self.hosts[h].node().is_some()));
-        self.counts.between_nodes += u64::from(nodes == [true, true]);
+        // What a node sends to itself, to see whether its NAT turns it round, is nobody else's.
+        self.counts.between_nodes += u64::from(nodes == [true, true] && target != Some(from));
         let (fate, told) = match target {
             Some(target) => self.network.enter(self.now, from, target, bytes, &mut self.rng, &mut arrivals),
             None => (Fate::Down, None),
@@ -576,6 +592,24 @@ impl World {
             // Whom it names is paid for by the bytes of the command.
             self.audit.on_received(addr, size);
         }
+        if let Some(addr) = told_outside(&flight.bytes) {
+            // Nor can a node tell a forged answer of its beacon: it names that address to its peers as its own, and they
+            // check it within the credit of candidates (spec/tunnel.md, C17).
+            let peers = self.hosts.iter().filter(|host| host.node().is_some()).count().saturating_sub(1);
+            self.audit.on_believed(id, addr, NAMED * peers);
+        }
         self.process_datagram(id, &mut flight);
+    }
+}
+
+/// Which outer address a beacon's answer tells its reader.
+fn told_outside(bytes: &[u8]) -> Option<SocketAddr> {
+    use beacon::Extension::{Challenge, ProbeReply, Refused, Registered};
+    match beacon::Message::decode(bytes).ok()? {
+        beacon::Message::DiscoverReply { addr } => Some(addr),
+        beacon::Message::Extension(
+            Challenge { addr, .. } | Registered { addr, .. } | Refused { addr, .. } | ProbeReply { addr, .. },
+        ) => Some(addr),
+        _ => None,
     }
 }

@@ -301,8 +301,8 @@ impl World {
             Event::TunnelDown { peer, reason } => {
                 self.note(&format!("host {id}: tunnel to {peer} is given up: {reason:?}"));
             }
-            Event::PathChanged { peer, path } => {
-                self.note(&format!("host {id}: to {peer} by {:?} {}", path.kind, path.remote));
+            Event::PathChanged { peer, path, reason } => {
+                self.note(&format!("host {id}: to {peer} by {:?} {}, {reason}", path.kind, path.remote));
             }
             other => self.on_application_event(id, &other),
         }

@@ -619,6 +619,7 @@ impl World {
                 key: Some(key),
                 endpoint: Some(endpoint),
                 policy: PeerPolicy::default(),
+                prekey: None,
             }),
             _ => None,
         };

@@ -69,9 +69,42 @@ pub(crate) fn samples() -> Vec<(&'static str, Vec<u8>)> {
     add("ipc", "ipc", "cases", 47, &["message_hex"]);
     add("registry_frame", "registry", "cases", 65, &["request_framed_hex", "response_framed_hex"]);
     samples.push(("pila_trailer", b"\x00\x01PLTG\x01".to_vec()));
+    samples.extend(s1());
     let addresses = load("addresses");
     for list in [cases(&addresses, "cases", 50), cases(&addresses, "socket_cases", 14)] {
         samples.extend(list.iter().map(|case| ("address", text(case, "text").as_bytes().to_vec())));
+    }
+    samples
+}
+
+/// Datagrams, payloads and frames of the secure mode.
+fn s1() -> Vec<(&'static str, Vec<u8>)> {
+    let file = load("s1/handshakes");
+    let mut samples = Vec::new();
+    for case in cases(&file, "cases", 3) {
+        samples.extend(["pili", "pilr", "payload_1", "payload_2"].map(|f| ("s1_handshake", bytes(case, f))));
+        for packet in cases(case, "packets", 6) {
+            samples.push(("s1_handshake", bytes(packet, "datagram")));
+            samples.push(("s1_frames", bytes(packet, "frames")));
+        }
+    }
+    let others = load("s1/others");
+    samples.extend(["pilc", "piln", "pilx"].map(|f| ("s1_handshake", bytes(&others, f))));
+    for text in [
+        "0000010203040500",
+        "02050001010200",
+        "030102030405000000",
+        "04010203040506010203",
+        "0605060707050608050905060a070b050c05060d07",
+        "0e01020304050607080f0102030405060708",
+        "100100a1a2a3a40102030405060708090a0b0c0d0e0f101101",
+        "12070568656c6c6f130301020314",
+        "1900070009056162636465180007000961",
+        "1b03616263",
+        "2f0500070009410003616263200561",
+        "220501612505410061",
+    ] {
+        samples.push(("s1_frames", hex::decode(text).expect("hex digits")));
     }
     samples
 }

@@ -4,6 +4,8 @@
 use pilotage_wire::beacon::Message;
 use pilotage_wire::frame::{self, Frame, PilaTrailer};
 use pilotage_wire::packet::{self, HEADER_LEN, Packet};
+use pilotage_wire::s1::frames::{Frame as S1Frame, Frames};
+use pilotage_wire::s1::{Kind, Malformed, data, handshake, payload};
 use pilotage_wire::{Address, DatagramKind, SocketAddress, addressing, ipc, sack};
 
 /// Text and binary addresses, socket addresses, fingerprints.
@@ -136,4 +138,77 @@ pub fn ipc(input: &[u8]) {
 /// Framing and JSON of the registry protocol.
 pub fn registry_frame(input: &[u8]) {
     pilotage_wire::registry::fuzz_input(input);
+}
+
+/// S1's handshake frames, what they carry sealed, and the header of data frames.
+pub fn s1_handshake(input: &[u8]) {
+    let kind = Kind::of(input);
+    let is = |expected, decoded: bool| assert!(!decoded || kind == Some(expected));
+    if let Ok(pili) = handshake::Initiation::decode(input) {
+        assert_eq!(handshake::initiation_header(pili.flags, pili.sender, &pili.prekey_id), *pili.header);
+        assert_eq!(pili.before_mac1.len() + 32, input.len());
+        is(Kind::Initiation, true);
+    }
+    if let Ok(pilr) = handshake::Response::decode(input) {
+        let header = handshake::response_header(pilr.early_accepted, pilr.sender, pilr.receiver);
+        assert!(input.starts_with(&header));
+        is(Kind::Response, true);
+    }
+    if let Ok(pilc) = handshake::CookieReply::decode(input) {
+        assert_eq!(pilc.encode(), input);
+        is(Kind::Cookie, true);
+    }
+    if let Ok(piln) = handshake::NewPrekey::decode(input) {
+        assert_eq!(piln.encode(), input);
+        is(Kind::NewPrekey, true);
+    }
+    if let Ok(pilx) = handshake::Reset::decode(input) {
+        assert_eq!(pilx.encode(), input);
+        is(Kind::Reset, true);
+    }
+    is(Kind::Data, data::receiver(input).is_some());
+    if let Some(bytes) = input.first_chunk()
+        && let Ok(header) = data::Header::from_bytes(bytes)
+    {
+        assert_eq!(header.to_bytes(), *bytes);
+    }
+    if let Ok((one, early)) = payload::Payload1::decode(input) {
+        assert_eq!(one.encode(), input[..input.len() - early.len()]);
+    }
+    if let Some(bytes) = input.first_chunk()
+        && let Ok(two) = payload::Payload2::decode(bytes)
+    {
+        assert_eq!(two.encode(), *bytes);
+    }
+}
+
+/// The frames inside S1's data frames: each has one form, and what is decoded lies where it was.
+pub fn s1_frames(input: &[u8]) {
+    let mut rest = input;
+    let mut whole = !input.is_empty();
+    for frame in Frames::new(input) {
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => {
+                assert!(error != Malformed::Magic && error.to_string().starts_with("s1: "));
+                whole = false;
+                break;
+            }
+        };
+        let mut buf = vec![0; rest.len()];
+        let len = frame.encode(&mut buf).expect("it fits where it was");
+        assert!(len > 0 && buf[..len] == rest[..len], "another form of {frame:?}");
+        rest = &rest[len..];
+        if let S1Frame::Ack(ack) = frame {
+            let mut below = u64::MAX;
+            let mut count = 0;
+            for range in ack.ranges() {
+                assert!(range.start() <= range.end() && *range.end() < below);
+                below = range.start().saturating_sub(1);
+                count += 1;
+            }
+            assert!((1..=256).contains(&count));
+        }
+    }
+    assert_eq!(Frames::check(input).is_ok(), whole);
 }

@@ -19,10 +19,12 @@ fn every_one_byte_mutation_and_truncation_of_every_vector() {
         invariants::beacon(input);
         invariants::registry_frame(input);
         invariants::ipc(input);
+        invariants::s1_handshake(input);
+        invariants::s1_frames(input);
         fed += 1;
     };
     let samples = samples();
-    assert_eq!(samples.len(), 394, "samples in the vectors");
+    assert_eq!(samples.len(), 457, "samples in the vectors");
     for (_, sample) in samples {
         feed(&sample);
         // Beyond the headers every payload byte plays the same part: walk the first 200 and the last 20.

@@ -112,6 +112,7 @@ fn connections_are_refused_for_a_reason() {
         key: Some([7; 32]),
         endpoint: None,
         policy: PeerPolicy::default(),
+        prekey: None,
     };
     endpoint.add_peer(now, nowhere).expect("room");
     assert_eq!(endpoint.connect(now, to(0x300, 80)), Err(ConnectError::NoPath));

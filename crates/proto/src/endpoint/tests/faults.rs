@@ -244,6 +244,7 @@ fn a_restarted_dialler_on_its_old_port_is_connected_soon() {
         key: Some(two.hosts[1].0.public_key()),
         endpoint: Some(two.hosts[1].1),
         policy: PeerPolicy::default(),
+        prekey: None,
     };
     two.hosts[0].0 = Endpoint::new(Config::default(), identity, address, [77; 32], two.now);
     two.hosts[0].0.add_peer(two.now, known).expect("fresh");
@@ -273,7 +274,7 @@ fn the_greediest_peer_gives_way_in_a_full_queue_but_not_to_its_like() {
     for node in [0x300, 0x400, 0x500] {
         let at = SocketAddr::from(([192, 0, 2, 9], node as u16));
         let (address, policy) = (Address::new(0, node), PeerPolicy::default());
-        let peer = PeerConfig { address, key: Some([7; 32]), endpoint: Some(at), policy };
+        let peer = PeerConfig { address, key: Some([7; 32]), endpoint: Some(at), policy, prekey: None };
         endpoint.add_peer(two.now, peer).expect("room");
     }
     let (hdr, now) = (two.header(Protocol::Stream, Flags::SYN), two.now);

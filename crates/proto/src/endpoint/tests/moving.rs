@@ -22,12 +22,22 @@ fn another_address_ends_all_that_was_begun_under_the_old_one() {
     assert!(host.peers().is_empty() && host.memory().connections == 0);
     // The peer, introduced anew, is reached under the new address, and learns who we are now.
     let (key, at) = (two.hosts[1].0.public_key(), two.hosts[1].1);
-    let config =
-        PeerConfig { address: peer, key: Some(key), endpoint: Some(at), policy: PeerPolicy::default() };
+    let config = PeerConfig {
+        address: peer,
+        key: Some(key),
+        endpoint: Some(at),
+        policy: PeerPolicy::default(),
+        prekey: None,
+    };
     two.hosts[0].0.add_peer(now, config).expect("fresh");
     let (key, at) = (two.hosts[0].0.public_key(), two.hosts[0].1);
-    let config =
-        PeerConfig { address: fresh, key: Some(key), endpoint: Some(at), policy: PeerPolicy::default() };
+    let config = PeerConfig {
+        address: fresh,
+        key: Some(key),
+        endpoint: Some(at),
+        policy: PeerPolicy::default(),
+        prekey: None,
+    };
     two.hosts[1].0.add_peer(now, config).expect("fresh");
     let id = two.hosts[0].0.connect(now, SocketAddress { address: peer, port: 80 }).expect("known");
     two.settle();

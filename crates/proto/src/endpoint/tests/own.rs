@@ -22,7 +22,7 @@ fn turn(endpoint: &mut Endpoint, now: &mut Instant) {
 fn alone() -> (Endpoint, Instant, SocketAddress) {
     let Two { now, hosts: [(mut endpoint, _), _] } = two();
     let address = endpoint.local_address();
-    let us = PeerConfig { address, key: None, endpoint: None, policy: PeerPolicy::default() };
+    let us = PeerConfig { address, key: None, endpoint: None, policy: PeerPolicy::default(), prekey: None };
     endpoint.add_peer(now, us).expect("ourselves");
     (endpoint, now, SocketAddress { address, port: 80 })
 }

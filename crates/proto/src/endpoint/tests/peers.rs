@@ -20,7 +20,7 @@ fn stranger(two: &Two) -> (Endpoint, SocketAddr) {
 }
 
 fn peer_config(address: Address, key: Option<[u8; 32]>, endpoint: Option<SocketAddr>) -> PeerConfig {
-    PeerConfig { address, key, endpoint, policy: PeerPolicy::default() }
+    PeerConfig { address, key, endpoint, policy: PeerPolicy::default(), prekey: None }
 }
 
 /// The first host gives its place to a stranger of the second one, which then pings.
@@ -270,7 +270,7 @@ fn an_anonymous_exchange_needs_permission_and_no_known_key() {
     let mut pilk = [0u8; 64];
     let len = frame::encode_pilk(NodeId(0x500), &[3; 32], &mut pilk).expect("fits");
     let add = |two: &mut Two, node: u32, key, allow| {
-        let policy = PeerPolicy { allow_unauthenticated: allow, allow_plaintext: false };
+        let policy = PeerPolicy { allow_unauthenticated: allow, ..PeerPolicy::default() };
         let peer = PeerConfig { policy, ..peer_config(Address::new(0, node), key, Some(from)) };
         two.hosts[1].0.add_peer(two.now, peer).expect("room");
     };
@@ -305,7 +305,7 @@ fn plaintext_passes_only_where_both_operators_allowed_it() {
     for allowed in [[true, true], [true, false]] {
         let mut two = two();
         for (i, allow_plaintext) in allowed.into_iter().enumerate() {
-            let policy = PeerPolicy { allow_plaintext, allow_unauthenticated: false };
+            let policy = PeerPolicy { allow_plaintext, ..PeerPolicy::default() };
             let (other, at) = &two.hosts[1 - i];
             let peer = PeerConfig { policy, ..peer_config(other.local_address(), None, Some(*at)) };
             two.hosts[i].0.add_peer(two.now, peer).expect("known");

@@ -1,0 +1,45 @@
+//! Who is known without the hub: whoever keeps records of peers tells a node here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pilotage_wire::Address;
+
+use crate::node::Node;
+use crate::resolve::ResolvedPeer;
+
+/// Knows agents that were met before. All calls may come from several threads, and block for seconds at most.
+pub trait Acquaintances: std::fmt::Debug + Send + Sync {
+    /// Who has this name; only asked where the hub does not answer.
+    fn by_name(&self, name: &str) -> Option<Acquaintance>;
+    /// Who has this address; only asked where the hub does not answer.
+    fn by_address(&self, address: Address) -> Option<Acquaintance>;
+    /// The hub told us of this peer, which is about to be met. Must not block.
+    fn met(&self, address: Address);
+}
+
+/// An agent, by its own signed word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acquaintance {
+    /// Its address.
+    pub address: Address,
+    /// Its Ed25519 key.
+    pub key: [u8; 32],
+    /// Where it listens, the preferred one first.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Acquaintance {
+    /// As a peer that can be tried: with an endpoint of the family of our socket.
+    pub(crate) fn peer(self, local: SocketAddr) -> ResolvedPeer {
+        let endpoint = self.endpoints.iter().find(|at| at.is_ipv4() || local.is_ipv6()).copied();
+        ResolvedPeer { address: self.address, key: Some(self.key), endpoint, name: None }
+    }
+}
+
+impl Node {
+    /// From now on peers that the hub does not answer about are looked for here. Only the first call counts.
+    pub fn set_acquaintances(&self, acquaintances: Arc<dyn Acquaintances>) {
+        let _ = self.inner.shared.acquaintances.set(acquaintances);
+    }
+}

@@ -1,0 +1,246 @@
+//! The secure mode S1 on real sockets: transfer, renewal of keys, restart, what is remembered (spec/secure.md §12).
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use common::{SECOND, builder, pattern, within};
+use pilotage::{Identity, Mode, Node, Peer, SecureLimits, SecureMode, Suite};
+
+/// A node with a known key, so that others can name it.
+fn identity(n: u8) -> Identity {
+    Identity::from_seed([n; 32])
+}
+
+fn mode(node: &Node) -> Option<Mode> {
+    node.peers().first().filter(|peer| peer.established).map(|peer| peer.mode)
+}
+
+fn await_mode(node: &Node, wanted: Mode) {
+    let start = Instant::now();
+    while mode(node) != Some(wanted) {
+        assert!(start.elapsed() < 60 * SECOND, "{:?}", node.peers());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Sends `len` bytes from one to the other, and compares them.
+fn transfer(client: &Node, server: &Node, port: u16, len: usize) {
+    let listener = server.listen(port).expect("free");
+    let mut near = client.connect(Peer::At(server.address(), server.local_addr()), port).expect("connects");
+    let mut far = listener.accept().expect("accepts");
+    let sent = pattern(len, u64::from(port));
+    let copy = sent.clone();
+    let writer = std::thread::spawn(move || {
+        near.write_all(&copy).expect("write");
+        near.shutdown(Shutdown::Write).expect("shutdown");
+        let mut back = Vec::new();
+        near.read_to_end(&mut back).expect("read");
+        assert_eq!(back, b"thanks");
+    });
+    let mut got = Vec::with_capacity(len);
+    far.read_to_end(&mut got).expect("read");
+    far.write_all(b"thanks").expect("write");
+    far.shutdown(Shutdown::Write).expect("shutdown");
+    writer.join().expect("writer");
+    assert!(got == sent, "the bytes differ");
+}
+
+#[test]
+fn two_nodes_move_data_in_s1_and_renew_their_keys_under_load() {
+    within(120 * SECOND, || {
+        let limits = SecureLimits {
+            update_packets: 100,
+            rekey_after: Duration::from_millis(150),
+            refuse_after: 10 * SECOND,
+            ..SecureLimits::default()
+        };
+        let start = |n: u8| builder().identity(identity(n)).secure_mode(SecureMode::S1).secure_limits(limits);
+        let server = start(1).start().expect("server");
+        let key = Some(identity(1).public_key());
+        let client = start(2).peer(server.address(), server.local_addr(), key).start().expect("client");
+        for port in 1..4 {
+            transfer(&client, &server, port, 24 << 20);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        for node in [&client, &server] {
+            let peer = node.peers().remove(0);
+            assert_eq!((peer.mode, peer.least_mode), (Mode::S1, Mode::S1));
+            assert!(matches!(peer.suite, Some(Suite::Aes256Gcm | Suite::ChaCha20Poly1305)));
+            assert!(peer.keys_since.is_some_and(|since| since.elapsed() < 60 * SECOND));
+            assert!(node.stats().endpoint.handshakes >= 3, "{:?}", node.stats().endpoint);
+        }
+    });
+}
+
+#[test]
+fn a_restarted_node_is_reached_again_in_s1() {
+    within(60 * SECOND, || {
+        let dir = tempfile::tempdir().expect("directory");
+        let start = |at| {
+            let node = builder().identity(identity(3)).state_dir(dir.path()).secure_mode(SecureMode::S1);
+            node.bind(at).start().expect("server")
+        };
+        let server = start("127.0.0.1:0".parse().expect("address"));
+        let at = server.local_addr();
+        let key = Some(identity(3).public_key());
+        let client = builder().secure_mode(SecureMode::S1).peer(server.address(), at, key);
+        let client = client.start().expect("client");
+        let listener = server.listen(9).expect("free");
+        let mut near = client.connect(Peer::At(server.address(), at), 9).expect("connects");
+        let mut far = listener.accept().expect("accepts");
+        near.write_all(b"one").expect("write");
+        far.read_exact(&mut [0; 3]).expect("read");
+        // The streams are reset; but that the keys are gone with the process nobody is told.
+        drop((far, listener));
+        server.close();
+        drop(server);
+        let server = start(at);
+        let begun = Instant::now();
+        while near.write_all(b"two").is_ok() {
+            assert!(begun.elapsed() < 20 * SECOND, "the stream of the dead process must end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        transfer(&client, &server, 10, 1 << 20);
+        assert_eq!(mode(&client), Some(Mode::S1));
+        assert_eq!(mode(&server), Some(Mode::S1));
+    });
+}
+
+#[test]
+fn what_was_s1_once_stays_s1() {
+    within(180 * SECOND, || {
+        let dirs = [tempfile::tempdir().expect("directory"), tempfile::tempdir().expect("directory")];
+        let start = |n: usize, mode| {
+            builder().identity(identity(10 + n as u8)).state_dir(dirs[n].path()).secure_mode(mode)
+        };
+        let server = start(0, SecureMode::Auto).start().expect("server");
+        let key = Some(identity(10).public_key());
+        let at = server.local_addr();
+        let client = start(1, SecureMode::Auto).peer(server.address(), at, key).start().expect("client");
+        transfer(&client, &server, 5, 4 << 20);
+        await_mode(&client, Mode::S1);
+        await_mode(&server, Mode::S1);
+        transfer(&client, &server, 6, 4 << 20);
+        assert_eq!(client.peers()[0].least_mode, Mode::S1);
+        client.close();
+        drop(client);
+        let pins = std::fs::read_to_string(dirs[1].path().join("peers.json")).expect("pins");
+        assert!(pins.contains("\"s1\""), "{pins}");
+        // The next process begins with S1.
+        let client = start(1, SecureMode::Auto).peer(server.address(), at, key).start().expect("client");
+        transfer(&client, &server, 7, 1 << 20);
+        assert_eq!(mode(&client), Some(Mode::S1));
+        // And speaks nothing less, even if the other side does not speak S1 any more.
+        server.close();
+        drop(server);
+        let server = start(0, SecureMode::Draft).bind(at).start().expect("server");
+        let _listener = server.listen(8).expect("free");
+        let config = pilotage::ProtoConfig { connect_timeout: 2 * SECOND, ..Default::default() };
+        client.close();
+        drop(client);
+        let client = start(1, SecureMode::Auto).config(config).peer(server.address(), at, key);
+        let client = client.start().expect("client");
+        assert!(client.connect(Peer::At(server.address(), at), 8).is_err());
+        assert_eq!(mode(&client), None);
+        // Unless the operator says so.
+        client.close();
+        drop(client);
+        let client = start(1, SecureMode::Draft).peer(server.address(), at, key).start().expect("client");
+        client.connect(Peer::At(server.address(), at), 8).expect("the draft's mode");
+    });
+}
+
+#[test]
+fn a_node_of_the_draft_is_reached_as_ever() {
+    within(60 * SECOND, || {
+        for modes in [[SecureMode::Draft, SecureMode::Auto], [SecureMode::Auto, SecureMode::Draft]] {
+            let server = builder().secure_mode(modes[0]).start().expect("server");
+            let client = builder().secure_mode(modes[1]).start().expect("client");
+            transfer(&client, &server, 5, 1 << 20);
+            assert_eq!(mode(&client), Some(Mode::Draft));
+        }
+    });
+}
+
+/// Who does not have the secret of the network has no session in it, whatever else it knows.
+#[test]
+fn a_network_with_a_secret_is_for_those_who_have_it() {
+    within(120 * SECOND, || {
+        let network = pilotage::NetworkId(0);
+        let start = |n: u8| builder().identity(identity(n)).secure_mode(SecureMode::S1);
+        let server = start(20).network_secret(network, [1; 32]).start().expect("server");
+        let (to, at, key) = (server.address(), server.local_addr(), Some(identity(20).public_key()));
+        let member = start(21).network_secret(network, [1; 32]).peer(to, at, key).start().expect("member");
+        transfer(&member, &server, 5, 1 << 20);
+        let _listener = server.listen(6).expect("free");
+        let config = pilotage::ProtoConfig { connect_timeout: 2 * SECOND, ..Default::default() };
+        for other in [start(22), start(23).network_secret(network, [2; 32])] {
+            let other = other.config(config.clone()).peer(to, at, key).start().expect("other");
+            assert!(other.connect(Peer::At(to, at), 6).is_err());
+        }
+    });
+}
+
+/// Streams of S1 on sockets: many at once, both ways, and what nobody listens for.
+#[test]
+fn many_streams_in_one_tunnel_and_one_that_nobody_takes() {
+    within(120 * SECOND, || {
+        let server = builder().identity(identity(31)).secure_mode(SecureMode::S1).secure_streams(true);
+        let server = server.start().expect("server");
+        let (at, key) = (server.local_addr(), Some(identity(31).public_key()));
+        let client = builder().identity(identity(32)).secure_mode(SecureMode::S1).secure_streams(true);
+        let client = client.peer(server.address(), at, key).start().expect("client");
+        let listener = server.listen(7).expect("free");
+        let echo = std::thread::spawn(move || {
+            for _ in 0..100 {
+                let mut far = listener.accept().expect("accepts");
+                std::thread::spawn(move || {
+                    let mut all = Vec::new();
+                    far.read_to_end(&mut all).expect("read");
+                    far.write_all(&all).expect("write");
+                    far.shutdown(Shutdown::Write).expect("shutdown");
+                });
+            }
+        });
+        let askers: Vec<_> = (0..100u64)
+            .map(|n| {
+                let mut near = client.connect(Peer::At(server.address(), at), 7).expect("connects");
+                std::thread::spawn(move || {
+                    let sent = pattern(1_000 + 500 * n as usize, n);
+                    near.write_all(&sent).expect("write");
+                    near.shutdown(Shutdown::Write).expect("shutdown");
+                    let mut back = Vec::new();
+                    near.read_to_end(&mut back).expect("read");
+                    assert!(back == sent, "the bytes differ");
+                })
+            })
+            .collect();
+        for asker in askers {
+            asker.join().expect("asker");
+        }
+        echo.join().expect("echo");
+        // The call itself costs no round trip; what the peer says to it comes with the first read.
+        let mut near = client.connect(Peer::At(server.address(), at), 99).expect("opens");
+        let refused = near.read(&mut [0; 1]).expect_err("nobody listens");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
+    });
+}
+
+/// The comparison: without streams of its own S1 carries the draft's packets, also towards a node that has them.
+#[test]
+fn without_its_own_streams_s1_carries_the_drafts_packets() {
+    within(120 * SECOND, || {
+        let server = builder().identity(identity(33)).secure_mode(SecureMode::S1).secure_streams(false);
+        let server = server.start().expect("server");
+        let key = Some(identity(33).public_key());
+        let client = builder().identity(identity(34)).secure_mode(SecureMode::S1).secure_streams(true);
+        let client = client.peer(server.address(), server.local_addr(), key).start().expect("client");
+        transfer(&client, &server, 7, 4 << 20);
+        assert_eq!(mode(&client), Some(Mode::S1));
+        // The handshake of ports says no, as ever.
+        assert!(client.connect(Peer::At(server.address(), server.local_addr()), 99).is_err());
+    });
+}

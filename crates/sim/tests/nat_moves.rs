@@ -1,0 +1,198 @@
+//! Roaming and NATs that forget, by the names and with the measure of the laboratory (spec/natlab.md §4): a bulk transfer and, beside
+//! it, a stream with a number every 20 ms that the other side sends back.
+
+use std::time::{Duration, Instant};
+
+use pilotage_proto::ConnectionId;
+use pilotage_sim::nat::{NatKind, NatWorld};
+use pilotage_sim::{Link, pattern};
+
+/// A number goes through the stream this often.
+const TICK: Duration = Duration::from_millis(20);
+/// From node to node and back.
+const RTT: Duration = Duration::from_millis(100);
+
+/// As the laboratory's: 10 Mbit/s, 100 ms there and back.
+fn access() -> Link {
+    Link { delay: RTT / 4, rate: Some(1_250_000), queue: 64 << 10, mtu: 1_500, ..Link::default() }
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Two nodes, a transfer from the first to the second, and numbers there and back.
+struct Run {
+    world: NatWorld,
+    bulk: (ConnectionId, ConnectionId),
+    echo: (ConnectionId, ConnectionId),
+    data: Vec<u8>,
+    written: usize,
+    read: usize,
+    sent: Vec<Instant>,
+    took: Vec<Duration>,
+    partial: Vec<u8>,
+    echoed: Vec<u8>,
+}
+
+impl Run {
+    fn new(seed: u64, a: NatKind, b: NatKind, direct: bool) -> Self {
+        let mut world = NatWorld::new(seed, 1);
+        world.add_host(a, access(), None);
+        world.add_host(b, access(), None);
+        world.run_for(ms(2_000));
+        let (a, b, _) = world.connect(0, 1, ms(5_000)).expect("connects");
+        let echo = (a, b);
+        let (a, b, _) = world.connect(0, 1, ms(5_000)).expect("connects again");
+        assert_eq!(world.run_until(ms(5_000), |w| w.is_direct(0, 1)), direct);
+        let mut run = Self {
+            world,
+            bulk: (a, b),
+            echo,
+            data: pattern(1 << 20, 7),
+            written: 0,
+            read: 0,
+            sent: Vec::new(),
+            took: Vec::new(),
+            partial: Vec::new(),
+            echoed: Vec::new(),
+        };
+        run.run(ms(3_000));
+        run
+    }
+
+    fn pump(&mut self) {
+        let now = self.world.now;
+        let [a, b] = self.world.hosts.get_disjoint_mut([0, 1]).expect("two");
+        loop {
+            let at = self.written % self.data.len();
+            let end = (at + (64 << 10)).min(self.data.len());
+            match a.endpoint.write(now, self.bulk.0, &self.data[at..end]) {
+                Ok(n) if n > 0 => self.written += n,
+                _ => break,
+            }
+        }
+        let mut buf = [0; 16 << 10];
+        while let Ok(n) = b.endpoint.read(now, self.bulk.1, &mut buf) {
+            for byte in &buf[..n] {
+                assert_eq!(*byte, self.data[self.read % self.data.len()], "at {}", self.read);
+                self.read += 1;
+            }
+        }
+        while let Ok(n) = b.endpoint.read(now, self.echo.1, &mut buf) {
+            self.echoed.extend_from_slice(&buf[..n]);
+        }
+        if let (false, Ok(n)) = (self.echoed.is_empty(), b.endpoint.write(now, self.echo.1, &self.echoed)) {
+            self.echoed.drain(..n);
+        }
+        while let Ok(n) = a.endpoint.read(now, self.echo.0, &mut buf) {
+            self.partial.extend_from_slice(&buf[..n]);
+        }
+        while let Some(number) = self.partial.first_chunk::<8>() {
+            assert_eq!(u64::from_be_bytes(*number), self.took.len() as u64, "in order");
+            self.took.push(now - self.sent[self.took.len()]);
+            self.partial.drain(..8);
+        }
+        if self.sent.last().is_none_or(|t| now >= *t + TICK) {
+            let number = (self.sent.len() as u64).to_be_bytes();
+            assert_eq!(a.endpoint.write(now, self.echo.0, &number), Ok(8));
+            self.sent.push(now);
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let until = self.world.now + time;
+        loop {
+            self.pump();
+            let tick = self.sent.last().map_or(until, |t| (*t + TICK).min(until));
+            if !self.world.step(tick) && tick == until {
+                self.pump();
+                return;
+            }
+        }
+    }
+
+    /// The way there and back of the fastest quarter, and the longest of a number that was sent around each of these times.
+    fn verdict(&self, moves: &[Instant]) -> (Duration, Vec<Duration>) {
+        let mut all = self.took.clone();
+        all.sort_unstable();
+        let longest = moves.iter().map(|at| {
+            let near =
+                |sent: &Instant| *sent + ms(200) >= *at && sent.saturating_duration_since(*at) < ms(1_000);
+            self.sent.iter().zip(&self.took).filter(|(sent, _)| near(sent)).map(|(_, t)| *t).max()
+        });
+        let longest = longest.map(|t| t.expect("numbers around every change")).collect();
+        (all[all.len() / 4], longest)
+    }
+}
+
+/// Says how long changes held numbers up, beyond the usual way.
+fn report(name: &str, run: &Run, moves: &[Instant]) -> Duration {
+    let (usual, mut longest) = run.verdict(moves);
+    let worst = longest.iter().enumerate().max_by_key(|(_, t)| **t).expect("moves").0;
+    longest.sort_unstable();
+    let (p50, max) = (longest[longest.len() / 2], longest[longest.len() - 1]);
+    println!(
+        "{name}: usual {usual:?}, after a change p50 {p50:?} max {max:?} (number {worst}), {} kB, {}",
+        run.read >> 10,
+        run.world.reason(0, 1)
+    );
+    max.saturating_sub(usual)
+}
+
+/// The host of the sender gets another address each second for a minute; the watcher of its interfaces says so at once.
+#[test]
+fn roaming_each_second() {
+    use NatKind::{FullCone, None, PortRestricted, SymmetricRandom};
+    let mut wrong = Vec::new();
+    for (seed, (a, b)) in
+        [(None, None), (PortRestricted, FullCone), (SymmetricRandom, None)].into_iter().enumerate()
+    {
+        let mut run = Run::new(11 + seed as u64, a, b, true);
+        let mut moves = Vec::new();
+        for _ in 0..60 {
+            run.run(ms(1_000));
+            moves.push(run.world.now);
+            run.world.roam_host(0);
+            run.run(ms(5));
+            run.world.notice_move(0);
+        }
+        run.run(ms(3_000));
+        let stall = report(&format!("roaming each second, {} -> {}", a.name(), b.name()), &run, &moves);
+        if stall > RTT * 3 {
+            wrong.push(format!("{} -> {}: {stall:?}", a.name(), b.name()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The NAT of the sender forgets its table.
+#[test]
+fn nat_reboot() {
+    use NatKind::{FullCone, None, PortRestricted, SymmetricRandom};
+    let mut wrong = Vec::new();
+    for (seed, (a, b)) in [
+        (FullCone, PortRestricted),
+        (PortRestricted, PortRestricted),
+        (SymmetricRandom, None),
+        (SymmetricRandom, SymmetricRandom),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for turn in 0..5 {
+            let relayed = a == b && a == SymmetricRandom;
+            let mut run = Run::new(31 + seed as u64 * 10 + turn, a, b, !relayed);
+            run.run(ms(2_000 + turn * 37));
+            let moves = [run.world.now];
+            run.world.reboot_nat(0);
+            run.run(ms(6_000));
+            let name = format!("NAT reboot, {} -> {}", a.name(), b.name());
+            let stall = report(&name, &run, &moves);
+            if stall > (RTT * 2 * if relayed { 2 } else { 1 } + ms(25)) * 2 {
+                wrong.push(format!("{name}: {stall:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

@@ -1,0 +1,326 @@
+//! Streams of S1's own frame layer under the endpoint: what they cost, what they survive (spec/secure.md §11, §12.6).
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use pilotage_proto::s1::Limits;
+use pilotage_proto::{Config, ConnectError, ConnectionId, Event, ReadError, SecureMode, WriteError};
+use pilotage_sim::{Link, Modes, Pair, Side, pattern, seeds};
+use pilotage_wire::SocketAddress;
+use pilotage_wire::s1::Kind;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A round trip of 40 ms.
+fn far() -> Link {
+    Link { delay: 20 * MS, ..Link::default() }
+}
+
+fn modes(mode: SecureMode) -> Modes {
+    Modes { told: true, ..Modes::both(mode) }
+}
+
+fn pair_of(seed: u64, link: Link, modes: Modes) -> Pair {
+    Pair::with_modes(seed, link, Config::default(), modes)
+}
+
+fn port_of(pair: &mut Pair, port: u16) -> SocketAddress {
+    SocketAddress { address: pair.host(Side::B).address, port }
+}
+
+/// B answers on `port` with what came, and keeps what it accepted.
+#[derive(Default)]
+struct Echo {
+    accepted: Vec<ConnectionId>,
+}
+
+impl Echo {
+    fn serve(&mut self, pair: &mut Pair, port: u16) {
+        let now = pair.now;
+        let b = pair.endpoint(Side::B);
+        while let Some((id, _)) = b.accept(port) {
+            self.accepted.push(id);
+        }
+        for id in &self.accepted {
+            let mut buf = [0; 4096];
+            while let Ok(n) = b.read(now, *id, &mut buf) {
+                if n == 0 {
+                    let _ = b.shutdown(now, *id);
+                    break;
+                }
+                let _ = b.write(now, *id, &buf[..n]);
+            }
+        }
+    }
+}
+
+/// Opens a connection, writes, and waits for the answer: the time, and the datagrams that A sent meanwhile.
+fn ask(pair: &mut Pair, echo: &mut Echo, port: u16, text: &[u8]) -> (Duration, u64) {
+    let _ = pair.endpoint(Side::B).listen(port);
+    let (now, sent, to) = (pair.now, pair.sent[0], port_of(pair, port));
+    let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+    pair.endpoint(Side::A).write(now, id, text).expect("room");
+    let mut got = Vec::new();
+    let done = pair.run_until(seconds(60), |p| {
+        echo.serve(p, port);
+        let now = p.now;
+        let mut buf = [0; 4096];
+        while let Ok(n @ 1..) = p.endpoint(Side::A).read(now, id, &mut buf) {
+            got.extend_from_slice(&buf[..n]);
+        }
+        got.len() >= text.len()
+    });
+    assert!(done && got == text, "{} bytes", got.len());
+    let cost = (pair.now.duration_since(now), pair.sent[0] - sent);
+    let now = pair.now;
+    pair.endpoint(Side::A).close(now, id);
+    cost
+}
+
+#[test]
+fn connect_and_first_reply_take_one_round_trip_less_than_in_the_draft() {
+    let times = [SecureMode::Draft, SecureMode::S1].map(|mode| {
+        let mut pair = pair_of(1, far(), modes(mode));
+        ask(&mut pair, &mut Echo::default(), 7, b"hello").0
+    });
+    let legacy = {
+        let mut pair = pair_of(1, far(), Modes { legacy: [true; 2], ..modes(SecureMode::S1) });
+        ask(&mut pair, &mut Echo::default(), 7, b"hello").0
+    };
+    assert!(times[0] >= 120 * MS, "{times:?}: keys, ports, data");
+    assert!(times[1] < 82 * MS, "{times:?}: keys, data");
+    assert!(legacy >= 120 * MS, "{legacy:?}: the draft's packets in S1 have their handshake of ports");
+}
+
+#[test]
+fn a_new_stream_in_a_warm_tunnel_costs_no_round_trip() {
+    let mut pair = pair_of(2, far(), modes(SecureMode::S1));
+    let mut echo = Echo::default();
+    ask(&mut pair, &mut echo, 7, b"first");
+    pair.run_for(seconds(2));
+    for n in 0..20u64 {
+        let (time, packets) = ask(&mut pair, &mut echo, 7, b"next");
+        assert!(time < 41 * MS, "{time:?} in round {n}");
+        assert!(packets <= 2, "{packets} datagrams: the question, and perhaps an acknowledgement");
+        pair.run_for(seconds(1));
+    }
+    let mut pair = pair_of(2, far(), modes(SecureMode::Draft));
+    let mut echo = Echo::default();
+    ask(&mut pair, &mut echo, 7, b"first");
+    pair.run_for(seconds(2));
+    assert!(ask(&mut pair, &mut echo, 7, b"next").0 >= 80 * MS, "what is saved");
+}
+
+#[test]
+fn every_byte_arrives_at_any_loss_and_order() {
+    for seed in seeds(12) {
+        let loss = [0.01, 0.03, 0.1][seed as usize % 3];
+        let link = Link { loss, duplicate: 0.02, reorder: 0.05, ..far() };
+        let mut pair = pair_of(seed, link, modes(SecureMode::S1));
+        let data = pattern(1 << 20, seed);
+        assert!(pair.transfer(&data).received == data, "seed {seed}");
+    }
+}
+
+#[test]
+fn streams_go_on_over_new_keys_and_a_new_address() {
+    let limits = Limits {
+        update_packets: 60,
+        update_after: 300 * MS,
+        rekey_after: 700 * MS,
+        refuse_after: seconds(4),
+        ..Limits::default()
+    };
+    for seed in seeds(6) {
+        let link = Link { loss: 0.02, rate: Some(2_000_000), ..Link::default() };
+        let mut pair = pair_of(seed, link, Modes { limits, ..modes(SecureMode::S1) });
+        let ids = pair.connect(7).expect("connects");
+        let data = pattern(6 << 20, seed);
+        let (mut at, mut got, mut moved) = (0, Vec::new(), false);
+        let done = pair.run_until(seconds(120), |p| {
+            let now = p.now;
+            while at < data.len() {
+                match p.endpoint(Side::A).write(now, ids.0, &data[at..]) {
+                    Ok(n) => at += n,
+                    Err(WriteError::Blocked) => break,
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            let mut buf = [0; 16_384];
+            while let Ok(n @ 1..) = p.endpoint(Side::B).read(now, ids.1, &mut buf) {
+                got.extend_from_slice(&buf[..n]);
+            }
+            if !moved && got.len() > data.len() / 2 {
+                moved = true;
+                p.host(Side::A).addr = "198.51.100.77:777".parse().expect("address");
+            }
+            got.len() >= data.len()
+        });
+        assert!(done && got == data, "seed {seed}: {} bytes", got.len());
+        assert!(pair.endpoint(Side::A).stats().handshakes >= 3, "seed {seed}");
+        let path = pair.endpoint(Side::B).connection_path(ids.1).expect("path");
+        assert_eq!(path.remote, pair.host(Side::A).addr);
+    }
+}
+
+/// The loss of what one stream sent holds that one up, and no other.
+#[test]
+fn of_two_thousand_streams_none_waits_for_another() {
+    let cfg = Config { max_connections_per_peer: 3_000, accept_queue: 3_000, ..Config::default() };
+    let mut pair = Pair::with_modes(4, far(), cfg, modes(SecureMode::S1));
+    let mut echo = Echo::default();
+    ask(&mut pair, &mut echo, 7, b"warm");
+    pair.run_for(seconds(1));
+    let (now, to) = (pair.now, port_of(&mut pair, 7));
+    let mut waiting = HashMap::new();
+    for n in 0..2_000u32 {
+        let a = pair.endpoint(Side::A);
+        let id = a.connect(now, to).expect("within the limit");
+        let text = [&n.to_be_bytes()[..], &[7; 396]].concat();
+        a.write(now, id, &text).expect("room");
+        a.shutdown(now, id).expect("open");
+        waiting.insert(id, text);
+    }
+    // One datagram of A's is lost, with what three streams or so had to say.
+    let mut count = 0;
+    pair.censor = Some(Box::new(move |side, bytes| {
+        count += usize::from(side == Side::A && bytes.len() > 1_000);
+        side == Side::A && bytes.len() > 1_000 && count == 3
+    }));
+    let mut times: Vec<Duration> = Vec::new();
+    pair.run_until(seconds(60), |p| {
+        echo.serve(p, 7);
+        let at = p.now;
+        waiting.retain(|id, text| {
+            let mut buf = [0; 500];
+            let Ok(n @ 1..) = p.endpoint(Side::A).read(at, *id, &mut buf) else { return true };
+            assert!(buf[..n] == text[..n]);
+            times.push(at.duration_since(now));
+            false
+        });
+        waiting.is_empty()
+    });
+    assert_eq!(times.len(), 2_000, "all were answered");
+    times.sort_unstable();
+    let first_flight = times.iter().filter(|t| **t < 45 * MS).count();
+    // Ten packets of 1,200 bytes with three streams each, less one.
+    assert!(
+        first_flight >= 20,
+        "{first_flight} were answered after one round trip although a packet was lost"
+    );
+    let without: Duration = times[1_990];
+    assert!(*times.last().expect("some") < seconds(2), "{without:?}");
+    let per_stream = pair.sent[0] as f64 / 2_000.0;
+    assert!(per_stream < 1.5, "{per_stream} datagrams per stream");
+}
+
+#[test]
+fn nobody_listens_and_the_answer_says_so() {
+    let mut pair = pair_of(5, far(), modes(SecureMode::S1));
+    let (now, to) = (pair.now, port_of(&mut pair, 99));
+    let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+    pair.endpoint(Side::A).write(now, id, b"anybody?").expect("room");
+    let refused = pair.run_until(seconds(5), |p| {
+        let now = p.now;
+        p.endpoint(Side::A).read(now, id, &mut [0; 8]) == Err(ReadError::Connect(ConnectError::Refused))
+    });
+    assert!(refused);
+    assert!(pair.now.duration_since(now) < 85 * MS, "with the first answer");
+    assert_eq!(pair.endpoint(Side::A).connect_error(id), Some(ConnectError::Refused));
+    assert!(pair.host(Side::A).events.contains(&Event::Closed(id)));
+    let now = pair.now;
+    pair.endpoint(Side::A).close(now, id);
+    pair.run_for(seconds(2));
+    for side in [Side::A, Side::B] {
+        assert_eq!(pair.endpoint(side).memory().connections, 0, "{side:?}");
+    }
+}
+
+/// More calls than the queue holds wait behind it, with all that they carry.
+#[test]
+fn a_full_accept_queue_loses_nothing() {
+    let cfg = Config { accept_queue: 4, ..Config::default() };
+    let mut pair = Pair::with_modes(6, far(), cfg, modes(SecureMode::S1));
+    let _ = pair.endpoint(Side::B).listen(7);
+    let (now, to) = (pair.now, port_of(&mut pair, 7));
+    for n in 0..30u8 {
+        let a = pair.endpoint(Side::A);
+        let id = a.connect(now, to).expect("known");
+        a.write(now, id, &[n]).expect("room");
+    }
+    pair.run_for(seconds(1));
+    let now = pair.now;
+    let mut seen = Vec::new();
+    while let Some((id, _)) = pair.endpoint(Side::B).accept(7) {
+        let mut buf = [0; 4];
+        assert_eq!(pair.endpoint(Side::B).read(now, id, &mut buf), Ok(1));
+        seen.push(buf[0]);
+    }
+    assert_eq!(seen, (0..30).collect::<Vec<u8>>());
+}
+
+/// Behind a closed gate a stream waits for the verdict.
+#[test]
+fn the_gate_holds_streams() {
+    for admitted in [true, false] {
+        let mut pair = pair_of(7, far(), modes(SecureMode::S1));
+        pair.endpoint(Side::B).set_gate(true);
+        let _ = pair.endpoint(Side::B).listen(7);
+        let (now, to) = (pair.now, port_of(&mut pair, 7));
+        let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+        pair.endpoint(Side::A).write(now, id, b"please").expect("room");
+        pair.run_for(seconds(1));
+        assert!(pair.endpoint(Side::B).accept(7).is_none());
+        let node = pair.host(Side::A).address.node;
+        assert!(pair.host(Side::B).events.contains(&Event::Knock { peer: node }));
+        let now = pair.now;
+        pair.endpoint(Side::B).admit(now, node, admitted.then_some(now + seconds(60)));
+        pair.run_for(seconds(1));
+        let got = pair.endpoint(Side::B).accept(7);
+        assert_eq!(got.is_some(), admitted);
+        let now = pair.now;
+        if let Some((far, _)) = got {
+            let mut buf = [0; 8];
+            assert_eq!(pair.endpoint(Side::B).read(now, far, &mut buf), Ok(6));
+        } else {
+            assert!(pair.endpoint(Side::A).read(now, id, &mut [0; 8]).is_err());
+        }
+    }
+}
+
+/// With one side that carries the draft's packets only, both do.
+#[test]
+fn a_peer_without_streams_is_spoken_to_as_before() {
+    for legacy in [[true, false], [false, true]] {
+        let mut pair = pair_of(8, far(), Modes { legacy, ..modes(SecureMode::S1) });
+        pair.record = true;
+        let time = ask(&mut pair, &mut Echo::default(), 7, b"hello").0;
+        assert!(time >= 120 * MS, "{time:?}");
+        let data = pattern(1 << 20, 3);
+        assert!(pair.transfer(&data).received == data);
+        assert!(pair.recorded.iter().any(|(_, bytes)| Kind::of(bytes) == Some(Kind::Data)));
+    }
+}
+
+/// Connections that began under the draft's keys go on after the upgrade; new ones are streams.
+#[test]
+fn connections_of_the_draft_live_on_in_a_tunnel_with_streams() {
+    let mut pair = pair_of(9, far(), Modes::both(SecureMode::Auto));
+    let old = pair.connect(7).expect("connects");
+    pair.run_for(seconds(5));
+    let mut echo = Echo::default();
+    let (time, _) = ask(&mut pair, &mut echo, 8, b"new");
+    assert!(time < 41 * MS, "{time:?}");
+    let now = pair.now;
+    pair.endpoint(Side::A).write(now, old.0, b"still").expect("room");
+    let mut buf = [0; 8];
+    let there = pair.run_until(seconds(2), |p| {
+        let now = p.now;
+        p.endpoint(Side::B).read(now, old.1, &mut buf) == Ok(5)
+    });
+    assert!(there, "in LEGACY");
+}
