@@ -113,6 +113,8 @@ pub(crate) struct Secure {
     pub(crate) streams: bool,
     /// Whose tunnel an index is that a peer chose. For stateless resets.
     pub(crate) remotes: HashMap<u32, u32>,
+    /// Streams that we kept with any peer before, and do not any more, were over then (§11.2).
+    pub(crate) lives_since: Instant,
     salt: u16,
     rng: ChaCha20Rng,
     began: Instant,
@@ -153,7 +155,17 @@ impl Secure {
             psks: network_secrets,
         };
         let node = Node::new(config, &mut s1::Cx { now, unix_ms, rng: &mut rng });
-        Self { node, mode, streams, remotes: HashMap::new(), salt, rng, began: now, began_unix_ms: unix_ms }
+        Self {
+            node,
+            mode,
+            streams,
+            remotes: HashMap::new(),
+            lives_since: now,
+            salt,
+            rng,
+            began: now,
+            began_unix_ms: unix_ms,
+        }
     }
 
     /// A registry calls us something else.

@@ -110,7 +110,8 @@ fn scope(options: &Options) -> Vec<String> {
 /// Builds the programs that `run_unit_and_integration` runs, with the features that they have there.
 fn build(options: &Options) -> Result<bool, Failure> {
     let mut command = cargo();
-    command.args(["test", "--no-run", "--quiet", "--tests", "--examples"]).args(scope(options));
+    // As `cargo test --no-run`, with the programs of packages that have no tests to run them.
+    command.args(["build", "--quiet", "--bins", "--tests", "--examples"]).args(scope(options));
     succeeds(&mut command)
 }
 

@@ -25,6 +25,7 @@ impl Endpoint {
         self.local = address;
         if let Some(secure) = &mut self.secure {
             secure.set_address(address);
+            secure.lives_since = now;
         }
         self.beacon.set_node(address.node, now);
     }

@@ -143,6 +143,9 @@ impl Endpoint {
         let Some((node, index)) = idle else { return false };
         self.by_node.remove(&node);
         if let Some(mut tunnel) = self.tunnels[index as usize].take() {
+            if let (Some(secure), Some(_)) = (&mut self.secure, &tunnel.mux) {
+                secure.lives_since = self.now;
+            }
             tunnel.close_s1(&mut self.secure);
             self.timers.remove(&mut tunnel.registered);
         }

@@ -43,7 +43,7 @@ pub fn s1_mux(base: Instant, data: &[u8]) {
     let route = Route::Direct(([192, 0, 2, 1], 1).into());
     let mut world = World {
         now: base,
-        mux: Mux::new(true, 1, &cfg),
+        mux: Mux::new(true, 1, base, &cfg),
         path: Path::new(Some(route), &cfg),
         under: Under { session: 1, index: 101, sealed: 0, former: None },
         cfg,
@@ -75,8 +75,12 @@ impl World {
     fn packet(&mut self, op: u8, input: &mut Input<'_>) {
         let mut bytes = Vec::new();
         if op & 0x80 == 0 {
-            let mut life = [0; 17];
-            let frame = Frame::Life { own: 1 + u64::from(op >> 6), peer: u64::from(op >> 5 & 1) };
+            let mut life = [0; 21];
+            let frame = Frame::Life {
+                own: 1 + u64::from(op >> 6),
+                peer: u64::from(op >> 5 & 1),
+                age: u32::from(op) << 3,
+            };
             if frame.encode(&mut life).is_ok() {
                 bytes.extend(life);
             }

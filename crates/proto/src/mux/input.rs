@@ -1,5 +1,7 @@
 //! Frames in (spec/secure.md §11.2 to §11.5).
 
+use std::time::{Duration, Instant};
+
 use pilotage_wire::s1::ack::Ack;
 use pilotage_wire::s1::frames::{Frame, Frames};
 use pilotage_wire::s1::stream::Stream as Piece;
@@ -18,6 +20,14 @@ use crate::connection::{Failure, Notify};
 use crate::event::{ConnectError, ConnectionId, ConnectionStats};
 use crate::send_buffer::SendBuffer;
 use crate::tunnel::path::Path;
+
+/// Whether what left at `first` can only have arrived in the life that now says to be of this age. It arrived a way later, and
+/// that word took a way to come: a round trip in all, which the lowest one is not more than. Clocks run apart by less than
+/// one part in 1,024.
+fn arrived_within(age: Duration, first: Instant, cx: &Cx<'_>) -> bool {
+    let ago = cx.now.saturating_duration_since(first);
+    ago + ago / 1_024 <= age + cx.path.rtt.min()
+}
 
 /// What was in a packet for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,8 +59,8 @@ impl Mux {
         for frame in Frames::new(frames).flatten() {
             eliciting |= frame.is_eliciting();
             match frame {
-                Frame::Life { own, peer } => {
-                    known = self.on_life(packet.session, own, peer, cx)?;
+                Frame::Life { own, peer, age } => {
+                    known = self.on_life(packet.session, (own, age), peer, cx)?;
                     taken &= known;
                 }
                 Frame::Legacy { .. }
@@ -85,7 +95,13 @@ impl Mux {
     }
 
     /// Which life the peer speaks of in a session, and to which of ours. `false` if one of them is a former one.
-    fn on_life(&mut self, session: u32, own: u64, peer: u64, cx: &mut Cx<'_>) -> Result<bool, u64> {
+    fn on_life(
+        &mut self,
+        session: u32,
+        (own, age): (u64, u32),
+        peer: u64,
+        cx: &mut Cx<'_>,
+    ) -> Result<bool, u64> {
         let knows_us = peer == 0 || peer == self.life;
         if !knows_us {
             // It will not be acknowledged; that it learns who we are is what it waits for.
@@ -102,22 +118,35 @@ impl Mux {
             self.lives.remove(0);
         }
         self.lives.push((session, own, knows_us));
-        if self.peer_life.replace(own).is_some_and(|old| old != own) {
-            self.on_reborn(cx);
+        let age = Duration::from_millis(age.into());
+        let held = std::mem::take(&mut self.held);
+        match self.peer_life.replace(own) {
+            Some(old) if old != own => self.on_reborn(age, cx),
+            None if held => self.on_known(age, cx),
+            _ => {}
         }
         Ok(knows_us)
     }
 
-    /// The peer has forgotten all streams. Those that it never answered, and that were opened so late that nothing came from the
-    /// former life since which can have left after their opening arrived, are opened again; the others are over.
-    fn on_reborn(&mut self, cx: &mut Cx<'_>) {
+    /// Who hears us in this session is known, and has kept streams for `age`. Those that another may have had are over.
+    fn on_known(&mut self, age: Duration, cx: &Cx<'_>) {
+        for slot in self.streams.slots() {
+            let first = self.streams.get(slot).and_then(|stream| stream.first_sent);
+            if first.is_some_and(|first| !arrived_within(age, first, cx)) {
+                self.reset(slot);
+            }
+            self.streams.mark(slot);
+        }
+    }
+
+    /// The peer has forgotten all streams, `age` ago or before. Those whose opening can only have arrived after that, where it
+    /// meant nothing any more, are opened again; the others are over: what they asked for may have been done.
+    fn on_reborn(&mut self, age: Duration, cx: &mut Cx<'_>) {
         cx.path.in_flight = cx.path.in_flight.saturating_sub(self.sent.forget());
         self.forget_peer(cx.cfg);
-        // Later than this nothing came that may have left after the stream's opening arrived.
-        let heard = self.heard.and_then(|t| t.checked_sub(cx.path.rtt.min()));
         for slot in self.streams.slots() {
             let Some(stream) = self.streams.get_mut(slot) else { continue };
-            let late = heard.is_none_or(|t| stream.first_sent.is_none_or(|sent| sent >= t));
+            let late = stream.first_sent.is_none_or(|first| arrived_within(age, first, cx));
             let untouched = stream.send.is_untouched() && stream.recv.highest == 0;
             if stream.incoming || !late || !untouched || stream.failure.is_some() {
                 self.fail(slot, Failure::Reset);
@@ -331,7 +360,7 @@ impl Mux {
         (self.backoff, self.probes) = (0, 0);
         self.stalled_at = self.sent.is_waiting().then_some(cx.now);
         if let Some(sample) = outcome.sample {
-            let held = std::time::Duration::from_micros(ack.delay.min(1 << 40) * 8).min(self.peer_ack_delay);
+            let held = Duration::from_micros(ack.delay.min(1 << 40) * 8).min(self.peer_ack_delay);
             let least = if cx.path.rtt.has_sample() { cx.path.rtt.min() } else { sample };
             cx.path.rtt.update(if sample >= least + held { sample - held } else { sample });
         }

@@ -132,9 +132,12 @@ fn tunnel_window(cfg: &Config) -> u64 {
 pub(crate) struct Mux {
     /// Our life, and whether the peer knows it in the session that sends.
     life: u64,
+    life_began: Instant,
     life_told: bool,
     /// The peer's, and which it told in which session, the newest last; and whether it knew ours then.
     peer_life: Option<u64>,
+    /// Streams were sent to a life that we never heard of, in a session before this: nothing more until it is known who hears us.
+    held: bool,
     lives: Vec<(u32, u64, bool)>,
     /// Bit 0 of the numbers of our streams.
     side: u64,
@@ -180,12 +183,15 @@ pub(crate) struct Mux {
 }
 
 impl Mux {
-    /// No streams. `smaller`: our identity is the smaller one. `life` is random.
-    pub(crate) fn new(smaller: bool, life: u64, cfg: &Config) -> Self {
+    /// No streams. `smaller`: our identity is the smaller one. `life` is random; at `began` at the latest every other that we had
+    /// with this peer was over.
+    pub(crate) fn new(smaller: bool, life: u64, began: Instant, cfg: &Config) -> Self {
         Self {
             life,
+            life_began: began,
             life_told: false,
             peer_life: None,
+            held: false,
             lives: Vec::new(),
             side: u64::from(!smaller),
             opened: 0,
@@ -224,7 +230,8 @@ impl Mux {
         self.told = Some(*told);
         self.take_limits();
         self.peer_ack_delay = Duration::from_micros(100 * u64::from(told.ack_delay));
-        self.ping_due |= speak;
+        self.held = self.peer_life.is_none() && self.streams.iter().any(|s| s.first_sent.is_some());
+        self.ping_due |= speak || self.held;
         let max = self.stream_max;
         for slot in self.streams.slots() {
             if let Some(stream) = self.streams.get_mut(slot) {
@@ -259,20 +266,34 @@ impl Mux {
 
     /// The peer, or we, have forgotten everything about the streams: they end.
     pub(crate) fn end(&mut self, failure: Failure, cx: &mut Cx<'_>) {
+        self.end_but(failure, &[], cx);
+    }
+
+    fn end_but(&mut self, failure: Failure, spared: &[u32], cx: &mut Cx<'_>) {
         for slot in self.streams.slots() {
-            self.fail(slot, failure);
+            if !spared.contains(&slot) {
+                self.fail(slot, failure);
+            }
         }
         self.streams.clear_rounds();
+        spared.iter().for_each(|slot| self.streams.mark(*slot));
         cx.path.in_flight = cx.path.in_flight.saturating_sub(self.sent.forget());
     }
 
     /// As [`Self::end`], and what follows has nothing to do with what was.
     pub(crate) fn end_life(&mut self, failure: Failure, cx: &mut Cx<'_>) {
-        self.end(failure, cx);
+        self.end_life_but(failure, &[], cx);
+    }
+
+    /// As [`Self::end_life`], but for some streams of which nothing left.
+    fn end_life_but(&mut self, failure: Failure, spared: &[u32], cx: &mut Cx<'_>) {
+        self.end_but(failure, spared, cx);
         // Another one than before is all that it has to be.
         self.life = self.life.wrapping_add(1).max(1);
+        self.life_began = cx.now;
         self.forget_peer(cx.cfg);
         (self.peer_life, self.under, self.told) = (None, None, None);
+        self.held = false;
         self.lives.clear();
         self.ping_due = false;
     }
@@ -336,12 +357,12 @@ impl Mux {
             || self.max_streams_due
             || self.ping_due
             || self.probes > 0
-            || !self.streams.control.is_empty()
+            || (!self.held && !self.streams.control.is_empty())
     }
 
     /// Data of streams is to be sent.
     pub(crate) fn has_data(&self) -> bool {
-        !self.streams.ready.is_empty() || !self.streams.urgent.is_empty()
+        !self.held && (!self.streams.ready.is_empty() || !self.streams.urgent.is_empty())
     }
 
     /// Something of ours waits for an answer.

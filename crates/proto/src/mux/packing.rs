@@ -88,7 +88,9 @@ impl Mux {
         }
         let Some(buf) = out.get_mut(..limit) else { return Polled::Nothing };
         let mut out = Out { buf, at: 0, eliciting: false, counted: false, closed: false };
-        let life = Frame::Life { own: self.life, peer: self.peer_life.unwrap_or(0) };
+        let age = cx.now.saturating_duration_since(self.life_began).as_millis();
+        let age = u32::try_from(age).unwrap_or(u32::MAX);
+        let life = Frame::Life { own: self.life, peer: self.peer_life.unwrap_or(0), age };
         if !self.life_told && out.put(&life) {
             self.sent.stage(Item::Life { session: under.session });
         }
@@ -183,7 +185,8 @@ impl Mux {
                 self.sent.stage(Item::MaxStreams);
             }
         }
-        while out.room() >= 3 * CONTROL_MIN
+        while !self.held
+            && out.room() >= 3 * CONTROL_MIN
             && let Some(slot) = self.streams.front(Round::Control)
         {
             self.put_about(slot, out, cx);
@@ -197,7 +200,14 @@ impl Mux {
         let Self { streams, sent, .. } = self;
         let Some(stream) = streams.get_mut(slot) else { return };
         let Some(number) = stream.number else {
+            // The peer does not know the stream: there is nothing to tell it.
             stream.recv.max_due = false;
+            for ending in [&mut stream.send.reset, &mut stream.recv.stop] {
+                if ending.is_open() {
+                    *ending = Ending::Done;
+                }
+            }
+            self.settle_end(slot);
             return;
         };
         if let Ending::Due(code) = stream.send.reset {

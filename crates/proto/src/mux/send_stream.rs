@@ -87,12 +87,17 @@ impl SendHalf {
     /// Whether [`Self::next`] has something, were there credit for it.
     pub(crate) fn wants_to_send(&self) -> bool {
         self.reset == Ending::None
-            && (self.open_due || self.has_lost() || self.fin_is_due() || self.sendable() > 0)
+            && (self.must_open() || self.has_lost() || self.fin_is_due() || self.sendable() > 0)
     }
 
     /// Something is to be sent again.
     pub(crate) fn has_lost(&self) -> bool {
         self.reset == Ending::None && (!self.lost.is_empty() || self.fin_lost)
+    }
+
+    /// An empty piece leaves, for its ports: once the peer knows the stream it would say nothing.
+    fn must_open(&self) -> bool {
+        self.open_due && self.opening
     }
 
     fn fin_is_due(&self) -> bool {
@@ -120,7 +125,7 @@ impl SendHalf {
         let start = self.buf.next();
         let len = self.sendable().min(room as u64).min(credit);
         let fin = self.fin_queued && start + len == end && (!self.fin_sent || self.fin_lost);
-        if len == 0 && !fin && !self.open_due {
+        if len == 0 && !fin && !self.must_open() {
             return None;
         }
         Some(Chunk { range: start..start + len, fin, fresh: len })

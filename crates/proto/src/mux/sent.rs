@@ -401,6 +401,17 @@ impl Sent {
         lost
     }
 
+    /// Takes the oldest packets under way for lost: so many that count, and those that do not among them.
+    pub(crate) fn lose_oldest(&mut self, packets: usize) {
+        let (mut lost, mut left) = (Lost::default(), packets);
+        for at in 0..self.packets.len() {
+            if left > 0 && self.packets[at].state == State::InFlight {
+                left -= usize::from(self.packets[at].size > 0);
+                self.lose(at, &mut lost);
+            }
+        }
+    }
+
     /// Makes the items of the oldest packets under way due again, although they may still arrive: for probes.
     pub(crate) fn repeat_oldest(&mut self, packets: usize) {
         let oldest = self.packets.iter().filter(|p| p.state == State::InFlight).take(packets);

@@ -81,10 +81,10 @@ fn base() -> Instant {
 }
 
 impl End {
-    fn new(smaller: bool, cfg: &Config, life: u64) -> Self {
+    fn new(smaller: bool, cfg: &Config, life: u64, began: Instant) -> Self {
         let route = Route::Direct("192.0.2.1:1".parse().expect("address"));
         Self {
-            mux: Mux::new(smaller, life, cfg),
+            mux: Mux::new(smaller, life, began, cfg),
             path: Path::new(Some(route), cfg),
             cfg: cfg.clone(),
             address: Address::new(0, 1 + u32::from(smaller)),
@@ -169,9 +169,10 @@ impl Pair {
     }
 
     fn with(seed: u64, trouble: Trouble, cfg: &Config) -> Self {
+        let now = base();
         let mut pair = Self {
-            now: base(),
-            ends: [End::new(true, cfg, 111), End::new(false, cfg, 222)],
+            now,
+            ends: [End::new(true, cfg, 111, now), End::new(false, cfg, 222, now)],
             flights: [Vec::new(), Vec::new()],
             trouble,
             rng: ChaCha8Rng::seed_from_u64(seed),
@@ -459,11 +460,17 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     let old = pair.ends[0].open(now, 7);
     pair.ends[0].mux.write(old, b"one").expect("room");
     pair.run(100 * MS, |_| false);
-    // A new process at the other side, with the same keys' owner.
-    let cfg = Config::default();
-    pair.ends[1] = End { address: pair.ends[1].address, ..End::new(false, &cfg, 333) };
-    pair.flights = [Vec::new(), Vec::new()];
+    // The process dies: whether it had a question that it did not answer is not known.
     let now = pair.now;
+    let unsure = pair.ends[0].open(now, 9);
+    pair.ends[0].mux.write(unsure, b"six").expect("room");
+    pair.flush();
+    pair.now += 21 * MS;
+    // A new one at the other side, with the same keys' owner.
+    let cfg = Config::default();
+    let now = pair.now;
+    pair.ends[1] = End { address: pair.ends[1].address, ..End::new(false, &cfg, 333, now) };
+    pair.flights = [Vec::new(), Vec::new()];
     let late = pair.ends[0].open(now, 8);
     pair.ends[0].mux.write(late, b"two").expect("room");
     pair.new_session(1);
@@ -471,7 +478,9 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     let now = pair.now;
     assert_eq!(pair.ends[0].read(now, old, &mut [0; 9]), Err(ReadError::Reset));
     assert_eq!(pair.ends[0].mux.write(old, b"x"), Err(WriteError::Reset));
-    // What was never answered reaches the new process.
+    assert_eq!(pair.ends[0].read(now, unsure, &mut [0; 9]), Err(ReadError::Reset));
+    // What only the new process can have had reaches it.
+    assert_eq!(pair.ends[1].incoming.len(), 1);
     let far = pair.ends[1].incoming[0];
     let mut got = Vec::new();
     pair.ends[1].drain(now, far, &mut got);

@@ -119,7 +119,7 @@ impl Mux {
         let (stalled, silent) = (since(self.stalled_at), since(self.heard));
         let limit = cx.cfg.user_timeout;
         if stalled != Duration::MAX && stalled >= limit && (silent >= limit || stalled >= limit * 4) {
-            self.end_life(Failure::TimedOut, cx);
+            self.give_up_life(cx);
             return Due::GaveUp;
         }
         self.backoff += 1;
@@ -136,11 +136,24 @@ impl Mux {
             }
             // That its answer is waited for keeps the timer running.
             self.ping_due = true;
+        } else if cx.path.in_flight > cx.path.controller.window() + 2 * cx.path.datagram_size() as u64 {
+            // Probes whose answers came and said nothing of what is under way: no more is put on the path than is taken from it.
+            let before = self.sent.in_flight;
+            self.sent.lose_oldest(usize::from(PROBES));
+            self.sync_in_flight(before, cx.path);
         } else {
             self.sent.repeat_oldest(usize::from(PROBES));
         }
         self.take_lost();
         Due::Probe
+    }
+
+    /// The peer is silent. What never left of streams goes on waiting: it may be the first that hears of it again.
+    fn give_up_life(&mut self, cx: &mut Cx<'_>) {
+        let waits = |s: &super::Stream| s.first_sent.is_none() && s.failure.is_none() && !s.incoming;
+        let slots = self.streams.slots().into_iter();
+        let waiting: Vec<u32> = slots.filter(|slot| self.streams.get(*slot).is_some_and(waits)).collect();
+        self.end_life_but(Failure::TimedOut, &waiting, cx);
     }
 
     /// What is under way went where the peer is no longer: it goes again, and the new path is not blamed.

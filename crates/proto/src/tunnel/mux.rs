@@ -75,7 +75,7 @@ impl Tunnel {
         if self.mux.is_none() {
             let smaller = self.key.is_some_and(|key| cx.identity.public_key() < key);
             let life = secure.draw();
-            self.mux = Some(Box::new(Mux::new(smaller, life, cx.cfg)));
+            self.mux = Some(Box::new(Mux::new(smaller, life, secure.lives_since, cx.cfg)));
         }
         self.with_mux(cx, |mux, _| mux.on_session(under, &told, initiator));
         self.convert = true;

@@ -38,6 +38,8 @@ pub struct NodePlan {
     pub mode: SecureMode,
     /// How long its keys of S1 live.
     pub limits: Limits,
+    /// Whether its connections in S1 are streams of S1.
+    pub streams: bool,
 }
 
 /// Something bad that happens at a time.

@@ -55,7 +55,11 @@ impl Plan {
         let mut plan = Self::random(seed);
         let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x0073_6563_7572));
         let other = if dice.chance(0.5) { SecureMode::S1 } else { SecureMode::Draft };
+        // Dice of their own, as above.
+        let mut streams = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x7374_7265_616d));
+        let share = streams.one_of(&[0.0, 0.8, 1.0, 1.0]);
         for node in &mut plan.nodes {
+            node.streams = streams.chance(share);
             node.mode = if dice.chance(0.6) { SecureMode::Auto } else { other };
             if dice.chance(0.5) {
                 node.limits.update_packets = dice.skewed(2, 1_000);
@@ -159,7 +163,7 @@ fn node(dice: &mut Dice, rough: bool) -> NodePlan {
     }
     let ppm = if dice.chance(0.5) { dice.below(1_001) as i64 - 500 } else { 0 };
     let (up, down) = (link(dice, rough), link(dice, rough));
-    NodePlan { config, up, down, ppm, mode: SecureMode::Draft, limits: Limits::default() }
+    NodePlan { config, up, down, ppm, mode: SecureMode::Draft, limits: Limits::default(), streams: false }
 }
 
 fn link(dice: &mut Dice, rough: bool) -> Link {

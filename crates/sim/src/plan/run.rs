@@ -13,6 +13,8 @@ use crate::world::{Ending, FlowPlan, Invariant, Memory, Power, World};
 
 /// Longest time until a healed registry knows all nodes: a heartbeat, or the longest pause between tries, and the calls.
 const REGISTERED: Duration = Duration::from_secs(90);
+/// From the restart of processes until streams of S1 are opened that have to arrive.
+const RESTARTED: Duration = Duration::from_secs(2);
 /// Longest time until everything that was begun has ended: user and idle timeouts, with room for retries.
 const ENDING: Duration = Duration::from_secs(300);
 /// From the last end until nothing may be sent any more: TIME_WAIT and late retransmissions.
@@ -56,7 +58,7 @@ impl Plan {
         let mut world = World::new(self.seed);
         for node in &self.nodes {
             let id = world.add_node(node.config.clone(), node.up.clone(), node.down.clone(), node.ppm);
-            world.speak_s1(id, node.mode, node.limits);
+            world.speak_s1(id, node.mode, node.limits, node.streams);
         }
         let last = FIRST_NODE + self.nodes.len();
         if self.beacon {
@@ -167,7 +169,9 @@ impl Plan {
         if self.registry && !self.demand_registration(world, &nodes) {
             return;
         }
-        let start = world.elapsed();
+        // A stream of S1 that leaves in the instant of its peer's restart may be reset (spec/secure.md §11.2, 4).
+        let streams = self.nodes.iter().any(|node| node.streams);
+        let start = world.elapsed() + if streams { RESTARTED } else { Duration::ZERO };
         let mut fresh = Vec::new();
         for &from in &nodes {
             for &to in nodes.iter().filter(|to| **to != from) {

@@ -121,7 +121,7 @@ pub struct Node {
     pub key: [u8; 32],
     pub(super) identity_seed: [u8; 32],
     /// Which modes it speaks, and how long its keys of S1 live.
-    pub(super) secure: (SecureMode, Limits),
+    pub(super) secure: (SecureMode, Limits, bool),
     /// When the first of its processes began.
     began: Instant,
     pub(super) buf: TransmitBuf,
@@ -230,11 +230,11 @@ impl Node {
 
     /// Switches S1 on, if the node is to speak it. `seed` is the process's; nothing else is drawn.
     pub(super) fn speak_s1(&mut self, now: Instant, seed: &[u8; 32]) {
-        let (mode, limits) = self.secure;
+        let (mode, limits, streams) = self.secure;
         let device = blake3::derive_key("pilotage simulator: device secret", &self.identity_seed);
         let seed = blake3::derive_key("pilotage simulator: randomness of S1", seed);
         let up = now.saturating_duration_since(self.began).as_millis() as u64;
-        let config = SecureConfig { limits, ..SecureConfig::new(mode, UNIX_MS + up, device) };
+        let config = SecureConfig { limits, streams, ..SecureConfig::new(mode, UNIX_MS + up, device) };
         self.endpoint.enable_s1(now, config, &seed);
     }
 

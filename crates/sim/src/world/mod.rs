@@ -238,10 +238,10 @@ impl World {
     }
 
     /// Lets a node speak S1. Before anybody is introduced to it.
-    pub fn speak_s1(&mut self, id: HostId, mode: SecureMode, limits: Limits) {
+    pub fn speak_s1(&mut self, id: HostId, mode: SecureMode, limits: Limits, streams: bool) {
         let now = self.local(id);
         if let Some(node) = self.hosts[id].node_mut() {
-            node.secure = (mode, limits);
+            node.secure = (mode, limits, streams);
             let seed = node.key;
             node.speak_s1(now, &seed);
         }

@@ -146,6 +146,8 @@ pub enum Frame<'a> {
         own: u64,
         /// Of the receiver as the sender knows it; 0 if it knows none.
         peer: u64,
+        /// For how long the sender has had its own at least, milliseconds.
+        age: u32,
     },
     /// A message between two ports.
     Datagram {
@@ -227,9 +229,10 @@ impl<'a> Frame<'a> {
                 out.prefixed(record);
             }
             Self::Rekey => out.u8(0x14),
-            Self::Life { own, peer } => {
+            Self::Life { own, peer, age } => {
                 tagged(&mut out, 0x15, &own.to_be_bytes());
                 out.put(&peer.to_be_bytes());
+                out.put(&age.to_be_bytes());
             }
             Self::Datagram { source, destination, data, to_end } => {
                 out.u8(DATAGRAM | u8::from(!to_end));
@@ -405,9 +408,9 @@ fn read_new_index<'a>(read: &mut Reader<'a>) -> Result<Frame<'a>, Malformed> {
 }
 
 fn read_life<'a>(read: &mut Reader<'a>) -> Result<Frame<'a>, Malformed> {
-    match (read.u64()?, read.u64()?) {
-        (0, _) => Err(Malformed::Value("life")),
-        (own, peer) => Ok(Frame::Life { own, peer }),
+    match (read.u64()?, read.u64()?, read.u32()?) {
+        (0, ..) => Err(Malformed::Value("life")),
+        (own, peer, age) => Ok(Frame::Life { own, peer, age }),
     }
 }
 

@@ -84,7 +84,7 @@ proptest! {
             Frame::Close { code: a, reason },
             Frame::Record(&record),
             Frame::Rekey,
-            Frame::Life { own: u64::from_be_bytes(eight) | 1, peer: a },
+            Frame::Life { own: u64::from_be_bytes(eight) | 1, peer: a, age: a as u32 },
         ] {
             round_trips(&frame);
         }
@@ -303,7 +303,7 @@ fn strict_decoders_refuse_a_second_form() {
     assert_eq!(refused(&[]), Malformed::Truncated);
     assert_eq!(refused(&[0x16]), Malformed::Type(0x16));
     assert_eq!(refused(&[0x30]), Malformed::Type(0x30));
-    assert_eq!(refused(&[&[0x15][..], &[0; 16]].concat()), Malformed::Value("life"));
+    assert_eq!(refused(&[&[0x15][..], &[0; 20]].concat()), Malformed::Value("life"));
     // MAX_DATA 5 in two bytes.
     assert_eq!(refused(&[0x08, 0x40, 0x05]), Malformed::Varint);
     // STREAM with an offset that is 0, and one that is empty and says nothing.

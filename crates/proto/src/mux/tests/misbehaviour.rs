@@ -10,7 +10,7 @@ fn taken(frames: &[Frame<'_>]) -> Result<(), u64> {
 
 fn hostile(pair: &mut Pair, frames: &[Frame<'_>]) -> Result<(), u64> {
     let mut bytes = vec![0; 4_096];
-    let mut at = Frame::Life { own: 222, peer: 0 }.encode(&mut bytes).expect("fits");
+    let mut at = Frame::Life { own: 222, peer: 0, age: 0 }.encode(&mut bytes).expect("fits");
     for frame in frames {
         at += frame.encode(&mut bytes[at..]).expect("fits");
     }
@@ -113,8 +113,8 @@ fn frames_of_a_stream_that_is_over_are_ignored() {
 
 #[test]
 fn a_life_that_changes_within_a_session() {
-    assert_eq!(taken(&[Frame::Life { own: 222, peer: 111 }]), Ok(()));
-    assert_eq!(taken(&[Frame::Life { own: 223, peer: 111 }]), Err(MALFORMED));
+    assert_eq!(taken(&[Frame::Life { own: 222, peer: 111, age: 0 }]), Ok(()));
+    assert_eq!(taken(&[Frame::Life { own: 223, peer: 111, age: 0 }]), Err(MALFORMED));
 }
 
 /// What is meant for a former process of ours is left alone, and its sender learns that.
@@ -122,7 +122,7 @@ fn a_life_that_changes_within_a_session() {
 fn nothing_for_a_former_life_of_ours_counts() {
     let mut pair = Pair::new(1, CLEAN);
     pair.flush();
-    let frames = [Frame::Life { own: 222, peer: 110 }, piece(0, 0, b"abc", false)];
+    let frames = [Frame::Life { own: 222, peer: 110, age: 0 }, piece(0, 0, b"abc", false)];
     let mut bytes = [0; 100];
     let mut at = 0;
     for frame in frames {
@@ -145,7 +145,7 @@ fn nothing_of_a_former_life_counts() {
     let mut pair = Pair::new(1, CLEAN);
     assert_eq!(hostile(&mut pair, &[piece(0, 0, b"old", false)]), Ok(()));
     let mut bytes = vec![0; 100];
-    let mut at = Frame::Life { own: 999, peer: 111 }.encode(&mut bytes).expect("fits");
+    let mut at = Frame::Life { own: 999, peer: 111, age: 0 }.encode(&mut bytes).expect("fits");
     at += piece(0, 0, b"new", false).encode(&mut bytes[at..]).expect("fits");
     let flight = Flight { at: pair.now, order: 0, session: 1, number: 0, frames: bytes[..at].to_vec() };
     pair.deliver(0, &flight);
