@@ -215,7 +215,7 @@ pub(crate) struct NodeArgs {
     /// Congestion control of what this node sends [default: bbr]
     #[arg(long, value_enum, value_name = "NAME", env = "PILOTAGE_CONGESTION")]
     pub(crate) congestion: Option<Congestion>,
-    /// Protection of tunnels [default: draft]
+    /// Protection of tunnels [default: auto]
     #[arg(long, value_enum, value_name = "MODE", env = "PILOTAGE_SECURE_MODE")]
     pub(crate) secure_mode: Option<Protection>,
     /// Secret of a network, the same at all its nodes: sessions of S1 in it are for those who have it. The file holds 64 hex digits
@@ -226,9 +226,9 @@ pub(crate) struct NodeArgs {
         value_delimiter = ','
     )]
     pub(crate) network_secrets: Vec<NetworkSecret>,
-    /// In S1, use its own streams instead of carrying the draft's packets (experimental)
-    #[arg(long, env = "PILOTAGE_SECURE_STREAMS")]
-    pub(crate) secure_streams: bool,
+    /// In S1, carry the draft's packets instead of its own streams
+    #[arg(long, env = "PILOTAGE_NO_SECURE_STREAMS")]
+    pub(crate) no_secure_streams: bool,
     /// Agree on new keys with a peer after this long [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = parse_rekey_after)]
     pub(crate) rekey_after: Option<Duration>,

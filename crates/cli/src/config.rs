@@ -223,7 +223,7 @@ impl Settings {
     }
 
     pub(crate) fn secure_mode(&self, args: &NodeArgs) -> Protection {
-        args.secure_mode.or(self.file.secure_mode).unwrap_or(Protection::Draft)
+        args.secure_mode.or(self.file.secure_mode).unwrap_or(Protection::Auto)
     }
 
     /// Secrets of networks: those of the command line, else those of the file.

@@ -69,7 +69,7 @@ pub(crate) fn start_with(context: &Context, args: &NodeArgs, hub_required: bool)
         let (network, secret) = secret.read()?;
         builder = builder.network_secret(network, secret);
     }
-    builder = builder.secure_streams(args.secure_streams);
+    builder = builder.secure_streams(!args.no_secure_streams);
     for peer in &args.peers {
         builder = builder.peer(peer.address, peer.at, peer.key);
     }

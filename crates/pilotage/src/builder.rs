@@ -87,10 +87,10 @@ impl Default for NodeBuilder {
             config: Config::default(),
             recv_buffer: SOCKET_BUFFER,
             send_buffer: SOCKET_BUFFER,
-            secure: SecureMode::Draft,
+            secure: SecureMode::Auto,
             secure_limits: Limits::default(),
             network_secrets: Vec::new(),
-            secure_streams: false,
+            secure_streams: true,
         }
     }
 }
@@ -295,7 +295,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Which protection tunnels get: the draft's, S1, or whichever the peer speaks (spec/secure.md §12). Default: the draft's.
+    /// Which protection tunnels get: the draft's, S1, or whichever the peer speaks (spec/secure.md §12), which is the default.
     pub fn secure_mode(mut self, mode: SecureMode) -> Self {
         self.secure = mode;
         self
@@ -315,8 +315,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Whether connections in S1 are streams of its own frame layer, with peers that have it (spec/secure.md §11). Default: no,
-    /// the draft's packets travel in S1's frames. Experimental: a stream of which a restarted peer said nothing yet may be reset.
+    /// Whether connections in S1 are streams of its own frame layer, with peers that have it (spec/secure.md §11): the
+    /// default. Otherwise the draft's packets travel in S1's frames.
     pub fn secure_streams(mut self, streams: bool) -> Self {
         self.secure_streams = streams;
         self

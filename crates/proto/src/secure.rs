@@ -83,8 +83,8 @@ pub struct SecureConfig {
     pub limits: Limits,
     /// Secrets of networks (spec/secure.md §6.1): within these networks nobody without the secret has a session with us.
     pub network_secrets: Vec<(NetworkId, Secret)>,
-    /// Whether connections within S1 are streams of its own frame layer (spec/secure.md §11), with peers that have it. Without,
-    /// which is the default, packets of the draft travel in S1's frames.
+    /// Whether connections within S1 are streams of its own frame layer (spec/secure.md §11), with peers that have it: the
+    /// default. Without, packets of the draft travel in S1's frames.
     pub streams: bool,
 }
 
@@ -99,7 +99,7 @@ impl SecureConfig {
             suites: Suite::offer(Suite::cpu_has_aes()),
             limits: Limits::default(),
             network_secrets: Vec::new(),
-            streams: false,
+            streams: true,
         }
     }
 }
