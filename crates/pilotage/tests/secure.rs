@@ -244,3 +244,79 @@ fn without_its_own_streams_s1_carries_the_drafts_packets() {
         assert!(client.connect(Peer::At(server.address(), server.local_addr()), 99).is_err());
     });
 }
+
+/// Idempotent messages on sockets: with the prekey of the last session, which the pin remembers, the question and its answer
+/// need no session before them. Blocking and async; a node that takes none early gets them all the same.
+#[test]
+fn idempotent_messages_and_their_answers_come_first() {
+    within(120 * SECOND, || {
+        let dir = tempfile::tempdir().expect("directory");
+        let server = |n: u8, early| {
+            let node = builder().identity(identity(n)).secure_mode(SecureMode::S1).secure_early(early);
+            node.start().expect("server")
+        };
+        let servers = [server(40, true), server(41, false)];
+        let clocks: Vec<_> = servers.iter().map(|node| node.bind_datagram(9).expect("free")).collect();
+        // Nothing early is taken before the process is so old.
+        std::thread::sleep(21 * SECOND);
+        let client = || {
+            let mut client =
+                builder().identity(identity(42)).state_dir(dir.path()).secure_mode(SecureMode::S1);
+            for (node, n) in servers.iter().zip([40, 41]) {
+                client = client.peer(node.address(), node.local_addr(), Some(identity(n).public_key()));
+            }
+            client.start().expect("client")
+        };
+        // Round 0 learns the prekeys; from then on they are known.
+        for round in 0..3 {
+            let client = client();
+            let socket = client.bind_datagram(5).expect("free");
+            for (node, clock) in servers.iter().zip(&clocks) {
+                let to = node.address();
+                match round {
+                    2 => block_on(socket.send_idempotent_async(to, 9, b"when?")).expect("sent"),
+                    _ => socket.send_idempotent(to, 9, b"when?").expect("sent"),
+                }
+                let question = clock.recv_timeout(20 * SECOND).expect("the question");
+                assert_eq!(question.data, b"when?");
+                clock.send_to(question.from.address, question.from.port, b"now").expect("sent");
+                let answer = socket.recv_timeout(20 * SECOND).expect("the answer");
+                assert_eq!((answer.data, answer.from.address), (b"now".to_vec(), to));
+            }
+            let stats = client.stats().endpoint;
+            let early = if round == 0 { (0, 0, 0) } else { (2, 1, 1) };
+            assert_eq!(
+                (stats.early_sent, stats.early_accepted, stats.early_repeated),
+                early,
+                "round {round}"
+            );
+            client.close();
+        }
+        let taken = servers.each_ref().map(|node| node.stats().endpoint.early_taken);
+        assert_eq!(taken, [2, 0]);
+        assert!(
+            clocks.iter().all(|clock| clock.recv_timeout(Duration::from_millis(50)).is_none()),
+            "once each"
+        );
+    });
+}
+
+/// Waits for a future that some thread completes.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let mut future = std::pin::pin!(future);
+    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    loop {
+        if let std::task::Poll::Ready(value) =
+            future.as_mut().poll(&mut std::task::Context::from_waker(&waker))
+        {
+            return value;
+        }
+        std::thread::park_timeout(SECOND);
+    }
+}

@@ -15,7 +15,7 @@ use super::Endpoint;
 use super::peers::Held;
 use crate::s1::{Incoming, OpenError, PeerPrekey, Refusal, Source, Verdict};
 use crate::secure::{Mode, Secure, SecureConfig, SecureMode};
-use crate::tunnel::{Inner, Route};
+use crate::tunnel::{Brought, Inner, Route};
 
 /// Codes of CLOSE.
 const MALFORMED: u64 = 1;
@@ -175,15 +175,30 @@ impl Endpoint {
         }
         tunnel.on_received(route, len, now);
         match tunnel.on_s1_incoming(*incoming, route, &mut cx) {
-            Ok(Some((slot, displaced))) => {
-                if let Some(tunnel) = self.tunnel_mut(slot) {
+            Ok(Brought { displaced, early }) => {
+                if let Some((slot, displaced)) = displaced
+                    && let Some(tunnel) = self.tunnel_mut(slot)
+                {
                     tunnel.drop_unconfirmed(displaced);
                 }
+                self.on_early(now, index, &early.unwrap_or_default());
             }
-            Ok(None) => {}
             Err(refusal) => self.count_refusal(refusal),
         }
         self.mark_dirty(index, now);
+    }
+
+    /// Early data that was taken: datagrams.
+    fn on_early(&mut self, now: Instant, index: u32, frames: &[u8]) {
+        for frame in Frames::new(frames).flatten() {
+            if let Frame::Datagram { source, destination, data, .. } = frame
+                && let Some(tunnel) = self.tunnel(index)
+            {
+                let hdr = datagram_header(tunnel.address, self.local, source, destination);
+                self.stats.early_taken += 1;
+                self.on_inner(now, index, Inner::Datagram(hdr, data));
+            }
+        }
     }
 
     // ------------------------------------------------------------------ data frames

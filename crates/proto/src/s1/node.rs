@@ -163,6 +163,11 @@ impl Incoming {
     pub fn has_early(&self) -> bool {
         self.early_fresh
     }
+
+    /// The frames of the early data, if nothing speaks against taking them.
+    pub fn early(&self) -> Option<&[u8]> {
+        self.early_fresh.then_some(&self.early)
+    }
 }
 
 /// An accepted initiation.
@@ -538,7 +543,9 @@ impl Node {
         cx: &mut Cx<'_>,
     ) -> Result<Accepted, Refusal> {
         let local = self.allocate(slot, cx)?;
-        let take_early = take_early && incoming.early_fresh && self.strikes.strike(incoming.strike, cx.now);
+        // Once more by the clock: it may have waited for a look-up, longer than the register remembers.
+        let fresh = incoming.early_fresh && self.early_is_fresh(incoming.payload.time_ms, cx.now);
+        let take_early = take_early && fresh && self.strikes.strike(incoming.strike, cx.now);
         let Incoming { noise, payload, early, suite, initiator_index, source, .. } = incoming;
         let answer = Payload2 {
             suite: suite.id(),
