@@ -320,3 +320,63 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         std::thread::park_timeout(SECOND);
     }
 }
+
+/// What a record of the peer says, as whoever keeps records tells it.
+#[derive(Debug)]
+struct Record {
+    key: [u8; 32],
+    least: Mode,
+}
+
+impl pilotage::Acquaintances for Record {
+    fn by_name(&self, _: &str) -> Option<pilotage::Acquaintance> {
+        None
+    }
+
+    fn by_address(&self, _: pilotage::Address) -> Option<pilotage::Acquaintance> {
+        None
+    }
+
+    fn met(&self, _: pilotage::Address) {}
+
+    fn least(&self, _: pilotage::Address, key: &[u8; 32]) -> Mode {
+        if *key == self.key { self.least } else { Mode::Draft }
+    }
+}
+
+/// A peer whose record demands S1 is spoken to in nothing less, also by who knows no prekey of it; a record of another key says nothing.
+#[test]
+fn what_a_record_demands_is_the_least() {
+    within(120 * SECOND, || {
+        let config = pilotage::ProtoConfig { connect_timeout: 2 * SECOND, ..Default::default() };
+        // The server's mode, whose record it is, what comes of it.
+        for (n, server, own, got) in [
+            (50, SecureMode::Auto, true, Some(Mode::S1)),
+            (51, SecureMode::Draft, true, None),
+            (52, SecureMode::Draft, false, Some(Mode::Draft)),
+        ] {
+            let server = builder().identity(identity(n)).secure_mode(server).start().expect("server");
+            let key = identity(n).public_key();
+            let client =
+                builder().identity(identity(60 + n)).secure_mode(SecureMode::Auto).config(config.clone());
+            let client =
+                client.peer(server.address(), server.local_addr(), Some(key)).start().expect("client");
+            let key = if own { key } else { identity(1).public_key() };
+            client.set_acquaintances(std::sync::Arc::new(Record { key, least: Mode::S1 }));
+            let _listener = server.listen(6).expect("free");
+            let done = client.connect(Peer::Address(server.address()), 6);
+            assert_eq!(done.is_ok(), got.is_some(), "{n}: {:?}", done.err());
+            assert_eq!(mode(&client), got, "{n}");
+            let least = if own { Mode::S1 } else { Mode::Draft };
+            assert_eq!(client.peers()[0].least_mode, least, "{n}");
+        }
+        // Who has switched S1 off is told at once, and what to do.
+        let server = builder().identity(identity(53)).start().expect("server");
+        let key = identity(53).public_key();
+        let client =
+            builder().peer(server.address(), server.local_addr(), Some(key)).start().expect("client");
+        client.set_acquaintances(std::sync::Arc::new(Record { key, least: Mode::S1 }));
+        let error = client.connect(Peer::Address(server.address()), 6).expect_err("refused");
+        assert!(error.to_string().contains("S1"), "{error}");
+    });
+}

@@ -607,3 +607,24 @@ fn answers_to_early_messages_amplify_nothing() {
     assert_eq!(sent(&pair, Side::B, Kind::Data).len(), 2, "two answers of 360 bytes");
     assert!(sent(&pair, Side::B, Kind::Initiation).is_empty(), "it waits for the session that it has");
 }
+
+/// A peer's record comes to be known in the midst of a transfer: nothing leaves under the draft's keys any more, and no byte is lost.
+#[test]
+fn what_a_record_demands_ends_the_drafts_mode() {
+    for seed in seeds(10) {
+        let mut pair = pair_of(seed, far(), Modes::both(SecureMode::Auto));
+        pair.record = true;
+        let (key, to) = (pair.host(Side::B).key, pair.host(Side::B).address);
+        let stranger = pair.host(Side::A).key;
+        let ids = pair.connect(8).expect("connects");
+        let (now, before) = (pair.now, modes_of(&mut pair)[0]);
+        assert!(!pair.endpoint(Side::A).demand_mode(now, to.node, &stranger, Mode::S1), "another key");
+        assert!(pair.endpoint(Side::A).demand_mode(now, to.node, &key, Mode::S1));
+        pair.recorded.clear();
+        assert_eq!(say(&mut pair, Side::A, ids, b"in S1"), b"in S1", "seed {seed}, was {before:?}");
+        assert_eq!(modes_of(&mut pair), [Mode::S1; 2]);
+        let left = kinds(&pair, Side::A);
+        assert!(!left.contains("PILS") && !left.contains("PILA"), "seed {seed}: {left:?}");
+        assert_eq!(pair.endpoint(Side::A).peers()[0].least_mode, Mode::S1);
+    }
+}

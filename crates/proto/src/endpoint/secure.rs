@@ -65,6 +65,21 @@ impl Endpoint {
         if self.secure_mode() == SecureMode::S1 && !self.is_own(node) { Mode::S1 } else { Mode::Draft }
     }
 
+    /// What a signed record of a peer demands (spec/secure.md §12.1): it is spoken to in no lesser mode from now on. Keys of the draft in
+    /// use are given up then, and only open what is under way once S1 has replaced them. Whether the peer has this key: nothing changes if
+    /// it has another one, is unknown, or is ourselves.
+    pub fn demand_mode(&mut self, now: Instant, node: NodeId, key: &[u8; 32], least: Mode) -> bool {
+        let index = self.by_node.get(&node).copied().filter(|_| !self.is_own(node));
+        let Some((tunnel, mut cx)) = index.and_then(|index| split!(self, index, now)) else { return false };
+        if tunnel.key != Some(*key) {
+            return false;
+        }
+        tunnel.demand(least, &mut cx);
+        let index = tunnel.index;
+        self.mark_dirty(index, now);
+        true
+    }
+
     /// A datagram that is none of the draft's. `relayed` is whose it is, as the relay says.
     pub(super) fn on_s1(&mut self, now: Instant, route: Route, relayed: Option<NodeId>, datagram: &mut [u8]) {
         let kind = Kind::of(datagram);

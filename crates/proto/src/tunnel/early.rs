@@ -77,6 +77,15 @@ impl EarlyOut {
     }
 }
 
+/// What a peer's initiation brought.
+#[derive(Debug, Default)]
+pub(crate) struct Brought {
+    /// An unconfirmed session that had to make room: the slot of its tunnel and its index.
+    pub(crate) displaced: Option<(u32, u32)>,
+    /// Early data that was taken: frames, of which the datagrams are to be delivered.
+    pub(crate) early: Option<Vec<u8>>,
+}
+
 /// Whether a peer's early data is of the kind that we take: datagrams and nothing else.
 pub(super) fn is_taken(frames: &[u8]) -> bool {
     let wanted = |frame: Frame<'_>| matches!(frame, Frame::Padding(_) | Frame::Ping | Frame::Datagram { .. });

@@ -10,6 +10,7 @@ mod answers;
 mod control;
 mod early;
 mod exchange;
+mod least;
 mod mux;
 mod offer;
 pub(crate) mod order;
@@ -42,11 +43,12 @@ use crate::secure::{Mode, Secure};
 use crate::timer_table::Registered;
 
 pub(crate) use control::PendingPing;
+pub(crate) use early::Brought;
 pub use early::EARLY_DATAGRAM_MAX;
 pub(crate) use exchange::{Candidate, ExchangeFate, KeyExchange};
 pub(crate) use packets::Inner;
 pub(crate) use path::{Path, Route};
-pub(crate) use secure::{Brought, Secured};
+pub(crate) use secure::Secured;
 pub(crate) use session::{OpenError, Session};
 pub(crate) use slots::Slots;
 

@@ -11,6 +11,7 @@ use pilotage_wire::s1::data::{HEADER_LEN as S1_HEADER_LEN, OVERHEAD as S1_OVERHE
 use pilotage_wire::s1::frames::{Frame, LEGACY};
 use pilotage_wire::s1::handshake::RESPONSE_LEN;
 
+use super::early::Brought;
 use super::exchange::ExchangeFrame;
 use super::{PREVIOUS_KEPT, Path, Route, Tunnel, TunnelCx, early};
 use crate::config::Config;
@@ -66,15 +67,6 @@ pub(crate) struct Secured {
     told: Option<u64>,
     /// Where early data came from that was taken.
     pub(super) answer_to: Option<Route>,
-}
-
-/// What a peer's initiation brought.
-#[derive(Debug, Default)]
-pub(crate) struct Brought {
-    /// An unconfirmed session that had to make room: the slot of its tunnel and its index.
-    pub(crate) displaced: Option<(u32, u32)>,
-    /// Early data that was taken: frames, of which the datagrams are to be delivered.
-    pub(crate) early: Option<Vec<u8>>,
 }
 
 impl Secured {
