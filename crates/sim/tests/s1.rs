@@ -468,6 +468,25 @@ fn an_idempotent_message_and_its_answer_cost_no_round_trip() {
     }
 }
 
+/// A process that was started again asks early. Its peer still has the session with the one before, and answers in the new one.
+#[test]
+fn a_restarted_process_asks_early_and_is_answered_at_once() {
+    for (mode, legacy) in [(SecureMode::S1, false), (SecureMode::S1, true), (SecureMode::Auto, false)] {
+        let mut pair = acquainted(30, far(), [mode; 2], legacy);
+        for round in 0..3 {
+            ask_early(&mut pair, b"here again", true);
+            let (asked, answered) = serve_early(&mut pair, seconds(2));
+            assert_eq!((asked.len(), answered.len()), (1, 1), "{mode:?} {legacy} {round}");
+            assert!(answered[0].0 < Duration::from_millis(41), "{:?}", answered[0].0);
+            let data = pattern(20_000, round);
+            assert!(pair.transfer(&data).received == data);
+            pair.restart(Side::A);
+            pair.endpoint(Side::A).bind_datagram(5).expect("free");
+        }
+        assert_eq!(pair.endpoint(Side::B).stats().early_taken, 3);
+    }
+}
+
 /// What an observer recorded is refused by the same process as often as it comes, from wherever it comes and after whatever
 /// time; and by the next process, which has other prekeys.
 #[test]

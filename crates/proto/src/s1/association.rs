@@ -407,9 +407,11 @@ impl Association {
         self.current.as_mut().ok_or(SealError::NoSession)?.seal(buf, len, now)
     }
 
-    /// There is no session that sends, and early data was taken with one that is not confirmed yet.
+    /// Early data was taken with a session that is not confirmed yet. Its initiator has none that it sends with: whoever has one sends no
+    /// early data. So datagrams reach it under this one, if under any.
+    #[inline]
     pub fn may_answer_early(&self, now: Instant) -> bool {
-        self.current.is_none() && self.next.iter().any(|next| next.early && next.until > now)
+        self.next.iter().any(|next| next.early && next.until > now)
     }
 
     /// Seals an answer to early data, under the newest session with which any was taken. Whoever gets PILR first can open it; what
@@ -424,8 +426,7 @@ impl Association {
         len: usize,
         now: Instant,
     ) -> Result<(usize, u32), SealError> {
-        let none = self.current.is_none();
-        let next = self.next.iter_mut().rev().find(|next| none && next.early && next.until > now);
+        let next = self.next.iter_mut().rev().find(|next| next.early && next.until > now);
         next.ok_or(SealError::NoSession)?.session.seal_at_once(buf, len, now)
     }
 

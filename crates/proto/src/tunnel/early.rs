@@ -140,7 +140,7 @@ impl Tunnel {
 
     /// Where the next datagram goes as an answer to early data, if it may leave now, and its length before it is sealed.
     fn early_answer(&self, now: Instant) -> Option<(Route, usize)> {
-        if self.can_send() || !self.awaits_confirmation(now) || !self.exchange.has_room() {
+        if !self.awaits_confirmation(now) || !self.exchange.has_room() {
             return None;
         }
         let route = self.secure.as_ref()?.answer_to?;
