@@ -406,8 +406,11 @@ fn ask_early(pair: &mut Pair, text: &[u8], idempotent: bool) {
     }
 }
 
+/// When, since one began to wait, and what.
+type Arrival = (Duration, Vec<u8>);
+
 /// What B gets within a while, with the time since now; it answers each with the same text.
-fn serve_early(pair: &mut Pair, within: Duration) -> (Vec<(Duration, Vec<u8>)>, Vec<(Duration, Vec<u8>)>) {
+fn serve_early(pair: &mut Pair, within: Duration) -> (Vec<Arrival>, Vec<Arrival>) {
     let start = pair.now;
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
     pair.run_until(within, |p| {
