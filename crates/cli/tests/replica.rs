@@ -156,26 +156,3 @@ fn three_hubs_hold_a_record_and_the_map_is_made_by_a_command() {
         assert_eq!((&found["nodes_answered"], &found["nodes_silent"]), (&json!(2), &json!(1)), "{found}");
     }
 }
-
-/// Who speaks S1 only says so in its record, and who met it tries nothing less: one that has S1 switched off is told why, at once.
-#[test]
-fn a_record_demands_the_secure_mode() {
-    let lab = Lab::new();
-    let _ann = up(&lab, "ann");
-    let strict = ["up", "--name", "bob", "--records", "--record-refresh", "2s", "--secure-mode", "s1"];
-    let bob = lab.start("bob", &strict);
-    bob.expect("ready", STEP);
-    for node in ["ann", "bob"] {
-        let stored = || Some(records(&lab, node)).filter(|status| status["stored_at"] == 1);
-        until("the record is not published", stored);
-    }
-    let shown = good(&lab, "ann", &["record", "show", "bob"]);
-    assert!(shown.iter().any(|line| line.to_string().contains("\"min_sec\":2")), "{shown:?}");
-    let refused = || {
-        let output = lab.run_tool("ann", &["ping", "bob", "--count", "1"]);
-        assert_ne!(output.status.code(), Some(0), "{output:?}");
-        let text = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&text).contains("may only be spoken to in S1").then_some(())
-    };
-    until("ann does not learn what bob demands", refused);
-}
