@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
+use pilotage_proto::Mode;
 use pilotage_wire::Address;
 
 use crate::node::Node;
@@ -16,6 +18,12 @@ pub trait Acquaintances: std::fmt::Debug + Send + Sync {
     fn by_address(&self, address: Address) -> Option<Acquaintance>;
     /// The hub told us of this peer, which is about to be met. Must not block.
     fn met(&self, address: Address);
+    /// The least mode that the agent with this address and key demands by its signed record, if one is remembered
+    /// (spec/secure.md §12.1). Asks nobody.
+    fn least(&self, address: Address, key: &[u8; 32]) -> Mode {
+        let _ = (address, key);
+        Mode::Draft
+    }
 }
 
 /// An agent, by its own signed word.
@@ -41,5 +49,13 @@ impl Node {
     /// From now on peers that the hub does not answer about are looked for here. Only the first call counts.
     pub fn set_acquaintances(&self, acquaintances: Arc<dyn Acquaintances>) {
         let _ = self.inner.shared.acquaintances.set(acquaintances);
+    }
+
+    /// The agent with this key demands no lesser mode than this (spec/secure.md §12.1): its tunnel, if there is one, goes over to it.
+    pub(crate) fn demand_mode(&self, address: Address, key: &[u8; 32], least: Mode) {
+        let shared = &self.inner.shared;
+        let mut core = shared.lock();
+        core.endpoint.demand_mode(Instant::now(), address.node, key, least);
+        shared.finish(core);
     }
 }

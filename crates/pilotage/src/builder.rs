@@ -64,6 +64,7 @@ pub struct NodeBuilder {
     secure_limits: Limits,
     network_secrets: Vec<(NetworkId, Secret)>,
     secure_streams: bool,
+    secure_early: bool,
 }
 
 impl Default for NodeBuilder {
@@ -91,6 +92,7 @@ impl Default for NodeBuilder {
             secure_limits: Limits::default(),
             network_secrets: Vec::new(),
             secure_streams: true,
+            secure_early: true,
         }
     }
 }
@@ -322,6 +324,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether datagrams are taken from the first packet of a peer in S1, before it has shown that it is there: messages that
+    /// its application marked as idempotent (spec/secure.md §6.4). Default: yes. Without, they come half a round trip
+    /// to a whole one later.
+    pub fn secure_early(mut self, early: bool) -> Self {
+        self.secure_early = early;
+        self
+    }
+
     /// Binds the socket, starts the node's threads and, if a registry is configured, registers.
     ///
     /// Blocks for the registry at most some seconds.
@@ -350,7 +360,7 @@ impl NodeBuilder {
         let carrier = prepared.as_ref().map(|prepared| prepared.carrier.clone());
         let mut core = self.core(&identity, known_as, &socket, &beacons, carrier.clone())?;
         let secrets = std::mem::take(&mut self.network_secrets);
-        let secure = (self.secure, self.secure_limits, self.secure_streams);
+        let secure = (self.secure, self.secure_limits, (self.secure_streams, self.secure_early));
         crate::secure::enable(&mut core.endpoint, secure, secrets, state.as_ref())?;
         let shared = Arc::new(Shared::new(core, local, post, book, mailbox.clone(), carrier));
         let lan = self.find_others(&identity, local, known_as)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use pilotage_proto::{ConnectError, DatagramIn, SendDatagramError};
 use pilotage_wire::{Address, SocketAddress};
 
+use crate::asynch::blocking;
 use crate::error::{ListenError, closed, connect_kind};
 use crate::listener::choose_port;
 use crate::node::NodeInner;
@@ -50,10 +51,49 @@ impl DatagramSocket {
     /// [`SendDatagramError`] with the size that fits), `WouldBlock` if the bounded send queue is full,
     /// otherwise the reason why the peer cannot be reached.
     pub fn send_to(&self, peer: Address, port: u16, data: &[u8]) -> io::Result<()> {
-        match self.try_send(peer, port, data) {
+        self.send(peer, port, data, Repeat::Never)
+    }
+
+    /// As [`Self::send_to`], for a message that may be delivered twice: acting twice on it must be the same as acting once.
+    ///
+    /// To a peer without a session whose prekey for the secure mode S1 is known (from its pin, from
+    /// [`PeerConfig::prekey`](crate::PeerConfig::prekey), or from an earlier session of this process) it leaves in the very
+    /// first packet, if it has at most [`EARLY_DATAGRAM_MAX`](crate::EARLY_DATAGRAM_MAX) (889) bytes: it arrives after half a
+    /// round trip, and an answer of at most about 950 bytes after a whole one (spec/secure.md §6.4). In every other case, and if the
+    /// peer does not say that it took it, it leaves as by `send_to`: nothing has to be done about it.
+    ///
+    /// What is given up for that: an attacker who keeps the peer's answer back makes us send the message again, so that it is
+    /// delivered twice. A copy that he sends is not delivered by the same process, nor by the next one or by a replica, which
+    /// have other prekeys. Whoever steals the peer's prekey within its life (7 days) can read recorded early messages and
+    /// forge some.
+    ///
+    /// # Errors
+    /// As [`Self::send_to`].
+    pub fn send_idempotent(&self, peer: Address, port: u16, data: &[u8]) -> io::Result<()> {
+        self.send(peer, port, data, Repeat::Harmless)
+    }
+
+    /// As [`Self::send_idempotent`], on any async runtime: a short-lived thread asks the hub where that is needed.
+    ///
+    /// # Errors
+    /// As [`Self::send_to`].
+    pub async fn send_idempotent_async(&self, peer: Address, port: u16, data: &[u8]) -> io::Result<()> {
+        match self.try_send(peer, port, data, Repeat::Harmless) {
+            Err(SendDatagramError::Connect(ConnectError::UnknownPeer)) => {
+                let (node, target) = (self.node.clone(), Peer::Address(peer));
+                let found = blocking::run("pilotage-resolve", move || node.introduce(&target)).await?;
+                found.map_err(io::Error::from)?;
+                self.try_send(peer, port, data, Repeat::Harmless).map_err(send_error)
+            }
+            result => result.map_err(send_error),
+        }
+    }
+
+    fn send(&self, peer: Address, port: u16, data: &[u8], repeat: Repeat) -> io::Result<()> {
+        match self.try_send(peer, port, data, repeat) {
             Err(SendDatagramError::Connect(ConnectError::UnknownPeer)) => {
                 self.introduce(peer)?;
-                self.try_send(peer, port, data).map_err(send_error)
+                self.try_send(peer, port, data, repeat).map_err(send_error)
             }
             result => result.map_err(send_error),
         }
@@ -113,17 +153,34 @@ impl DatagramSocket {
         }
     }
 
-    fn try_send(&self, address: Address, port: u16, data: &[u8]) -> Result<(), SendDatagramError> {
+    fn try_send(
+        &self,
+        address: Address,
+        port: u16,
+        data: &[u8],
+        repeat: Repeat,
+    ) -> Result<(), SendDatagramError> {
         let shared = &self.node.shared;
         let mut core = shared.lock();
         if core.phase != Phase::Open {
             return Err(ConnectError::Closing.into());
         }
         let to = SocketAddress { address, port };
-        let result = core.endpoint.send_datagram(Instant::now(), to, self.port, data);
+        let (now, endpoint) = (Instant::now(), &mut core.endpoint);
+        let result = match repeat {
+            Repeat::Never => endpoint.send_datagram(now, to, self.port, data),
+            Repeat::Harmless => endpoint.send_datagram_idempotent(now, to, self.port, data),
+        };
         shared.finish(core);
         result
     }
+}
+
+/// What delivering a datagram twice would do.
+#[derive(Debug, Clone, Copy)]
+enum Repeat {
+    Never,
+    Harmless,
 }
 
 impl Drop for DatagramSocket {

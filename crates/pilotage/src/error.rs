@@ -119,6 +119,12 @@ impl ConnectFailure {
             ConnectError::LimitReached => {
                 (Stage::Connect, "close other connections or raise the limits in the configuration".into())
             }
+            ConnectError::ModeRefused => (
+                Stage::KeyExchange,
+                format!(
+                    "switch S1 on (secure mode auto or s1), and give the key of {peer} if it is not known"
+                ),
+            ),
             ConnectError::Closing => (Stage::Connect, "start a new node".into()),
             _ => (Stage::Connect, "see the cause".into()),
         };

@@ -95,8 +95,8 @@ pub use pilotage_proto::crypto::{Identity, verify};
 pub use pilotage_proto::s1::{Limits as SecureLimits, PeerPrekey, Suite};
 pub use pilotage_proto::{
     Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats,
-    ControllerKind, DatagramIn, EndpointStats, Mode, PathInfo, PathKind, PeerConfig, PeerPolicy, SecureMode,
-    SendDatagramError, TunnelInfo,
+    ControllerKind, DatagramIn, EARLY_DATAGRAM_MAX, EndpointStats, Mode, PathInfo, PathKind, PeerConfig,
+    PeerPolicy, SecureMode, SendDatagramError, TunnelInfo,
 };
 pub use pilotage_wire::beacon::Accept as RelayAccept;
 pub use pilotage_wire::{Address, NetworkId, NodeId, SocketAddress};

@@ -75,6 +75,10 @@ impl NodeInner {
     pub(crate) fn introduce(&self, peer: &Peer) -> Result<Address, ConnectFailure> {
         let resolved = self.resolve(peer)?;
         let address = resolved.address;
+        let mut policy = self.policies.get(&address.node).copied().unwrap_or_default();
+        if let (Some(key), Some(acquaintances)) = (&resolved.key, self.shared.acquaintances.get()) {
+            policy.least = policy.least.max(acquaintances.least(address, key));
+        }
         let mut core = self.shared.lock();
         if core.phase != Phase::Open {
             return Err(self.failure(pilotage_proto::ConnectError::Closing, peer));
@@ -85,7 +89,7 @@ impl NodeInner {
             address,
             key: resolved.key.or(known),
             endpoint: resolved.endpoint,
-            policy: self.policies.get(&address.node).copied().unwrap_or_default(),
+            policy,
             prekey: None,
         };
         let config = crate::secure::remembered(&core.endpoint, &self.shared.book(), config);

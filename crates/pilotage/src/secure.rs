@@ -13,7 +13,7 @@ use crate::state::{PeerBook, StateDir};
 /// Switches S1 on, before the first peer is introduced.
 pub(crate) fn enable(
     endpoint: &mut Endpoint,
-    (mode, limits, streams): (SecureMode, Limits, bool),
+    (mode, limits, (streams, early)): (SecureMode, Limits, (bool, bool)),
     network_secrets: Vec<(NetworkId, Secret)>,
     state: Option<&StateDir>,
 ) -> Result<(), StartError> {
@@ -27,7 +27,7 @@ pub(crate) fn enable(
     };
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let config =
-        SecureConfig { limits, streams, network_secrets, ..SecureConfig::new(mode, unix_ms, device) };
+        SecureConfig { limits, streams, early, network_secrets, ..SecureConfig::new(mode, unix_ms, device) };
     endpoint.enable_s1(Instant::now(), config, &random()?);
     Ok(())
 }

@@ -244,3 +244,139 @@ fn without_its_own_streams_s1_carries_the_drafts_packets() {
         assert!(client.connect(Peer::At(server.address(), server.local_addr()), 99).is_err());
     });
 }
+
+/// Idempotent messages on sockets: with the prekey of the last session, which the pin remembers, the question and its answer
+/// need no session before them. Blocking and async; a node that takes none early gets them all the same.
+#[test]
+fn idempotent_messages_and_their_answers_come_first() {
+    within(120 * SECOND, || {
+        let dir = tempfile::tempdir().expect("directory");
+        let server = |n: u8, early| {
+            let node = builder().identity(identity(n)).secure_mode(SecureMode::S1).secure_early(early);
+            node.start().expect("server")
+        };
+        let servers = [server(40, true), server(41, false)];
+        let clocks: Vec<_> = servers.iter().map(|node| node.bind_datagram(9).expect("free")).collect();
+        // Nothing early is taken before the process is so old.
+        std::thread::sleep(21 * SECOND);
+        let client = || {
+            let mut client =
+                builder().identity(identity(42)).state_dir(dir.path()).secure_mode(SecureMode::S1);
+            for (node, n) in servers.iter().zip([40, 41]) {
+                client = client.peer(node.address(), node.local_addr(), Some(identity(n).public_key()));
+            }
+            client.start().expect("client")
+        };
+        // Round 0 learns the prekeys; from then on they are known.
+        for round in 0..3 {
+            let client = client();
+            let socket = client.bind_datagram(5).expect("free");
+            for (node, clock) in servers.iter().zip(&clocks) {
+                let to = node.address();
+                match round {
+                    2 => block_on(socket.send_idempotent_async(to, 9, b"when?")).expect("sent"),
+                    _ => socket.send_idempotent(to, 9, b"when?").expect("sent"),
+                }
+                let question = clock.recv_timeout(20 * SECOND).expect("the question");
+                assert_eq!(question.data, b"when?");
+                clock.send_to(question.from.address, question.from.port, b"now").expect("sent");
+                let answer = socket.recv_timeout(20 * SECOND).expect("the answer");
+                assert_eq!((answer.data, answer.from.address), (b"now".to_vec(), to));
+            }
+            let stats = client.stats().endpoint;
+            let early = if round == 0 { (0, 0, 0) } else { (2, 1, 1) };
+            assert_eq!(
+                (stats.early_sent, stats.early_accepted, stats.early_repeated),
+                early,
+                "round {round}"
+            );
+            client.close();
+        }
+        let taken = servers.each_ref().map(|node| node.stats().endpoint.early_taken);
+        assert_eq!(taken, [2, 0]);
+        assert!(
+            clocks.iter().all(|clock| clock.recv_timeout(Duration::from_millis(50)).is_none()),
+            "once each"
+        );
+    });
+}
+
+/// Waits for a future that some thread completes.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let mut future = std::pin::pin!(future);
+    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    loop {
+        if let std::task::Poll::Ready(value) =
+            future.as_mut().poll(&mut std::task::Context::from_waker(&waker))
+        {
+            return value;
+        }
+        std::thread::park_timeout(SECOND);
+    }
+}
+
+/// What a record of the peer says, as whoever keeps records tells it.
+#[derive(Debug)]
+struct Record {
+    key: [u8; 32],
+    least: Mode,
+}
+
+impl pilotage::Acquaintances for Record {
+    fn by_name(&self, _: &str) -> Option<pilotage::Acquaintance> {
+        None
+    }
+
+    fn by_address(&self, _: pilotage::Address) -> Option<pilotage::Acquaintance> {
+        None
+    }
+
+    fn met(&self, _: pilotage::Address) {}
+
+    fn least(&self, _: pilotage::Address, key: &[u8; 32]) -> Mode {
+        if *key == self.key { self.least } else { Mode::Draft }
+    }
+}
+
+/// A peer whose record demands S1 is spoken to in nothing less, also by who knows no prekey of it; a record of another key says nothing.
+#[test]
+fn what_a_record_demands_is_the_least() {
+    within(120 * SECOND, || {
+        let config = pilotage::ProtoConfig { connect_timeout: 2 * SECOND, ..Default::default() };
+        // The server's mode, whose record it is, what comes of it.
+        for (n, server, own, got) in [
+            (50, SecureMode::Auto, true, Some(Mode::S1)),
+            (51, SecureMode::Draft, true, None),
+            (52, SecureMode::Draft, false, Some(Mode::Draft)),
+        ] {
+            let server = builder().identity(identity(n)).secure_mode(server).start().expect("server");
+            let key = identity(n).public_key();
+            let client =
+                builder().identity(identity(60 + n)).secure_mode(SecureMode::Auto).config(config.clone());
+            let client =
+                client.peer(server.address(), server.local_addr(), Some(key)).start().expect("client");
+            let key = if own { key } else { identity(1).public_key() };
+            client.set_acquaintances(std::sync::Arc::new(Record { key, least: Mode::S1 }));
+            let _listener = server.listen(6).expect("free");
+            let done = client.connect(Peer::Address(server.address()), 6);
+            assert_eq!(done.is_ok(), got.is_some(), "{n}: {:?}", done.err());
+            assert_eq!(mode(&client), got, "{n}");
+            let least = if own { Mode::S1 } else { Mode::Draft };
+            assert_eq!(client.peers()[0].least_mode, least, "{n}");
+        }
+        // Who has switched S1 off is told at once, and what to do.
+        let server = builder().identity(identity(53)).start().expect("server");
+        let key = identity(53).public_key();
+        let client =
+            builder().peer(server.address(), server.local_addr(), Some(key)).start().expect("client");
+        client.set_acquaintances(std::sync::Arc::new(Record { key, least: Mode::S1 }));
+        let error = client.connect(Peer::Address(server.address()), 6).expect_err("refused");
+        assert!(error.to_string().contains("S1"), "{error}");
+    });
+}

@@ -433,4 +433,12 @@ pub struct EndpointStats {
     pub refused: u64,
     /// Keys agreed.
     pub handshakes: u64,
+    /// Idempotent datagrams that left in a PILI (spec/secure.md §6.4).
+    pub early_sent: u64,
+    /// Of those: the peer said that it took them.
+    pub early_accepted: u64,
+    /// Of those: it did not say so, and they left again once there were keys.
+    pub early_repeated: u64,
+    /// Datagrams of peers that were taken from a PILI.
+    pub early_taken: u64,
 }

@@ -53,3 +53,4 @@ pub use event::{
 };
 pub use secure::{Mode, SecureConfig, SecureMode};
 pub use transmit::{RecvMeta, Transmit, TransmitBuf};
+pub use tunnel::EARLY_DATAGRAM_MAX;

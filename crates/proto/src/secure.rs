@@ -86,6 +86,9 @@ pub struct SecureConfig {
     /// Whether connections within S1 are streams of its own frame layer (spec/secure.md §11), with peers that have it: the
     /// default. Without, packets of the draft travel in S1's frames.
     pub streams: bool,
+    /// Whether datagrams are taken from a peer's first packet (spec/secure.md §6.4). They are from whom they say, but for whoever stole our
+    /// prekey; the sender stated that they may be delivered twice.
+    pub early: bool,
 }
 
 impl SecureConfig {
@@ -100,6 +103,7 @@ impl SecureConfig {
             limits: Limits::default(),
             network_secrets: Vec::new(),
             streams: true,
+            early: true,
         }
     }
 }
@@ -111,6 +115,8 @@ pub(crate) struct Secure {
     pub(crate) mode: SecureMode,
     /// Connections are streams of S1, where the peer has them too.
     pub(crate) streams: bool,
+    /// Early data is taken.
+    pub(crate) early: bool,
     /// Whose tunnel an index is that a peer chose. For stateless resets.
     pub(crate) remotes: HashMap<u32, u32>,
     /// Streams that we kept with any peer before, and do not any more, were over then (§11.2).
@@ -131,7 +137,8 @@ impl Secure {
         cfg: &Config,
         now: Instant,
     ) -> Self {
-        let SecureConfig { mode, unix_ms, device, salt, suites, limits, network_secrets, streams } = config;
+        let SecureConfig { mode, unix_ms, device, salt, suites, limits, network_secrets, streams, early } =
+            config;
         // No streams and no windows: packets of the draft only (spec/secure.md §12.6).
         let legacy_only = TransportParameters {
             max_datagram: u16::MAX,
@@ -159,6 +166,7 @@ impl Secure {
             node,
             mode,
             streams,
+            early,
             remotes: HashMap::new(),
             lives_since: now,
             salt,

@@ -373,3 +373,280 @@ fn both_begin_at_once() {
         assert!(pongs[0] <= 1 && pongs[1] <= 1);
     }
 }
+
+// ---------------------------------------------------------------------- early data
+
+const ASK_PORT: u16 = 9;
+
+/// A link of 20 ms each way.
+fn far() -> Link {
+    Link { delay: Duration::from_millis(20), ..Link::default() }
+}
+
+/// Both know each other's prekeys, and are older than the 20 s before which nothing early is taken.
+fn acquainted(seed: u64, link: Link, modes: [SecureMode; 2], legacy: bool) -> Pair {
+    let modes = Modes { modes, told: true, legacy: [legacy; 2], ..Modes::default() };
+    let mut pair = pair_of(seed, link, modes);
+    pair.record = true;
+    for (side, port) in [(Side::A, 5), (Side::B, ASK_PORT)] {
+        pair.endpoint(side).bind_datagram(port).expect("free");
+    }
+    pair.run_for(seconds(21));
+    pair
+}
+
+/// A asks B, idempotently or not.
+fn ask_early(pair: &mut Pair, text: &[u8], idempotent: bool) {
+    let (now, address) = (pair.now, pair.host(Side::B).address);
+    let to = pilotage_wire::SocketAddress { address, port: ASK_PORT };
+    let a = pair.endpoint(Side::A);
+    match idempotent {
+        true => a.send_datagram_idempotent(now, to, 5, text).expect("queued"),
+        false => a.send_datagram(now, to, 5, text).expect("queued"),
+    }
+}
+
+/// When, since one began to wait, and what.
+type Arrival = (Duration, Vec<u8>);
+
+/// What B gets within a while, with the time since now; it answers each with the same text.
+fn serve_early(pair: &mut Pair, within: Duration) -> (Vec<Arrival>, Vec<Arrival>) {
+    let start = pair.now;
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    pair.run_until(within, |p| {
+        let now = p.now;
+        while let Some(one) = p.endpoint(Side::B).recv_datagram(ASK_PORT) {
+            asked.push((now - start, one.data.clone()));
+            p.endpoint(Side::B).send_datagram(now, one.from, ASK_PORT, &one.data).expect("queued");
+        }
+        while let Some(one) = p.endpoint(Side::A).recv_datagram(5) {
+            answered.push((now - start, one.data));
+        }
+        false
+    });
+    (asked, answered)
+}
+
+/// Half a round trip to the question, a whole one to the answer: nothing is waited for. Without the mark both take one more.
+#[test]
+fn an_idempotent_message_and_its_answer_cost_no_round_trip() {
+    let (half, slack) = (Duration::from_millis(20), Duration::from_millis(1));
+    for (mode, legacy) in [(SecureMode::S1, false), (SecureMode::S1, true), (SecureMode::Auto, false)] {
+        for (text, idempotent, trips) in
+            [(&b"what time is it?"[..], true, 1), (&[7; 889], true, 1), (b"plain", false, 3)]
+        {
+            let mut pair = acquainted(21, far(), [mode; 2], legacy);
+            ask_early(&mut pair, text, idempotent);
+            let (asked, answered) = serve_early(&mut pair, seconds(3));
+            let due = half * trips;
+            assert_eq!(asked.len(), 1, "once: {asked:?}");
+            assert!(
+                asked[0].1 == text && (due..due + slack).contains(&asked[0].0),
+                "{mode:?} {:?}",
+                asked[0].0
+            );
+            let due = due + half;
+            assert_eq!(answered.len(), 1, "{mode:?} legacy {legacy}");
+            assert!(
+                answered[0].1 == text && (due..due + slack).contains(&answered[0].0),
+                "{:?}",
+                answered[0].0
+            );
+            assert_eq!(modes_of(&mut pair), [Mode::S1; 2]);
+            let (a, b) = (pair.endpoint(Side::A).stats(), pair.endpoint(Side::B).stats());
+            let early = u64::from(idempotent);
+            assert_eq!((a.early_sent, a.early_accepted, a.early_repeated), (early, early, 0));
+            assert_eq!((b.early_taken, b.early_sent), (early, 0));
+            // One length for all questions, so that an observer learns none.
+            let lengths: Vec<_> = sent(&pair, Side::A, Kind::Initiation).iter().map(Vec::len).collect();
+            assert_eq!(lengths, [if idempotent { 1_200 } else { 304 }]);
+            assert!(
+                sent(&pair, Side::B, Kind::Initiation).is_empty(),
+                "the answer needed no keys of B's own"
+            );
+            // The session goes on as any other.
+            let data = pattern(200_000, 3);
+            assert!(pair.transfer(&data).received == data);
+        }
+    }
+}
+
+/// A process that was started again asks early. Its peer still has the session with the one before, and answers in the new one.
+#[test]
+fn a_restarted_process_asks_early_and_is_answered_at_once() {
+    for (mode, legacy) in [(SecureMode::S1, false), (SecureMode::S1, true), (SecureMode::Auto, false)] {
+        let mut pair = acquainted(30, far(), [mode; 2], legacy);
+        for round in 0..3 {
+            ask_early(&mut pair, b"here again", true);
+            let (asked, answered) = serve_early(&mut pair, seconds(2));
+            assert_eq!((asked.len(), answered.len()), (1, 1), "{mode:?} {legacy} {round}");
+            assert!(answered[0].0 < Duration::from_millis(41), "{:?}", answered[0].0);
+            let data = pattern(20_000, round);
+            assert!(pair.transfer(&data).received == data);
+            pair.restart(Side::A);
+            pair.endpoint(Side::A).bind_datagram(5).expect("free");
+        }
+        assert_eq!(pair.endpoint(Side::B).stats().early_taken, 3);
+    }
+}
+
+/// What an observer recorded is refused by the same process as often as it comes, from wherever it comes and after whatever
+/// time; and by the next process, which has other prekeys.
+#[test]
+fn a_replayed_initiation_delivers_its_message_to_nobody_twice() {
+    let mut pair = acquainted(22, far(), [SecureMode::S1; 2], false);
+    ask_early(&mut pair, b"pay once", true);
+    let (asked, _) = serve_early(&mut pair, seconds(1));
+    assert_eq!(asked.len(), 1);
+    let initiation = sent(&pair, Side::A, Kind::Initiation).remove(0);
+    let places = [pair.host(Side::A).addr, "203.0.113.9:9".parse().expect("address")];
+    for step in 0..400 {
+        pair.inject(places[step % 2], Side::B, &initiation);
+        let (asked, _) = serve_early(&mut pair, Duration::from_millis(150));
+        assert!(asked.is_empty(), "replay {step}");
+    }
+    pair.restart(Side::B);
+    pair.endpoint(Side::B).bind_datagram(ASK_PORT).expect("free");
+    for step in 0..200 {
+        pair.inject(places[step % 2], Side::B, &initiation);
+        let (asked, _) = serve_early(&mut pair, Duration::from_millis(150));
+        assert!(asked.is_empty(), "replay {step} to the next process");
+    }
+    assert_eq!(pair.endpoint(Side::B).stats().early_taken, 0);
+}
+
+/// A lost PILI: the message comes with the first packet of the session. A lost PILR: it comes twice, as its sender said that it may.
+/// Lost answers do not matter to either.
+#[test]
+fn a_message_whose_initiation_or_answer_is_lost_is_sent_again() {
+    for (kind, from, times) in [(Kind::Initiation, Side::A, 1), (Kind::Response, Side::B, 2)] {
+        let mut pair = acquainted(23, far(), [SecureMode::S1; 2], false);
+        let mut left = 1;
+        pair.censor = Some(Box::new(move |side, bytes| {
+            let drop = left > 0 && side == from && Kind::of(bytes) == Some(kind);
+            left -= i32::from(drop);
+            drop
+        }));
+        ask_early(&mut pair, b"again", true);
+        let (asked, answered) = serve_early(&mut pair, seconds(5));
+        assert_eq!(asked.len(), times, "{kind:?}: {asked:?}");
+        assert!(asked.iter().all(|(at, text)| text == b"again" && *at < seconds(1)), "{asked:?}");
+        assert!(!answered.is_empty(), "{kind:?}");
+        let stats = pair.endpoint(Side::A).stats();
+        assert_eq!((stats.early_sent, stats.early_accepted, stats.early_repeated), (1, 0, 1), "{kind:?}");
+        assert_eq!(modes_of(&mut pair), [Mode::S1; 2]);
+    }
+}
+
+#[test]
+fn at_any_loss_an_idempotent_message_harms_nothing() {
+    for seed in seeds(30) {
+        let link = Link { loss: 0.25, duplicate: 0.2, reorder: 0.2, ..far() };
+        let mut pair = acquainted(seed, link, [SecureMode::S1, SecureMode::Auto], seed % 2 == 0);
+        ask_early(&mut pair, b"at last", true);
+        let (asked, _) = serve_early(&mut pair, seconds(20));
+        // Datagrams may be lost; but nothing but one retransmission repeats them.
+        assert!(asked.len() <= 2, "seed {seed}: {asked:?}");
+        let data = pattern(20_000, seed);
+        assert!(pair.transfer(&data).received == data, "seed {seed}");
+        assert_eq!(modes_of(&mut pair), [Mode::S1; 2], "seed {seed}");
+    }
+}
+
+/// Who is asked for keys of the draft in the end, who has forgotten the prekey, who is too young, whose clock is wrong: the message
+/// comes by the ordinary way.
+#[test]
+fn where_nothing_early_is_taken_the_message_comes_with_the_keys() {
+    let told = [SecureMode::Auto; 2];
+    let mut draft = acquainted(24, far(), told, false);
+    draft.modes().modes[1] = SecureMode::Draft;
+    let mut restarted = acquainted(25, far(), told, false);
+    for pair in [&mut draft, &mut restarted] {
+        pair.restart(Side::B);
+        pair.endpoint(Side::B).bind_datagram(ASK_PORT).expect("free");
+        pair.run_for(seconds(30));
+    }
+    let skew = Modes { told: true, skew: 60, ..Modes::both(SecureMode::S1) };
+    let mut skewed = pair_of(26, far(), skew);
+    let mut young = pair_of(27, far(), Modes { told: true, ..Modes::both(SecureMode::S1) });
+    for pair in [&mut skewed, &mut young] {
+        pair.endpoint(Side::B).bind_datagram(ASK_PORT).expect("free");
+        pair.endpoint(Side::A).bind_datagram(5).expect("free");
+    }
+    skewed.run_for(seconds(30));
+    let mut unknown = acquainted(28, far(), told, false);
+    unknown.modes().told = false;
+    unknown.restart(Side::A);
+    unknown.endpoint(Side::A).bind_datagram(5).expect("free");
+    for (name, mut pair, tried, mode) in [
+        ("draft", draft, true, Mode::Draft),
+        ("restarted", restarted, true, Mode::S1),
+        ("skewed", skewed, true, Mode::S1),
+        ("young", young, true, Mode::S1),
+        ("unknown", unknown, false, Mode::S1),
+    ] {
+        ask_early(&mut pair, b"hello", true);
+        let (asked, answered) = serve_early(&mut pair, seconds(10));
+        assert_eq!((asked.len(), answered.len()), (1, 1), "{name}");
+        assert!(asked[0].0 < Duration::from_millis(700), "{name}: {:?}", asked[0].0);
+        let stats = pair.endpoint(Side::A).stats();
+        let early = u64::from(tried);
+        assert_eq!(
+            (stats.early_sent, stats.early_accepted, stats.early_repeated),
+            (early, 0, early),
+            "{name}"
+        );
+        assert_eq!(modes_of(&mut pair), [mode; 2], "{name}");
+    }
+}
+
+/// Answers before the initiator has shown that it is there go where PILI came from, and are at most as many bytes as came.
+#[test]
+fn answers_to_early_messages_amplify_nothing() {
+    let mut pair = acquainted(29, far(), [SecureMode::S1; 2], false);
+    // An address that B was never told, and nothing but one datagram from there: it may be a victim's.
+    pair.host(Side::A).addr = "198.51.100.77:777".parse().expect("address");
+    let mut first = true;
+    pair.censor = Some(Box::new(move |side, _| side == Side::A && !std::mem::replace(&mut first, false)));
+    pair.recorded.clear();
+    ask_early(&mut pair, b"?", true);
+    pair.run_until(seconds(4), |p| {
+        let now = p.now;
+        while let Some(one) = p.endpoint(Side::B).recv_datagram(ASK_PORT) {
+            for _ in 0..50 {
+                p.endpoint(Side::B).send_datagram(now, one.from, ASK_PORT, &[1; 300]).expect("queued");
+            }
+        }
+        false
+    });
+    let headers = 28;
+    let came = sent(&pair, Side::A, Kind::Initiation)[0].len() + headers;
+    let left: usize =
+        pair.recorded.iter().filter(|(s, _)| *s == Side::B).map(|(_, b)| b.len() + headers).sum();
+    assert_eq!(came, 1_228);
+    assert!((came - 400..=came).contains(&left), "{left} bytes of {came}");
+    assert_eq!(sent(&pair, Side::B, Kind::Response).len(), 1);
+    assert_eq!(sent(&pair, Side::B, Kind::Data).len(), 2, "two answers of 360 bytes");
+    assert!(sent(&pair, Side::B, Kind::Initiation).is_empty(), "it waits for the session that it has");
+}
+
+/// A peer's record comes to be known in the midst of a transfer: nothing leaves under the draft's keys any more, and no byte is lost.
+#[test]
+fn what_a_record_demands_ends_the_drafts_mode() {
+    for seed in seeds(10) {
+        let mut pair = pair_of(seed, far(), Modes::both(SecureMode::Auto));
+        pair.record = true;
+        let (key, to) = (pair.host(Side::B).key, pair.host(Side::B).address);
+        let stranger = pair.host(Side::A).key;
+        let ids = pair.connect(8).expect("connects");
+        let (now, before) = (pair.now, modes_of(&mut pair)[0]);
+        assert!(!pair.endpoint(Side::A).demand_mode(now, to.node, &stranger, Mode::S1), "another key");
+        assert!(pair.endpoint(Side::A).demand_mode(now, to.node, &key, Mode::S1));
+        pair.recorded.clear();
+        assert_eq!(say(&mut pair, Side::A, ids, b"in S1"), b"in S1", "seed {seed}, was {before:?}");
+        assert_eq!(modes_of(&mut pair), [Mode::S1; 2]);
+        let left = kinds(&pair, Side::A);
+        assert!(!left.contains("PILS") && !left.contains("PILA"), "seed {seed}: {left:?}");
+        assert_eq!(pair.endpoint(Side::A).peers()[0].least_mode, Mode::S1);
+    }
+}

@@ -164,6 +164,10 @@ fn counters_json(stats: &EndpointStats) -> Value {
         "drop_datagram_queue": stats.drop_datagram_queue,
         "drop_segment": stats.drop_segment,
         "drop_not_admitted": stats.drop_not_admitted,
+        "early_sent": stats.early_sent,
+        "early_accepted": stats.early_accepted,
+        "early_repeated": stats.early_repeated,
+        "early_taken": stats.early_taken,
     })
 }
 

@@ -17,10 +17,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use pilotage_proto::Mode;
 use pilotage_registry::book::message::{Query, Whose};
 use pilotage_registry::replica::cache::{Cache, Known};
 use pilotage_registry::replica::follow::Follower;
 use pilotage_registry::replica::owner_key;
+use pilotage_wire::record::Record;
 use pilotage_wire::{Address, NetworkId};
 
 pub use pilotage_registry::replica::follow::{Change, Position};
@@ -203,6 +205,12 @@ impl Remembered {
     }
 }
 
+/// What a record demands of those who call its agent: whoever speaks with keys of PILA at least is nothing less than the draft's
+/// mode, as it is here.
+pub(super) fn demanded(record: &Record) -> Mode {
+    if record.min_sec >= 2 { Mode::S1 } else { Mode::Draft }
+}
+
 fn usable(known: Known) -> Option<Acquaintance> {
     let record = known.record;
     if record.tombstone.is_some() {
@@ -219,6 +227,12 @@ impl Acquaintances for Remembered {
 
     fn by_address(&self, address: Address) -> Option<Acquaintance> {
         self.find(&Query::Address { network: address.network, node: address.node })
+    }
+
+    fn least(&self, address: Address, key: &[u8; 32]) -> Mode {
+        let query = Query::Address { network: address.network, node: address.node };
+        let known = lock(&self.0.cache).get(&query, unix().as_secs());
+        known.filter(|known| known.record.key == *key).map_or(Mode::Draft, |known| demanded(&known.record))
     }
 
     fn met(&self, address: Address) {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use pilotage_proto::SecureMode;
 use pilotage_registry::book::client::BookClient;
 use pilotage_registry::book::message::{ClaimAnswer, Query, RecordAnswer};
 use pilotage_registry::claims::{Claim, HOSTNAME_LEASE, LEASE, Subject};
@@ -16,7 +17,7 @@ use pilotage_registry::replica::owner_key;
 use pilotage_wire::record::{HostnameRef, MAX_ENDPOINTS, Record};
 use pilotage_wire::{Address, NetworkId, addressing};
 
-use super::{Inner, RETRY, lock, unix, write};
+use super::{Inner, RETRY, demanded, lock, unix, write};
 use crate::node::Node;
 
 const NETWORK: NetworkId = NetworkId(0);
@@ -250,6 +251,8 @@ fn sign(
     let id = addressing::derive_node_id(&key, salt).ok_or("no address follows from this key")?;
     let mut record = Record::new(NETWORK, id, salt, key, seq, unix().as_secs() as u32);
     record.ttl = LIFE;
+    // Whoever speaks nothing else says so, and nobody who knows the record tries less.
+    record.min_sec = if node.inner.shared.lock().endpoint.secure_mode() == SecureMode::S1 { 2 } else { 0 };
     record.private = inner.config.private;
     record.endpoints = endpoints.to_vec();
     record.hostname = hostname;
@@ -331,6 +334,9 @@ fn remember_met(inner: &Inner, session: Option<&Session>) {
             }
         };
         lock(&inner.cache).put(&found, now);
+        if let Ok(node) = node_of(inner) {
+            node.demand_mode(address, &found.record.key, demanded(&found.record));
+        }
         // Its name as well, and a newer record if a replica has one.
         if let Some(name) = &found.record.hostname {
             let query = Query::Hostname { network: address.network, name: name.name.clone() };

@@ -16,7 +16,7 @@ impl Endpoint {
             ..MemoryUse::default()
         };
         for tunnel in self.tunnels.iter().flatten() {
-            total.queued_out += tunnel.datagrams.len() + tunnel.control.queued();
+            total.queued_out += tunnel.datagrams.len() + tunnel.early.len() + tunnel.control.queued();
             for conn in tunnel.slots.iter() {
                 total.connections += 1;
                 total.received += conn.held();

@@ -417,8 +417,9 @@ impl Endpoint {
         let locals = &self.paths.locals;
         let deadline = tunnel.deadline(now, locals, &self.cfg);
         self.timers.register(&mut tunnel.registered, deadline, TimerKey::Tunnel(index));
-        let wants =
-            tunnel.wants_poll(now, locals) || (!tunnel.can_send() && tunnel.has_work() && tunnel.may_begin());
+        let begins =
+            !tunnel.can_send() && tunnel.has_work() && tunnel.may_begin() && !tunnel.awaits_confirmation(now);
+        let wants = begins || tunnel.wants_poll(now, locals);
         if wants && !tunnel.in_ready {
             tunnel.in_ready = true;
             self.ready.push_back(index);

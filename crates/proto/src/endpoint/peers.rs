@@ -103,6 +103,7 @@ impl Endpoint {
             if let Some(prekey) = peer.prekey {
                 tunnel.introduce_prekey(prekey, &mut cx);
             }
+            tunnel.demand(peer.policy.least, &mut cx);
             tunnel.hurry_s1(&mut cx);
         }
     }

@@ -15,7 +15,7 @@ use super::Endpoint;
 use super::peers::Held;
 use crate::s1::{Incoming, OpenError, PeerPrekey, Refusal, Source, Verdict};
 use crate::secure::{Mode, Secure, SecureConfig, SecureMode};
-use crate::tunnel::{Inner, Route};
+use crate::tunnel::{Brought, Inner, Route};
 
 /// Codes of CLOSE.
 const MALFORMED: u64 = 1;
@@ -63,6 +63,21 @@ impl Endpoint {
     /// The least mode that peers are spoken to in, if nothing more is known of them.
     pub(super) fn floor_of_all(&self, node: NodeId) -> Mode {
         if self.secure_mode() == SecureMode::S1 && !self.is_own(node) { Mode::S1 } else { Mode::Draft }
+    }
+
+    /// What a signed record of a peer demands (spec/secure.md §12.1): it is spoken to in no lesser mode from now on. Keys of the draft in
+    /// use are given up then, and only open what is under way once S1 has replaced them. Whether the peer has this key: nothing changes if
+    /// it has another one, is unknown, or is ourselves.
+    pub fn demand_mode(&mut self, now: Instant, node: NodeId, key: &[u8; 32], least: Mode) -> bool {
+        let index = self.by_node.get(&node).copied().filter(|_| !self.is_own(node));
+        let Some((tunnel, mut cx)) = index.and_then(|index| split!(self, index, now)) else { return false };
+        if tunnel.key != Some(*key) {
+            return false;
+        }
+        tunnel.demand(least, &mut cx);
+        let index = tunnel.index;
+        self.mark_dirty(index, now);
+        true
     }
 
     /// A datagram that is none of the draft's. `relayed` is whose it is, as the relay says.
@@ -175,15 +190,30 @@ impl Endpoint {
         }
         tunnel.on_received(route, len, now);
         match tunnel.on_s1_incoming(*incoming, route, &mut cx) {
-            Ok(Some((slot, displaced))) => {
-                if let Some(tunnel) = self.tunnel_mut(slot) {
+            Ok(Brought { displaced, early }) => {
+                if let Some((slot, displaced)) = displaced
+                    && let Some(tunnel) = self.tunnel_mut(slot)
+                {
                     tunnel.drop_unconfirmed(displaced);
                 }
+                self.on_early(now, index, &early.unwrap_or_default());
             }
-            Ok(None) => {}
             Err(refusal) => self.count_refusal(refusal),
         }
         self.mark_dirty(index, now);
+    }
+
+    /// Early data that was taken: datagrams.
+    fn on_early(&mut self, now: Instant, index: u32, frames: &[u8]) {
+        for frame in Frames::new(frames).flatten() {
+            if let Frame::Datagram { source, destination, data, .. } = frame
+                && let Some(tunnel) = self.tunnel(index)
+            {
+                let hdr = datagram_header(tunnel.address, self.local, source, destination);
+                self.stats.early_taken += 1;
+                self.on_inner(now, index, Inner::Datagram(hdr, data));
+            }
+        }
     }
 
     // ------------------------------------------------------------------ data frames

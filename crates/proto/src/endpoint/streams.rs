@@ -442,6 +442,39 @@ impl Endpoint {
         from_port: u16,
         data: &[u8],
     ) -> Result<(), SendDatagramError> {
+        self.queue_datagram(now, to, data, from_port, false)
+    }
+
+    /// As [`Self::send_datagram`], for a message of which acting twice is the same as acting once: where there are no keys yet and the
+    /// peer's prekey for S1 is known, it leaves in the very first packet and arrives after half a round trip
+    /// (spec/secure.md §6.4), if it has at most [`EARLY_DATAGRAM_MAX`](crate::EARLY_DATAGRAM_MAX) bytes. Else, and if the peer does not say that it
+    /// took it, it leaves as any datagram.
+    ///
+    /// It may thus be delivered twice. A peer takes one initiation's early data at most once; none in the first 20 s of its
+    /// process and none older than 10 s. Who steals the peer's prekey within its life (7 days) can read what left
+    /// early, also later, and forge it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send_datagram`].
+    pub fn send_datagram_idempotent(
+        &mut self,
+        now: Instant,
+        to: SocketAddress,
+        from_port: u16,
+        data: &[u8],
+    ) -> Result<(), SendDatagramError> {
+        self.queue_datagram(now, to, data, from_port, true)
+    }
+
+    fn queue_datagram(
+        &mut self,
+        now: Instant,
+        to: SocketAddress,
+        data: &[u8],
+        from_port: u16,
+        idempotent: bool,
+    ) -> Result<(), SendDatagramError> {
         if self.closing {
             return Err(ConnectError::Closing.into());
         }
@@ -455,7 +488,8 @@ impl Endpoint {
             return Err(SendDatagramError::TooLarge { max });
         }
         let datagram = DatagramOut { to: to.address, from_port, to_port: to.port, data: data.to_vec() };
-        if !tunnel.queue_datagram(datagram) {
+        let queued = if idempotent { tunnel.queue_early(datagram) } else { tunnel.queue_datagram(datagram) };
+        if !queued {
             return Err(SendDatagramError::QueueFull);
         }
         tunnel.warm(now);

@@ -98,6 +98,8 @@ struct Next {
     until: Instant,
     /// We had begun a handshake ourselves when it was made.
     contested: bool,
+    /// Its initiation brought early data that we took.
+    early: bool,
 }
 
 /// All sessions and handshakes with one peer.
@@ -377,14 +379,15 @@ impl Association {
         !self.is_connecting() || self.peer.identity < node.identity_key || self.attempt > YIELD_AFTER
     }
 
-    /// Takes a session that [`Node::accept`] made. It sends nothing until a frame of the initiator opens under it.
-    pub fn adopt(&mut self, node: &mut Node, session: Session, now: Instant) {
+    /// Takes a session that [`Node::accept`] made. It sends nothing until a frame of the initiator opens under it, but for answers
+    /// ([`Self::seal_answer`]) if its early data was taken (`early`).
+    pub fn adopt(&mut self, node: &mut Node, session: Session, early: bool, now: Instant) {
         if self.next.len() >= NEXT_MAX {
             let oldest = self.next.remove(0);
             release_all(node, &oldest.session);
         }
         let contested = self.is_connecting();
-        self.next.push(Next { session: Box::new(session), until: now + UNCONFIRMED_KEPT, contested });
+        self.next.push(Next { session: Box::new(session), until: now + UNCONFIRMED_KEPT, contested, early });
     }
 
     /// An unconfirmed session had to make room ([`Accepted::displaced`](super::Accepted::displaced)).
@@ -402,6 +405,29 @@ impl Association {
     #[inline]
     pub fn seal(&mut self, buf: &mut [u8], len: usize, now: Instant) -> Result<(usize, u32), SealError> {
         self.current.as_mut().ok_or(SealError::NoSession)?.seal(buf, len, now)
+    }
+
+    /// Early data was taken with a session that is not confirmed yet. Its initiator has none that it sends with: whoever has one sends no
+    /// early data. So datagrams reach it under this one, if under any.
+    #[inline]
+    pub fn may_answer_early(&self, now: Instant) -> bool {
+        self.next.iter().any(|next| next.early && next.until > now)
+    }
+
+    /// Seals an answer to early data, under the newest session with which any was taken. Whoever gets PILR first can open it; what
+    /// was replayed is never taken, so nobody gets two answers. At most as many bytes may leave so as came.
+    ///
+    /// # Errors
+    ///
+    /// [`SealError`]; [`SealError::NoSession`] if [`Self::may_answer_early`] does not hold.
+    pub fn seal_answer(
+        &mut self,
+        buf: &mut [u8],
+        len: usize,
+        now: Instant,
+    ) -> Result<(usize, u32), SealError> {
+        let next = self.next.iter_mut().rev().find(|next| next.early && next.until > now);
+        next.ok_or(SealError::NoSession)?.session.seal_at_once(buf, len, now)
     }
 
     /// Opens a data frame whose index [`Node::slot`] gave to this association. What opens for the first time under an

@@ -157,17 +157,15 @@ impl Returning {
         Self { halves: Default::default(), turned: now, left: COOKIES_AT_ONCE }
     }
 
+    /// A great flood is on: nobody is answered without having asked before.
+    pub(crate) fn is_full(&mut self, now: Instant) -> bool {
+        self.turn(now);
+        self.left == 0
+    }
+
     /// Whether to answer. `class` is a keyed hash of the source: nobody else can tell which sources share one.
     pub(crate) fn admits(&mut self, class: u64, now: Instant) -> bool {
-        let since = now.saturating_duration_since(self.turned);
-        if since >= RETURNING_PERIOD {
-            self.halves.swap(0, 1);
-            self.halves[0].fill(0);
-            if since >= 2 * RETURNING_PERIOD {
-                self.halves[1].fill(0);
-            }
-            (self.turned, self.left) = (now, COOKIES_AT_ONCE);
-        }
+        self.turn(now);
         if self.left > 0 {
             self.left -= 1;
             return true;
@@ -180,6 +178,18 @@ impl Returning {
         let known = self.halves.iter().any(|half| half[word] & bit != 0);
         self.halves[0][word] |= bit;
         known
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(self.turned);
+        if since >= RETURNING_PERIOD {
+            self.halves.swap(0, 1);
+            self.halves[0].fill(0);
+            if since >= 2 * RETURNING_PERIOD {
+                self.halves[1].fill(0);
+            }
+            (self.turned, self.left) = (now, COOKIES_AT_ONCE);
+        }
     }
 }
 

@@ -325,7 +325,7 @@ impl World {
         let Ok(accepted) = side.node.accept(*incoming, peer as u32, &psk, true, &mut cx) else { return };
         assert!(accepted.datagram.len() < bytes.len() && accepted.displaced.is_none());
         let now = self.now;
-        self.with(to, peer, |a, node, _| a.adopt(node, accepted.session, now));
+        self.with(to, peer, |a, node, _| a.adopt(node, accepted.session, accepted.early.is_some(), now));
         if let Some(early) = accepted.early {
             self.early += 1;
             self.arrived(peer, to, &early);

@@ -358,6 +358,16 @@ impl Session {
         if !self.confirmed {
             return Err(SealError::Unconfirmed);
         }
+        self.seal_at_once(buf, len, now)
+    }
+
+    /// The same, before the initiator has confirmed the session: answers to early data only (spec/secure.md §6.4).
+    pub(super) fn seal_at_once(
+        &mut self,
+        buf: &mut [u8],
+        len: usize,
+        now: Instant,
+    ) -> Result<(usize, u32), SealError> {
         let total = len + OVERHEAD;
         let frame = buf.get_mut(..total).ok_or(SealError::NoRoom)?;
         self.maybe_update(now);

@@ -8,7 +8,9 @@
 
 mod answers;
 mod control;
+mod early;
 mod exchange;
+mod least;
 mod mux;
 mod offer;
 pub(crate) mod order;
@@ -41,6 +43,8 @@ use crate::secure::{Mode, Secure};
 use crate::timer_table::Registered;
 
 pub(crate) use control::PendingPing;
+pub(crate) use early::Brought;
+pub use early::EARLY_DATAGRAM_MAX;
 pub(crate) use exchange::{Candidate, ExchangeFate, KeyExchange};
 pub(crate) use packets::Inner;
 pub(crate) use path::{Path, Route};
@@ -164,6 +168,8 @@ pub(crate) struct Tunnel {
     pub(crate) pings: VecDeque<PendingPing>,
     pub(crate) control: control::ControlQueue,
     pub(crate) datagrams: VecDeque<DatagramOut>,
+    /// Those that may leave before there are keys.
+    pub(crate) early: early::EarlyOut,
     /// When the last frame of the peer opened.
     pub(crate) last_valid: Option<Instant>,
     /// When the last frame opened under the present keys, not those that they replaced.
@@ -242,6 +248,7 @@ impl Tunnel {
             pings: VecDeque::new(),
             control: control::ControlQueue::default(),
             datagrams: VecDeque::new(),
+            early: early::EarlyOut::default(),
             last_valid: None,
             last_current: None,
             revive_at: None,
@@ -381,6 +388,7 @@ impl Tunnel {
         self.slots.any_ready()
             || (self.own_streams && self.mux.as_ref().is_some_and(|mux| mux.has_work()))
             || !self.datagrams.is_empty()
+            || !self.early.is_empty()
             || self.control.has_work()
             || self.pings.iter().any(|p| p.sent.is_none())
     }
@@ -394,6 +402,7 @@ impl Tunnel {
         self.revive_at = None;
         self.pings.clear();
         self.datagrams.clear();
+        self.early.clear();
         self.control.clear();
         let path = &mut self.path;
         self.slots.for_each(|c| c.on_tunnel_failed(error, path));

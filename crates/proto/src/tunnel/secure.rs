@@ -11,13 +11,15 @@ use pilotage_wire::s1::data::{HEADER_LEN as S1_HEADER_LEN, OVERHEAD as S1_OVERHE
 use pilotage_wire::s1::frames::{Frame, LEGACY};
 use pilotage_wire::s1::handshake::RESPONSE_LEN;
 
+use super::early::Brought;
 use super::exchange::ExchangeFrame;
-use super::{PREVIOUS_KEPT, Path, Route, Tunnel, TunnelCx};
+use super::{PREVIOUS_KEPT, Path, Route, Tunnel, TunnelCx, early};
 use crate::config::Config;
 use crate::connection::{Connection, Dialect};
 use crate::event::Event;
 use crate::s1::{
-    Association, Begin, Cx, Incoming, Node, OpenError, Opened, PeerPrekey, Refusal, Secret, Timeout,
+    Accepted, Association, Begin, Cx, EarlyData, Incoming, Node, OpenError, Opened, PeerPrekey, Refusal,
+    Secret, Timeout,
 };
 use crate::secure::{Mode, Secure};
 
@@ -63,6 +65,8 @@ pub(crate) struct Secured {
     forgotten: bool,
     /// The prekey that the application was told of, by its number.
     told: Option<u64>,
+    /// Where early data came from that was taken.
+    pub(super) answer_to: Option<Route>,
 }
 
 impl Secured {
@@ -78,6 +82,7 @@ impl Secured {
             rested: false,
             forgotten: false,
             told: None,
+            answer_to: None,
         })
     }
 }
@@ -137,6 +142,13 @@ impl Tunnel {
         assoc.seal(frame, len + 1, now).ok().map(|(total, _)| total)
     }
 
+    /// The same, before the initiator whose early data we took has confirmed the session.
+    pub(super) fn seal_s1_answer(&mut self, frame: &mut [u8], len: usize, now: Instant) -> Option<usize> {
+        let assoc = &mut self.secure.as_mut()?.assoc;
+        *frame.get_mut(S1_HEADER_LEN)? = LEGACY;
+        assoc.seal_answer(frame, len + 1, now).ok().map(|(total, _)| total)
+    }
+
     // ------------------------------------------------------------------ beginning
 
     /// Makes the association if there is none. `None` if we do not speak S1, or the peer's identity is not known.
@@ -189,18 +201,24 @@ impl Tunnel {
     /// Begins a handshake, or goes on with the one under way. `also`: a way to send to besides those known.
     pub(super) fn begin_s1(&mut self, also: Option<Route>, cx: &mut TunnelCx<'_>) -> bool {
         let rtt = self.path.rtt.has_sample().then(|| self.path.rtt.smoothed());
-        let Some((secured, node, mut s1)) = self.ready_secure(cx.secure, cx.now) else { return false };
-        if secured.assoc.is_connecting() {
+        if self.is_asking_s1() {
             return true;
         }
-        let begin = Begin { early: None, relayed: false, rtt };
+        let frames = self.early_frames(cx);
+        let early = EarlyData::idempotent(&frames).ok().filter(|_| !frames.is_empty());
+        let Some((secured, node, mut s1)) = self.ready_secure(cx.secure, cx.now) else { return false };
+        let begin = Begin { early, relayed: false, rtt };
         let mut made = secured.assoc.connect(node, begin, &mut s1);
+        let refused = made.is_err();
         if matches!(made, Err(Refusal::Certificate | Refusal::Expired)) {
             secured.assoc.forget_prekey(&mut s1);
-            made = secured.assoc.connect(node, begin, &mut s1);
+            made = secured.assoc.connect(node, Begin { early: None, ..begin }, &mut s1);
+        }
+        secured.began = Some(cx.now);
+        if refused && early.is_some() {
+            self.early_not_sent(cx);
         }
         let Ok(Some(datagram)) = made else { return false };
-        secured.began = Some(cx.now);
         self.send_initiation(datagram, also, cx);
         true
     }
@@ -266,7 +284,8 @@ impl Tunnel {
         };
         let next = match kind {
             Kind::Response => {
-                secured.assoc.handle_response(node, datagram, &mut s1)?;
+                let up = secured.assoc.handle_response(node, datagram, &mut s1)?;
+                self.early.on_answer(up.early_accepted, cx.stats);
                 self.on_s1_up(route, true, cx);
                 return Ok(());
             }
@@ -280,29 +299,34 @@ impl Tunnel {
         Ok(())
     }
 
-    /// A peer that proved its identity, which is the one of this tunnel, would like a session. Returns an unconfirmed one that
-    /// had to make room: the slot of its tunnel and its index.
+    /// A peer that proved its identity, which is the one of this tunnel, would like a session.
     pub(crate) fn on_s1_incoming(
         &mut self,
         incoming: Incoming,
         route: Route,
         cx: &mut TunnelCx<'_>,
-    ) -> Result<Option<(u32, u32)>, Refusal> {
+    ) -> Result<Brought, Refusal> {
         let prekey = incoming.prekey();
         let slot = self.index;
+        let takes_early = cx.secure.as_ref().is_some_and(|secure| secure.early);
+        let take_early = takes_early && incoming.early().is_some_and(early::is_taken);
         let Some((secured, node, mut s1)) = self.ready_secure(cx.secure, cx.now) else {
             return Err(Refusal::Unexpected);
         };
         secured.assoc.set_prekey(node, prekey, &mut s1)?;
         if !secured.assoc.yields_to_peer(node) {
-            return Ok(None);
+            return Ok(Brought::default());
         }
         let psk = node.psk(incoming.address().network).cloned().unwrap_or_else(|| Secret::new(NO_PSK));
-        let accepted = node.accept(incoming, slot, &psk, false, &mut s1)?;
-        debug_assert_eq!(accepted.datagram.len(), RESPONSE_LEN);
-        secured.assoc.adopt(node, accepted.session, cx.now);
-        self.queue_handshake(route, accepted.datagram, cx.now);
-        Ok(accepted.displaced)
+        let Accepted { datagram, session, early, displaced } =
+            node.accept(incoming, slot, &psk, take_early, &mut s1)?;
+        debug_assert_eq!(datagram.len(), RESPONSE_LEN);
+        if early.is_some() {
+            secured.answer_to = Some(route);
+        }
+        secured.assoc.adopt(node, session, early.is_some(), cx.now);
+        self.queue_handshake(route, datagram, cx.now);
+        Ok(Brought { displaced, early })
     }
 
     /// An unconfirmed session had to make room.

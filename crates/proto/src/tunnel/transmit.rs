@@ -14,7 +14,7 @@ use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
 
 use super::control::{ControlOut, TOKEN_PAD};
 use super::mux::Turn;
-use super::{OVERHEAD, Route, Tunnel, TunnelCx};
+use super::{DatagramOut, OVERHEAD, Route, Tunnel, TunnelCx};
 use crate::connection::SegmentOut;
 use crate::transmit::{Transmit, TransmitBuf};
 
@@ -61,17 +61,21 @@ enum Next {
 impl Tunnel {
     /// Fills `buf` with the next batch.
     pub(crate) fn poll_transmit(&mut self, buf: &mut TransmitBuf, cx: &mut TunnelCx<'_>) -> Option<Transmit> {
+        self.answer_early(cx);
         if let Some(frame) = self.exchange.next_frame() {
             return self.emit_frame(frame.route, &frame.bytes, buf, cx);
         }
         if !self.can_send() {
-            if self.has_work() {
+            if self.has_work() && !self.awaits_confirmation(cx.now) {
                 self.want_keys(cx);
                 if let Some(frame) = self.exchange.next_frame() {
                     return self.emit_frame(frame.route, &frame.bytes, buf, cx);
                 }
             }
             return None;
+        }
+        if !self.early.is_empty() {
+            self.early_to_queue(cx);
         }
         let route = self.path.route.or(self.relay_for(cx.relay))?;
         self.path.route = Some(route);
@@ -280,6 +284,16 @@ impl Tunnel {
             return Some(Next::TooLong);
         }
         let datagram = self.datagrams.pop_front()?;
+        Self::write_datagram(&datagram, space, cx).map(|len| Next::Packet { len })
+    }
+
+    /// A datagram as a packet of the draft; its length.
+    pub(super) fn write_datagram(
+        datagram: &DatagramOut,
+        space: &mut [u8],
+        cx: &TunnelCx<'_>,
+    ) -> Option<usize> {
+        let len = datagram.data.len();
         space.get_mut(HEADER_LEN..HEADER_LEN + len)?.copy_from_slice(&datagram.data);
         let hdr = Header {
             flags: Flags::EMPTY,
@@ -292,10 +306,7 @@ impl Tunnel {
             ack: 0,
             window: 0,
         };
-        match hdr.encode(space, len) {
-            Ok(len) => Some(Next::Packet { len }),
-            Err(_) => None,
-        }
+        hdr.encode(space, len).ok()
     }
 
     // ------------------------------------------------------------------ frames around packets
@@ -456,7 +467,7 @@ impl Tunnel {
     /// Whether the endpoint should poll this tunnel.
     pub(crate) fn wants_poll(&self, now: Instant, locals: &Locals) -> bool {
         let paced = self.path.paced_until.is_some_and(|t| t > now);
-        if self.exchange.has_frame() {
+        if self.exchange.has_frame() || self.answers_early(now) {
             return true;
         }
         self.can_send()
@@ -470,6 +481,7 @@ impl Tunnel {
                 || self.probe_waits()
                 || self.check_waits(now, locals)
                 || !self.datagrams.is_empty()
+                || !self.early.is_empty()
                 || self.pings.iter().any(|p| p.sent.is_none())
                 || (self.slots.any_ready() && !self.blocked && !paced)
                 || self.streams_want(now, paced))

@@ -147,3 +147,51 @@ fn a_caller_may_refuse_it() {
     let up = a.run(|peer, node, cx| peer.handle_response(node, &accepted.datagram, cx)).unwrap();
     assert_eq!((accepted.early, up.early_accepted), (None, Some(false)));
 }
+
+/// A look-up may take longer than the register remembers: it is judged by the clock once more when it is answered.
+#[test]
+fn what_waited_too_long_is_not_taken() {
+    for (waited, taken) in [(9_000, true), (11_000, false)] {
+        let (mut a, mut b) = pair();
+        let pili = a.connect_with(&datagram_frame(b"x"));
+        let Verdict::Incoming(incoming) = b.judge(&pili, source(1)) else { panic!("a good PILI") };
+        assert!(incoming.early().is_some());
+        b.now += Duration::from_millis(waited);
+        let psk = Secret::new([9; 32]);
+        let accepted = b.node(|node, cx| node.accept(*incoming, 1, &psk, true, cx)).unwrap();
+        assert_eq!(accepted.early.is_some(), taken, "{waited} ms");
+    }
+}
+
+/// The answer to early data may leave before the session is confirmed, and nothing else may; nor answers where none was taken.
+#[test]
+fn only_answers_to_early_data_leave_before_the_session_is_confirmed() {
+    for early in [true, false] {
+        let (mut a, mut b) = pair();
+        let pili = a.connect_with(&datagram_frame(b"?"));
+        let accepted = b.answer(&pili, source(1)).unwrap();
+        let now = b.now;
+        b.run(|peer, node, _| peer.adopt(node, accepted.session, early, now));
+        let answer = datagram_frame(b"!");
+        let mut buf = [0; 200];
+        buf[9..9 + answer.len()].copy_from_slice(&answer);
+        assert!(matches!(
+            b.run(|peer, _, _| peer.seal(&mut buf, answer.len(), now)),
+            Err(SealError::NoSession)
+        ));
+        assert_eq!(b.run(|peer, _, _| peer.may_answer_early(now)), early);
+        let sealed = b.run(|peer, _, _| peer.seal_answer(&mut buf, answer.len(), now));
+        let Ok((len, number)) = sealed else {
+            assert!(!early);
+            continue;
+        };
+        assert!(early && number == 0);
+        a.run(|peer, node, cx| peer.handle_response(node, &accepted.datagram, cx)).unwrap();
+        let now = a.now;
+        let opened = a.run(|peer, node, _| peer.open(node, &mut buf[..len], now)).unwrap();
+        assert_eq!(buf[opened.start..opened.end], answer);
+        // Not for ever: the unconfirmed session is given up.
+        let later = b.now + Duration::from_secs(5);
+        assert!(!b.run(|peer, _, _| peer.may_answer_early(later)));
+    }
+}

@@ -95,6 +95,31 @@ fn in_a_great_flood_those_who_ask_again_are_answered() {
     assert_eq!(b.node.unconfirmed(), 1);
 }
 
+/// In a great flood it is asked first who has asked before: what has no right MAC and comes again is refused for that all the same, and who
+/// has a cookie that it was just given is let in.
+#[test]
+fn in_a_great_flood_the_cheapest_question_comes_first() {
+    let (mut a, mut b) = pair();
+    let good = nonsense(&b, 1);
+    let mut wrong = good.clone();
+    wrong[280] ^= 1;
+    let refusal = |verdict| match verdict {
+        Verdict::Refused(refusal) => Some(refusal),
+        _ => None,
+    };
+    assert_eq!(refusal(b.judge(&wrong, spoofed(1))), Some(Refusal::Mac));
+    (0..100_000).for_each(|n| drop(b.judge(&good, spoofed(n))));
+    let (pili, here) = (a.connect(), source(1));
+    for (frame, from, again) in [(&wrong, 900_001, Some(Refusal::Mac)), (&good, 900_002, None)] {
+        assert_eq!(refusal(b.judge(frame, spoofed(from))), Some(Refusal::Rate), "whatever it is");
+        assert_eq!(refusal(b.judge(frame, spoofed(from))), again, "PILC for the right one");
+    }
+    assert_eq!(refusal(b.judge(&pili, here)), Some(Refusal::Rate));
+    let Verdict::Answer(pilc) = b.judge(&pili, here) else { panic!("a cookie for who asks again") };
+    let proven = a.run(|peer, _, cx| peer.handle_cookie(&pilc, cx)).unwrap().expect("the PILI once more");
+    b.answer(&proven, here).expect("let in at once");
+}
+
 /// One address, forged or not, costs us no more than so many answers.
 #[test]
 fn one_source_gets_a_bounded_number_of_cookies() {
@@ -233,6 +258,10 @@ fn costs() {
     measure("right mac1, busy, beyond the bound: nothing", 200_000, &mut |n| {
         b.node.strain(b.now);
         let _ = b.judge(&good, spoofed(n));
+    });
+    measure("right mac1, wrong mac2, busy, beyond the bound: nothing", 200_000, &mut |n| {
+        b.node.strain(b.now);
+        let _ = b.judge(&with_mac2, spoofed(n.wrapping_add(1 << 30)));
     });
     b.now += Duration::from_secs(5);
     measure("right mac1, wrong mac2, busy: PILC", 100_000, &mut |n| {

@@ -126,7 +126,7 @@ fn replay(times: u32) {
     let pili = a.connect();
     let accepted = b.answer(&pili, source(1)).unwrap();
     let now = b.now;
-    b.run(|peer, node, _| peer.adopt(node, accepted.session, now));
+    b.run(|peer, node, _| peer.adopt(node, accepted.session, false, now));
     a.run(|peer, node, cx| peer.handle_response(node, &accepted.datagram, cx)).unwrap();
     let ping = a.seal(&[1]).unwrap();
     b.open(&ping).unwrap();
@@ -232,7 +232,7 @@ fn a_responder_sends_nothing_before_the_initiator_confirmed() {
     let mut buf = [0; 64];
     assert_eq!(accepted.session.seal(&mut buf, 1, b.now), Err(SealError::Unconfirmed));
     let now = b.now;
-    b.run(|peer, node, _| peer.adopt(node, accepted.session, now));
+    b.run(|peer, node, _| peer.adopt(node, accepted.session, false, now));
     assert_eq!(b.seal(&[1]), Err(SealError::NoSession));
     // Nobody confirms: it is forgotten, with its index.
     b.now += UNCONFIRMED_KEPT;
@@ -248,7 +248,7 @@ fn an_unconfirmed_session_never_replaces_the_one_in_use() {
     let pili = a.connect();
     let accepted = b.answer(&pili, source(1)).unwrap();
     let now = b.now;
-    b.run(|peer, node, _| peer.adopt(node, accepted.session, now));
+    b.run(|peer, node, _| peer.adopt(node, accepted.session, false, now));
     assert_eq!(b.session().remote_index(), old);
     let late = b.seal(&[1, 1]).unwrap();
     a.run(|peer, node, cx| peer.handle_response(node, &accepted.datagram, cx)).unwrap();
@@ -277,10 +277,10 @@ fn at_simultaneous_initiations_one_counts() {
             if a_is_smaller { (&mut a, &mut b, pili_a, pili_b) } else { (&mut b, &mut a, pili_b, pili_a) };
         let at_large = large.answer(&pili, source(1)).unwrap();
         let now = large.now;
-        large.run(|peer, node, _| peer.adopt(node, at_large.session, now));
+        large.run(|peer, node, _| peer.adopt(node, at_large.session, false, now));
         if both_answer {
             let at_small = small.answer(&other, source(2)).unwrap();
-            small.run(|peer, node, _| peer.adopt(node, at_small.session, now));
+            small.run(|peer, node, _| peer.adopt(node, at_small.session, false, now));
             large.run(|peer, node, cx| peer.handle_response(node, &at_small.datagram, cx)).unwrap();
         }
         small.run(|peer, node, cx| peer.handle_response(node, &at_large.datagram, cx)).unwrap();

@@ -136,7 +136,7 @@ fn shake(a: &mut Side, b: &mut Side) {
     let pili = a.connect();
     let accepted = b.answer(&pili, source(1)).expect("a good PILI");
     let now = b.now;
-    b.run(|peer, node, _| peer.adopt(node, accepted.session, now));
+    b.run(|peer, node, _| peer.adopt(node, accepted.session, false, now));
     a.run(|peer, node, cx| peer.handle_response(node, &accepted.datagram, cx)).expect("a good PILR");
     let ping = a.seal(&[1]).expect("keys");
     assert_eq!(b.open(&ping).expect("the keys of both"), [1]);
