@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use pilotage::beacon::BeaconServer;
 use pilotage_registry::claims::ClaimLog;
-use pilotage_registry::server::{Server, ServerConfig};
+use pilotage_registry::server::{BindError, Server, ServerConfig};
 use pilotage_registry::tls::ServerTls;
 use serde_json::json;
 
@@ -60,8 +60,12 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
     let mut registry = bind_registry(config)?;
     if args.cluster.cluster.is_some() {
         book::may_share(args, &store)?;
+        registry.may_share().map_err(|error| in_the_way(&error))?;
     }
     let cluster = cluster::start(context, &args.cluster, args.pow_bits)?;
+    if let Some(log) = &cluster {
+        registry.share(log.clone()).map_err(|error| in_the_way(&error))?;
+    }
     let shared = cluster.clone().map(|log| log as Arc<dyn ClaimLog>);
     let book::Open { book, store: claims_store, key, cluster: agreed, log, shelf } =
         book::open(args, &store, registry.local_addr(), shared)?;
@@ -119,12 +123,14 @@ fn wait(context: &Context, endings: &Receiver<Ended>, servers: usize) -> Result<
 }
 
 fn bind_registry(config: ServerConfig) -> Result<Server, CliError> {
-    Server::bind(config).map_err(|error| {
-        // The text names the address or the file, and the way out behind a semicolon.
-        let text = error.to_string();
-        let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
-        CliError::failure("registry", cause, next)
-    })
+    Server::bind(config).map_err(|error| in_the_way(&error))
+}
+
+fn in_the_way(error: &BindError) -> CliError {
+    // The text names the address or the file, and the way out behind a semicolon.
+    let text = error.to_string();
+    let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
+    CliError::failure("registry", cause, next)
 }
 
 fn store(context: &Context, args: &HubArgs) -> Result<PathBuf, CliError> {
