@@ -16,6 +16,7 @@
 
 mod shared;
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some starting point in time")]
 mod tests;
 
 use crate::engine::{Config, ConnState, Context, Engine, Outcome};

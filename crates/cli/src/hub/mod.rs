@@ -22,8 +22,10 @@ use std::time::Instant;
 
 use pilotage::beacon::BeaconServer;
 use pilotage_registry::claims::ClaimLog;
+use pilotage_registry::engine::OwnName;
 use pilotage_registry::server::{BindError, Server, ServerConfig};
 use pilotage_registry::tls::ServerTls;
+use pilotage_services::find::HUB_INDEX;
 use serde_json::json;
 
 use self::backup::Part;
@@ -54,6 +56,8 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
     let beacon = beacon::bind(options, "choose another port with --beacon-port, or stop the other program")?;
     let mut config = ServerConfig::new(registry_at, &store);
     options::apply(context, args, &mut config)?;
+    let own_name = args.cluster.cluster.map(|_| OwnName::new(HUB_INDEX));
+    config.engine.own_name.clone_from(&own_name);
     let pages = pages::Open::listen(args, &mut config)?;
     let fingerprint = config.tls.as_ref().map(ServerTls::fingerprint_hex);
     let pin = config.tls.as_ref().map(ServerTls::fingerprint);
@@ -96,7 +100,7 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
         beacon: told.clone(),
         shelf,
         parts,
-        index: index::start(context, args, registry_addr, beacon_addr, pin)?,
+        index: index::start(context, args, registry_addr, beacon_addr, pin, own_name.as_ref())?,
         cluster,
     });
     let _control = ops::control(context, &hub);

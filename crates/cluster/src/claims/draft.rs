@@ -118,3 +118,71 @@ impl Ledger for RaftLog {
 
 /// A batch, with what its encoding may add to the sizes of its transactions, fits into a command.
 const _: () = assert!(MAX_BATCH + (32 << 10) <= MAX_COMMAND);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use pilotage_registry::claims::Limits;
+
+    use super::*;
+    use crate::Machine as _;
+
+    fn change(n: u16, machine: &ClaimsMachine) -> Vec<u8> {
+        use pilotage_registry::engine::{Row, RowKey};
+        use pilotage_registry::ledger::{Key, Value, print};
+        let key = Key::Row(RowKey::NextNetwork);
+        let old = machine.draft().changes(u64::MAX).values;
+        let old = old.first().and_then(|(_, value)| value.as_ref()).map(|value| print(&value.encode()));
+        let new = Value::Row(Row::NextNetwork(n)).encode();
+        let transaction =
+            Transaction { checks: vec![(key.encode(), old)], writes: vec![(key.encode(), Some(new))] };
+        Batch { proposer: 1, number: n.into(), transactions: vec![transaction] }.encode()
+    }
+
+    #[test]
+    fn a_snapshot_holds_both_and_an_old_one_claims_alone() {
+        let mut machine = ClaimsMachine::new(Limits::default());
+        let old = machine.snapshot();
+        machine.apply(&change(2, &machine));
+        let both = machine.snapshot();
+        assert_ne!(old, both);
+        let mut other = ClaimsMachine::new(Limits::default());
+        other.install(&both).expect("its own");
+        assert_eq!(other.snapshot(), both);
+        // Goes on from there as the first does.
+        let next = change(3, &machine);
+        assert_eq!(other.apply(&next), machine.apply(&next));
+        assert_eq!(other.snapshot(), machine.snapshot());
+        let before = other.snapshot();
+        for cut in 0..both.len() {
+            assert!(other.install(&both[..cut]).is_err(), "{cut}");
+        }
+        let mut bad = both.clone();
+        *bad.last_mut().expect("some") ^= 1;
+        assert!(other.install(&bad).is_err());
+        assert_eq!(other.snapshot(), before, "nothing of a damaged one is taken");
+        other.install(&old).expect("of a version without a draft's registry");
+        assert_eq!(other.snapshot(), old);
+    }
+
+    #[test]
+    fn notices_wait_within_a_bound_for_a_hub_and_for_nobody_else() {
+        let machine = ClaimsMachine::new(Limits::default());
+        let notice = |n| Notice { seen: vec![n], calls: Vec::new() };
+        machine.notice(&notice(0).encode());
+        assert!(machine.inbox().take().is_empty());
+        let woken = Arc::new(AtomicUsize::new(0));
+        let count = woken.clone();
+        machine.inbox().lock().wake = Some(Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }));
+        machine.notice(b"nonsense");
+        for n in 0..100 {
+            machine.notice(&notice(n).encode());
+        }
+        let kept = machine.inbox().take();
+        assert_eq!((kept.len(), woken.load(Ordering::Relaxed)), (MAX_NOTICES, 100));
+        assert_eq!(kept.last(), Some(&notice(99)));
+    }
+}

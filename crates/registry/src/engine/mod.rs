@@ -44,7 +44,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use config::{Config, RateLimits, SocialLimits, Unsigned};
+pub use config::{Config, OwnName, RateLimits, SocialLimits, Unsigned};
 use limits::{Class, Limiter};
 pub use network::{JoinRule, Network, Role};
 pub use record::{MAX_LAN_ADDRS, Profile, Proof, Record, RecordError};

@@ -120,7 +120,8 @@ impl Transaction {
     #[must_use]
     pub fn size(&self) -> usize {
         let checks: usize = self.checks.iter().map(|(key, _)| key.len() + 20).sum();
-        let writes = self.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len) + 8);
+        let writes =
+            self.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len) + 8);
         20 + checks + writes.sum::<usize>()
     }
 }

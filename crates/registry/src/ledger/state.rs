@@ -1,14 +1,15 @@
 //! The deterministic state that all nodes of a [`Ledger`](super::Ledger) have in common.
 
 use super::{
-    Batch, Changes, Key, MAX_TRANSACTIONS, Transaction, Value, Verdict, decode_verdicts, encode_verdicts, print,
+    Batch, Changes, Key, MAX_TRANSACTIONS, Transaction, Value, Verdict, decode_verdicts, encode_verdicts,
+    print,
 };
 use crate::engine::{Row, RowKey};
 use pilotage_wire::NodeId;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 const MAGIC: &[u8; 4] = b"PRL1";
 /// Proposers whose last batch is remembered. A node has another name after each start.
@@ -66,7 +67,10 @@ type Wake = Arc<dyn Fn() + Send + Sync>;
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("nodes", &self.nodes).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("State")
+            .field("nodes", &self.nodes)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,7 +131,8 @@ impl State {
             }
             _ => {
                 let before = self.revision.load(Ordering::Acquire);
-                let verdicts = batch.transactions.iter().map(|transaction| self.decide(transaction)).collect();
+                let verdicts =
+                    batch.transactions.iter().map(|transaction| self.decide(transaction)).collect();
                 if self.revision.load(Ordering::Acquire) != before
                     && let Some(wake) = self.wake.get()
                 {
@@ -295,8 +300,7 @@ impl State {
         let behind = revision.checked_sub(since).and_then(|behind| usize::try_from(behind).ok());
         match behind.filter(|behind| *behind <= self.recent.len()) {
             Some(behind) => {
-                let keys: BTreeSet<Key> =
-                    self.recent.range(self.recent.len() - behind..).copied().collect();
+                let keys: BTreeSet<Key> = self.recent.range(self.recent.len() - behind..).copied().collect();
                 Changes { revision, whole: false, values: keys.iter().map(read).collect() }
             }
             None => {

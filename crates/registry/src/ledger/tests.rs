@@ -79,7 +79,12 @@ impl Log {
     }
 
     fn value(&self, key: Key) -> Option<Value> {
-        self.0.changes(u64::MAX).values.into_iter().find(|(other, _)| *other == key).and_then(|(_, value)| value)
+        self.0
+            .changes(u64::MAX)
+            .values
+            .into_iter()
+            .find(|(other, _)| *other == key)
+            .and_then(|(_, value)| value)
     }
 }
 
@@ -198,7 +203,10 @@ fn invitations_go_with_their_network() {
         assert_eq!(log.write(invite(n, to), row()), Verdict::Applied);
     }
     assert_eq!(log.write(Key::Row(RowKey::Network(1)), None), Verdict::Applied);
-    assert_eq!((log.value(invite(1, 1)), log.value(invite(2, 1)), log.value(invite(2, 2))), (None, None, row()));
+    assert_eq!(
+        (log.value(invite(1, 1)), log.value(invite(2, 1)), log.value(invite(2, 2))),
+        (None, None, row())
+    );
     log.0.assert_consistent();
 }
 
@@ -243,7 +251,9 @@ fn a_damaged_snapshot_changes_nothing() {
     // Intact, but it contradicts itself: one name, two nodes.
     let mut other = Log::new();
     other.write(Key::Node(id_of(2)), Some(node(record(2, Some("a"), 1))));
-    let body = |snapshot: &[u8]| snapshot[snapshot.len() - 32 - (4 + 5 + 4 + value_len()) ..snapshot.len() - 32].to_vec();
+    let body = |snapshot: &[u8]| {
+        snapshot[snapshot.len() - 32 - (4 + 5 + 4 + value_len())..snapshot.len() - 32].to_vec()
+    };
     let mut both = good[..good.len() - 32].to_vec();
     let count = both.len() - body(&good).len() - 4;
     both[count..count + 4].copy_from_slice(&2_u32.to_be_bytes());
@@ -269,9 +279,8 @@ fn wish() -> impl Strategy<Value = (Key, Option<Value>)> {
             let key = Key::Row(RowKey::Consent(id_of(a), id_of(b)));
             (key, given.map(|given| Value::Row(Row::Consent { given })))
         }),
-        (1_u16..4, proptest::option::of("[xy]")).prop_map(|(id, name)| {
-            (Key::Row(RowKey::Network(id)), name.map(|name| network(&name)))
-        }),
+        (1_u16..4, proptest::option::of("[xy]"))
+            .prop_map(|(id, name)| { (Key::Row(RowKey::Network(id)), name.map(|name| network(&name))) }),
         (1_u8..3, 1_u16..4, any::<bool>()).prop_map(|(n, to, there)| {
             let row = there.then(|| Value::Row(Row::Invite { inviter: id_of(1), at: 3 }));
             (Key::Row(RowKey::Invite(id_of(n), to)), row)
@@ -350,7 +359,8 @@ proptest! {
 
 #[test]
 fn notices_and_batches_have_bounds() {
-    let notice = |seen, calls| Notice { seen: vec![u32::MAX; seen], calls: vec![(u32::MAX, u32::MAX); calls] };
+    let notice =
+        |seen, calls| Notice { seen: vec![u32::MAX; seen], calls: vec![(u32::MAX, u32::MAX); calls] };
     let largest = notice(MAX_SEEN, MAX_CALLS);
     assert!(largest.encode().len() <= 300 << 10);
     assert_eq!(Notice::decode(&largest.encode()), Some(largest));

@@ -113,7 +113,12 @@ impl Shared {
 impl Service {
     /// From now on the state is that of `ledger`, and nothing is written into the store. `wake` is called, from any thread, when
     /// [`Service::receive`] has something to do. For a service that has no nodes of its own.
-    pub fn share(&mut self, ledger: Arc<dyn Ledger>, wake: Arc<dyn Fn() + Send + Sync>, env: &Surroundings<'_>) {
+    pub fn share(
+        &mut self,
+        ledger: Arc<dyn Ledger>,
+        wake: Arc<dyn Fn() + Send + Sync>,
+        env: &Surroundings<'_>,
+    ) {
         ledger.wake_by(wake.clone());
         let (sender, events) = channel();
         self.shared = Some(Box::new(Shared {
@@ -328,7 +333,9 @@ impl Service {
                 Verdict::Full => Some(FULL),
                 Verdict::Malformed => {
                     tracing::error!(kind = waiter.request.kind(), "the cluster does not understand a change");
-                    Some("the hubs of this registry do not understand each other; run the same version on all")
+                    Some(
+                        "the hubs of this registry do not understand each other; run the same version on all",
+                    )
                 }
             };
             let Some(shared) = &mut self.shared else { return };

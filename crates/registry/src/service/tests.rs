@@ -214,7 +214,11 @@ impl Lab {
             self.hubs.iter_mut().for_each(Hub::turn);
             let moved = self.order();
             (0..2).for_each(|hub| self.catch_up(hub));
-            if !moved && self.hubs.iter().all(|hub| hub.service.waiting() == 0) {
+            let idle = |hub: &Hub| {
+                let busy = |session: &Session| session.has_request() || session.is_waiting();
+                hub.service.waiting() == 0 && !hub.sessions.iter().any(busy)
+            };
+            if !moved && self.hubs.iter().all(idle) {
                 self.hubs.iter_mut().for_each(Hub::turn);
                 return;
             }
@@ -349,9 +353,7 @@ fn one_name_asked_for_at_both_hubs_is_granted_once() {
 fn networks_are_common_and_their_ids_and_names_given_once() {
     let mut lab = Lab::new();
     let (a, b) = (lab.register(0, 1, ""), lab.register(1, 2, ""));
-    let create = |node: u32, name: &str| {
-        json!({"type": "create_network", "node_id": node, "name": name, "join_rule": "open", "admin_token": TOKEN})
-    };
+    let create = |node: u32, name: &str| json!({"type": "create_network", "node_id": node, "name": name, "join_rule": "open", "admin_token": TOKEN});
     lab.start(0, &key(1), create(a, "one"));
     lab.start(1, &key(2), create(b, "two"));
     lab.start(1, &key(2), create(b, "one"));
@@ -363,7 +365,11 @@ fn networks_are_common_and_their_ids_and_names_given_once() {
     // Many enter at both hubs at once: nobody is lost.
     let ids: Vec<(u8, u32)> = (10..40).map(|n| (n, lab.register(usize::from(n % 2), n, ""))).collect();
     for (n, id) in ids {
-        lab.start(usize::from(n % 2), &key(n), json!({"type": "join_network", "node_id": id, "network_id": 1}));
+        lab.start(
+            usize::from(n % 2),
+            &key(n),
+            json!({"type": "join_network", "node_id": id, "network_id": 1}),
+        );
     }
     lab.settle();
     let joined = [lab.replies(0), lab.replies(1)].concat();
@@ -378,7 +384,8 @@ fn networks_are_common_and_their_ids_and_names_given_once() {
 fn an_acceptance_is_not_lost_between_hubs() {
     let mut lab = Lab::new();
     let (a, b) = (lab.register(0, 1, ""), lab.register(1, 2, ""));
-    let request = json!({"type": "request_handshake", "from_node_id": a, "to_node_id": b, "justification": "hi"});
+    let request =
+        json!({"type": "request_handshake", "from_node_id": a, "to_node_id": b, "justification": "hi"});
     let accept = json!({"type": "respond_handshake", "node_id": b, "peer_id": a, "accept": true});
     lab.start(0, &key(1), request);
     lab.start(1, &key(2), accept);
@@ -528,8 +535,7 @@ fn many_requests_need_several_batches() {
         secret[..8].copy_from_slice(&n.to_be_bytes());
         let key = SigningKey::from_bytes(&secret);
         let public = Base64(key.verifying_key().to_bytes());
-        let signature =
-            key.sign(pilotage_wire::registry::register_string("127.0.0.1:9", &public).as_bytes());
+        let signature = key.sign(pilotage_wire::registry::register_string("127.0.0.1:9", &public).as_bytes());
         let lan: Vec<String> = (1..=16).map(|port| format!("[2001:db8::1]:{port}")).collect();
         let request = json!({"type": "register", "listen_addr": "127.0.0.1:9", "public_key": public.to_string(),
             "lan_addrs": lan, "signature": text(Base64(signature.to_bytes()))});
@@ -541,7 +547,10 @@ fn many_requests_need_several_batches() {
     assert_eq!(replies.len(), MAX_BATCH + 200);
     assert!(replies.iter().all(|reply| reply["type"] == "register_ok"));
     let world = lab.world.lock().unwrap();
-    assert!(world.log.len() > 1 && world.log.iter().all(|batch| batch.len() <= crate::ledger::MAX_BATCH + (32 << 10)));
+    assert!(
+        world.log.len() > 1
+            && world.log.iter().all(|batch| batch.len() <= crate::ledger::MAX_BATCH + (32 << 10))
+    );
     drop(world);
     lab.assert_agreed();
     assert_eq!(lab.hubs[1].service.engine().nodes(), MAX_BATCH + 200);
