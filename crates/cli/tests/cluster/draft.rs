@@ -8,8 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::{Signer as _, SigningKey};
-use pilotage_wire::NodeId;
-use pilotage_wire::registry::{Base64, register_string, resolve_string};
+use pilotage_wire::registry::{Base64, Request, register_string};
 use serde_json::{Value, json};
 
 use super::common::{Running, STEP, run, text};
@@ -71,10 +70,16 @@ fn lookup(registry: &str, id: u32) -> Value {
     ask(registry, &json!({"type": "lookup", "node_id": id}))
 }
 
+/// With the signature that the reference makes.
+fn signed(by: u16, mut request: Value) -> Value {
+    let typed = Request::parse(request.to_string().as_bytes()).unwrap();
+    let text = typed.signed_string().unwrap();
+    request["signature"] = base64(&key(by).sign(text.as_bytes()).to_bytes()).into();
+    request
+}
+
 fn resolve(registry: &str, id: u32, by: u16, by_id: u32) -> Value {
-    let text = resolve_string(NodeId(by_id), NodeId(id));
-    let signature = base64(&key(by).sign(text.as_bytes()).to_bytes());
-    ask(registry, &json!({"type": "resolve", "node_id": id, "requester_id": by_id, "signature": signature}))
+    ask(registry, &signed(by, json!({"type": "resolve", "node_id": id, "requester_id": by_id})))
 }
 
 #[test]
@@ -92,6 +97,16 @@ fn the_reference_registers_at_one_hub_and_is_found_at_all() {
     // Who asks is registered at the third, and asks the second.
     let bob = register(&at[2], 2, "bob");
     assert_eq!(resolve(&at[1], ann, 2, bob)["real_addr"], "127.0.0.1:20001");
+    // Ann looks up bob at the first hub; that counts as asking at bob's, where bob has consented (registry.md §11.4).
+    let trusted = |hub: usize| {
+        let pair = json!({"type": "check_trust", "node_id": ann, "peer_id": bob});
+        ask(&at[hub], &pair)["trusted"] == true
+    };
+    let consent = signed(2, json!({"type": "report_trust", "node_id": bob, "peer_id": ann}));
+    assert_eq!(ask(&at[2], &consent)["type"], "report_trust_ok");
+    assert!(!trusted(2));
+    assert_eq!(resolve(&at[0], bob, 1, ann)["type"], "resolve_ok");
+    hubs.until("the call is known at all hubs", |_| trusted(0) && trusted(1) && trusted(2));
     // Three keys, three hubs, one name, ten times.
     let mut ids = BTreeSet::from([ann, bob]);
     for round in 0..10_u16 {

@@ -151,17 +151,14 @@ impl Engine {
 
     /// Decides one request.
     pub fn apply(&mut self, ctx: &Context<'_>, conn: &mut ConnState, request: &Request) -> Outcome {
-        self.charge(ctx, request).err().unwrap_or_else(|| self.reapply(ctx, conn, request))
+        self.charge(ctx, request).unwrap_or_else(|| self.reapply(ctx, conn, request))
     }
 
-    /// Counts a request towards the limits.
-    ///
-    /// # Errors
-    /// The outcome of a request beyond a limit.
-    pub fn charge(&mut self, ctx: &Context<'_>, request: &Request) -> Result<(), Outcome> {
+    /// Counts a request towards the limits; the outcome of one that is beyond them.
+    pub fn charge(&mut self, ctx: &Context<'_>, request: &Request) -> Option<Outcome> {
         let class = self.class(request);
         let charged = self.limiter.charge(ctx.now, ctx.source, class);
-        charged.map_err(|refusal| Outcome::refuse(request, refusal, false))
+        charged.err().map(|refusal| Outcome::refuse(request, refusal, false))
     }
 
     /// [`Engine::apply`] without counting towards the limits: for a request that was counted already.

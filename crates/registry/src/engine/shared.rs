@@ -190,6 +190,7 @@ impl Refusal {
 }
 
 /// Whether a request of this kind asks for a change as a rule.
+#[cfg(feature = "store")]
 #[must_use]
 pub(crate) fn changes(request: &Request) -> bool {
     !matches!(

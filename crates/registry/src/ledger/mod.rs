@@ -20,6 +20,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
+#[doc(hidden)]
+pub use state::fuzz_input;
 pub use state::{Bounds, InstallError, State};
 
 /// Most transactions of one batch.

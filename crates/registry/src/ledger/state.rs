@@ -1,8 +1,8 @@
 //! The deterministic state that all nodes of a [`Ledger`](super::Ledger) have in common.
 
 use super::{
-    Batch, Changes, Key, MAX_TRANSACTIONS, Transaction, Value, Verdict, decode_verdicts, encode_verdicts,
-    print,
+    Batch, Changes, Key, MAX_TRANSACTIONS, Notice, Transaction, Value, Verdict, decode_verdicts,
+    encode_verdicts, print,
 };
 use crate::engine::{Row, RowKey};
 use pilotage_wire::NodeId;
@@ -419,4 +419,45 @@ fn take<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (head, tail) = rest.split_at_checked(len)?;
     *rest = tail;
     Some(head)
+}
+
+/// One input of the fuzz target `ledger`: a batch, a notice or a snapshot, by the first byte. What is understood keeps its bounds, and a
+/// state is what its snapshot says.
+///
+/// # Panics
+/// If an invariant does not hold.
+#[doc(hidden)]
+pub fn fuzz_input(data: &[u8]) {
+    let Some((&kind, bytes)) = data.split_first() else { return };
+    match kind % 3 {
+        0 => {
+            let Some(batch) = Batch::decode(bytes) else { return };
+            assert_eq!(Batch::decode(&batch.encode()).as_ref(), Some(&batch));
+            let mut state = State::new(Bounds { nodes: 3, bytes: 2_000 });
+            let answer = state.apply(bytes);
+            let verdicts = decode_verdicts(&answer).unwrap_or_default();
+            assert_eq!(verdicts.len(), batch.transactions.len());
+            assert!(state.nodes <= 3 && state.bytes <= 2_000 + bytes.len());
+            let snapshot = state.snapshot();
+            assert_eq!(state.apply(bytes), answer, "once");
+            assert_eq!(state.snapshot(), snapshot, "once");
+            let mut other = State::new(Bounds::default());
+            assert_eq!(other.install(&snapshot), Ok(()));
+            assert_eq!(other.snapshot(), snapshot, "one state has one snapshot");
+        }
+        1 => {
+            let Some(notice) = Notice::decode(bytes) else { return };
+            assert_eq!(Notice::decode(&notice.encode()), Some(notice));
+        }
+        _ => {
+            // The check at the end is right, so that the rest is looked at.
+            let snapshot = [bytes, blake3::hash(bytes).as_bytes()].concat();
+            let mut state = State::new(Bounds::default());
+            if state.install(&snapshot).is_ok() {
+                let again = state.snapshot();
+                assert_eq!(state.install(&again), Ok(()));
+                assert_eq!(state.snapshot(), again, "one state has one snapshot");
+            }
+        }
+    }
 }

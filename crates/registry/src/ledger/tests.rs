@@ -268,8 +268,12 @@ fn value_len() -> usize {
     node(record(1, Some("a"), 1)).encode().len()
 }
 
+type Wish = (Key, Option<Value>);
+/// Transactions, and upon how old a state they are decided.
+type Step = (Vec<Vec<Wish>>, usize);
+
 /// What a node may want: one of few nodes, names, pairs and networks, so that wishes meet.
-fn wish() -> impl Strategy<Value = (Key, Option<Value>)> {
+fn wish() -> impl Strategy<Value = Wish> {
     let name = || prop_oneof![Just(None), "[ab]".prop_map(Some)];
     prop_oneof![
         (1_u8..5, name(), 1_u16..3).prop_map(|(n, name, port)| {
@@ -289,7 +293,7 @@ fn wish() -> impl Strategy<Value = (Key, Option<Value>)> {
 }
 
 /// Batches of wishes, each decided upon the state that was so many batches ago.
-fn history() -> impl Strategy<Value = Vec<(Vec<Vec<(Key, Option<Value>)>>, usize)>> {
+fn history() -> impl Strategy<Value = Vec<Step>> {
     let transaction = proptest::collection::vec(wish(), 1..3);
     proptest::collection::vec((proptest::collection::vec(transaction, 1..4), 0_usize..3), 1..30)
 }
@@ -307,6 +311,8 @@ proptest! {
             let batch = Batch { proposer: at as u64 % 3, number: at as u64 + 1, transactions };
             let bytes = batch.encode();
             prop_assert_eq!(Batch::decode(&bytes), Some(batch));
+            fuzz_input(&[&[0], &bytes[..]].concat());
+            fuzz_input(&[&[2], &log.0.snapshot()[..log.0.snapshot().len() - 32]].concat());
             let since = log.0.changes(u64::MAX).revision;
             let before: Vec<_> = log.0.changes(u64::MAX).values;
             let answer = log.0.apply(&bytes);
@@ -347,6 +353,11 @@ proptest! {
                 prop_assert_eq!(Notice::decode(&notice.encode()), Some(notice));
             }
             let _ = (decode_verdicts(bytes), state.install(bytes), Key::decode(bytes));
+        }
+        for kind in 0..3 {
+            fuzz_input(&[&[kind], &marked[..]].concat());
+            fuzz_input(&[&[kind], &b"PRL1"[..], &bytes].concat());
+            fuzz_input(&[&[kind], &bytes[..]].concat());
         }
         // Cut off or with something behind, a batch is none.
         let batch = Batch { proposer: 1, number: 2, transactions: vec![Transaction { checks: vec![(bytes, None)], writes: Vec::new() }] };

@@ -93,7 +93,7 @@ impl Shared {
     }
 
     /// Gives the waiter back if too many wait already.
-    fn wait_to_catch_up(&mut self, waiter: Waiter) -> Result<(), Waiter> {
+    fn wait_to_catch_up(&mut self, waiter: Waiter) -> Option<Waiter> {
         let ticket = waiter.ticket;
         let (sender, wake) = (self.sender.clone(), self.wake.clone());
         let then = move || {
@@ -103,10 +103,10 @@ impl Shared {
             }
         };
         if !self.ledger.catch_up(Box::new(then)) {
-            return Err(waiter);
+            return Some(waiter);
         }
         self.late.insert(ticket, waiter);
-        Ok(())
+        None
     }
 }
 
@@ -205,7 +205,7 @@ impl Service {
         request: Request,
     ) {
         let source = session.source;
-        if let Err(refused) = self.engine.charge(&context(env, source), &request) {
+        if let Some(refused) = self.engine.charge(&context(env, source), &request) {
             return self.push(conn, session, Some(request), refused.reply, false);
         }
         let mut state = session.state.clone();
@@ -268,7 +268,7 @@ impl Service {
         if waiter.caught_up || !is_behind(&outcome) {
             return shared.finish(waiter, outcome.reply, state);
         }
-        if let Err(waiter) = shared.wait_to_catch_up(waiter) {
+        if let Some(waiter) = shared.wait_to_catch_up(waiter) {
             shared.finish(waiter, outcome.reply, state);
         }
     }
