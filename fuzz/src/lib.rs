@@ -83,6 +83,7 @@ targets! {
     cluster_frame => cluster::fuzz_input,
     registry_map => pilotage_registry::placement::fuzz_input,
     heartbeat => pilotage_registry::replica::presence::fuzz_input,
+    ledger => pilotage_registry::ledger::fuzz_input,
     reach_text => reach::text,
     portmap => |data| reach::portmap(base(), data),
     capture => decode::capture,

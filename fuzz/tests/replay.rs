@@ -75,6 +75,7 @@ replays!(
     cluster_frame,
     registry_map,
     heartbeat,
+    ledger,
     reach_text,
     portmap,
     capture,

@@ -1,6 +1,8 @@
 //! Three hubs as processes that form a cluster, and what they say about it.
 
 mod common;
+#[path = "cluster/draft.rs"]
+mod draft;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;

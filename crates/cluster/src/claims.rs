@@ -1,8 +1,10 @@
-//! [`RaftLog`]: the registry's claims in a cluster, behind the same trait as in one process.
+//! [`RaftLog`]: the registry's claims in a cluster, behind the same trait as in one process; and the draft's registry of all its
+//! hubs, as a [`Ledger`](pilotage_registry::ledger::Ledger).
 //!
 //! Signatures are checked on the node that was asked, before anything is ordered; the members trust each other's checks
 //! (crash faults only, `spec/cluster.md §1`). Claims of all callers that wait share a log entry.
 
+mod draft;
 mod heads;
 mod machine;
 
@@ -36,6 +38,7 @@ pub struct RaftLog {
     queue: Option<SyncSender<Job>>,
     worker: Option<JoinHandle<()>>,
     heads: Arc<Heads>,
+    draft: draft::Proposer,
     pow_bits: u8,
     threads: usize,
     patience: Duration,
@@ -66,7 +69,8 @@ impl RaftLog {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (queue, worker) = (Some(queue), Some(worker));
         let heads = Arc::new(Heads::new(&cluster));
-        Ok(Self { cluster, queue, worker, heads, pow_bits, threads, patience: PATIENCE })
+        let draft = draft::Proposer::new(&cluster)?;
+        Ok(Self { cluster, queue, worker, heads, draft, pow_bits, threads, patience: PATIENCE })
     }
 
     /// As the default ([`PATIENCE`]), but another wait for a majority.

@@ -37,6 +37,8 @@ pub enum Kind {
     Status = 10,
     /// A member asks for a signature under what follows from the state.
     Attest = 11,
+    /// What a member has seen and no log orders.
+    Notice = 12,
     /// The answer to the frame before.
     Reply = 0x80,
 }
@@ -50,6 +52,7 @@ impl Kind {
             Self::Join | Self::Admit | Self::Vote | Self::Attest => 512,
             Self::Append | Self::Snapshot | Self::Reply => 2 << 20,
             Self::Propose => 520 << 10,
+            Self::Notice => 304 << 10,
         }
     }
 
@@ -66,6 +69,7 @@ impl Kind {
             9 => Self::Remove,
             10 => Self::Status,
             11 => Self::Attest,
+            12 => Self::Notice,
             0x80 => Self::Reply,
             _ => return None,
         })

@@ -26,4 +26,7 @@ pub trait Machine: Send + Sync + 'static {
     fn vouches(&self, _statement: &[u8]) -> Option<Vec<u8>> {
         None
     }
+
+    /// Something that another member tells past the log: no part of the state. Must not block.
+    fn notice(&self, _notice: &[u8]) {}
 }

@@ -33,6 +33,8 @@ pub const MAX_MEMBERS: usize = 64;
 pub const MAX_VOTERS: usize = 7;
 /// Longest wait for a member's answer to a small question.
 const CALL: Duration = Duration::from_millis(500);
+/// A leader that no majority has answered for so long is none any more. Milliseconds.
+const SILENCE: u64 = 2_000;
 /// Name of the cluster's file in its folder.
 pub const FILE: &str = "cluster.redb";
 
@@ -137,6 +139,17 @@ impl<M: Machine> Cluster<M> {
         self.inner.raft.metrics().borrow().state == ServerState::Leader
     }
 
+    /// Whether commands are likely to be ordered: consensus runs here, somebody leads, and if it is this node a majority has
+    /// answered lately.
+    pub fn has_majority(&self) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow();
+        let alone = metrics.membership_config.voter_ids().count() < 2;
+        metrics.running_state.is_ok()
+            && metrics.current_leader.is_some()
+            && (alone || metrics.millis_since_quorum_ack.is_none_or(|silence| silence < SILENCE))
+    }
+
     /// Looks at the state machine as it is on this node: what was committed, but perhaps not the newest.
     pub fn read<R>(&self, look: impl FnOnce(&M) -> R) -> R {
         look(&self.inner.applied().machine)
@@ -205,6 +218,23 @@ impl<M: Machine> Cluster<M> {
                 drop(runtime.spawn(async move { then(attest::gather(inner, statement, need, limit).await) }));
             }
             None => then(Vec::new()),
+        }
+    }
+
+    /// Sends something to all other members, past the log ([`Machine::notice`]): once, without waiting, and whoever does not answer
+    /// within half a second has not got it. At most 300 KiB.
+    pub fn tell(&self, notice: &[u8]) {
+        let Some(runtime) = &self.runtime else { return };
+        for (id, _) in self.inner.members() {
+            if id == self.inner.net.me {
+                continue;
+            }
+            let (inner, request) = (self.inner.clone(), Request::Notice(notice.to_vec()));
+            runtime.spawn(async move {
+                if let Err(error) = inner.ask(id, &request, CALL).await {
+                    tracing::debug!(%error, id, "a notice was lost");
+                }
+            });
         }
     }
 
@@ -359,6 +389,10 @@ impl<M: Machine> Service for Inner<M> {
             Request::Status => Reply::Status(Box::new(self.status())),
             Request::Attest(statement) => {
                 Reply::Attested(self.sign(&statement).map(Vec::from).unwrap_or_default())
+            }
+            Request::Notice(notice) => {
+                self.applied().machine.notice(&notice);
+                Reply::Done
             }
         }
     }

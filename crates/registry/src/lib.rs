@@ -5,6 +5,7 @@
 //! * [`engine`]: the decisions, sans-IO. Proof of possession, names, visibility, presence, limits.
 //! * [`store`] (feature `store`): one redb file; a batch is durable before its replies are sent.
 //! * [`keys`] (feature `store`): which key each node has, for a beacon in the same process.
+//! * [`ledger`]: the draft's registry kept by several nodes at once: transactions and their state machine, sans-IO (`spec/cluster.md §10`).
 //! * [`placement`]: which nodes hold a record; sans-IO (`spec/cluster.md §7`).
 //! * [`replica`]: records held for others, presence, watching (`spec/replica.md`).
 //! * [`record`]: signatures of PREC records, pure (`spec/registry2.md`).
@@ -22,6 +23,7 @@ pub mod client;
 pub mod engine;
 #[cfg(feature = "store")]
 pub mod keys;
+pub mod ledger;
 pub mod placement;
 pub mod record;
 pub mod replica;

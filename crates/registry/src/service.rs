@@ -9,7 +9,15 @@
 //! * Bounds: [`MAX_INPUT`] bytes of unread input per session, [`MAX_REQUESTS_PER_TURN`] requests per session and turn,
 //!   [`MAX_BATCH`] and one session's share per batch.
 //!
+//! Over a ledger (`shared`) the state is a cluster's: a request that changes something, or that asks for what this node may not
+//! have heard of yet, is answered in a later turn, by [`Service::finished`]; its session takes no other one until then.
+//!
 //! Sockets and clocks are the caller's: [`crate::server`] brings real ones, a simulator its own.
+
+mod shared;
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test needs some starting point in time")]
+mod tests;
 
 use crate::engine::{Config, ConnState, Context, Engine, Outcome};
 use crate::keys::Keys;
@@ -18,6 +26,9 @@ use pilotage_fault as fault;
 use pilotage_wire::registry::{LENGTH_PREFIX, MAX_MESSAGE, Reply, Request, next_frame};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
+
+use shared::Shared;
+pub use shared::{Finished, MAX_TRIES};
 
 /// Input kept of a session: one message of the largest size. Bytes.
 pub const MAX_INPUT: usize = LENGTH_PREFIX + MAX_MESSAGE;
@@ -53,6 +64,8 @@ pub struct Session {
     used: usize,
     closing: bool,
     last_request: Instant,
+    /// The request that is answered in a later turn.
+    ticket: Option<u64>,
 }
 
 impl Session {
@@ -61,7 +74,7 @@ impl Session {
     pub fn new(source: IpAddr, now: Instant) -> Self {
         let source = source.to_canonical();
         let state = ConnState::default();
-        Self { source, state, input: Vec::new(), used: 0, closing: false, last_request: now }
+        Self { source, state, input: Vec::new(), used: 0, closing: false, last_request: now, ticket: None }
     }
 
     /// Where the peer is.
@@ -105,7 +118,23 @@ impl Session {
     /// Whether [`Service::decide`] has something to do here.
     #[must_use]
     pub fn has_request(&self) -> bool {
-        !self.closing && !matches!(next_frame(self.waiting()), Ok(None))
+        !self.closing && !self.is_waiting() && !matches!(next_frame(self.waiting()), Ok(None))
+    }
+
+    /// A request of this session is answered in a later turn.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.ticket.is_some()
+    }
+
+    /// Takes over what became of the request that was waited for; false if it was another session's.
+    pub fn resume(&mut self, finished: &Finished) -> bool {
+        if self.ticket != Some(finished.ticket) {
+            return false;
+        }
+        self.ticket = None;
+        self.state = finished.state.clone();
+        true
     }
 
     /// The input cannot be followed any more: close after the last reply.
@@ -150,6 +179,8 @@ pub struct Service {
     commits: u64,
     store_failures: u64,
     keys: Keys,
+    /// The state is a cluster's; nothing is written into the store.
+    shared: Option<Box<Shared>>,
 }
 
 impl Service {
@@ -163,7 +194,8 @@ impl Service {
         let mut engine = Engine::new(config, records, now).map_err(|error| store.bad_record(&error))?;
         engine.load_rows(store.rows()?);
         let retry = (now, FIRST_RETRY);
-        Ok(Self { engine, store, retry, batch: Vec::new(), commits: 0, store_failures: 0, keys })
+        let (batch, shared) = (Vec::new(), None);
+        Ok(Self { engine, store, retry, batch, commits: 0, store_failures: 0, keys, shared })
     }
 
     /// The state that requests meet, staged changes included.
@@ -184,13 +216,13 @@ impl Service {
         self.store.still()
     }
 
-    /// True while the store cannot be written.
+    /// True while the store cannot be written; of a cluster's state, while no majority seems to be there.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
-        self.store.is_down()
+        self.shared.as_ref().map_or_else(|| self.store.is_down(), |shared| !shared.is_writable())
     }
 
-    /// Transactions committed since the start.
+    /// Transactions committed since the start; of a cluster, batches of this node.
     #[must_use]
     pub fn commits(&self) -> u64 {
         self.commits
@@ -236,7 +268,7 @@ impl Service {
     }
 
     fn decide_next(&mut self, env: &Surroundings<'_>, conn: usize, session: &mut Session) -> bool {
-        if session.closing {
+        if session.closing || session.is_waiting() {
             return false;
         }
         let (len, parsed) = match next_frame(session.waiting()) {
@@ -253,6 +285,7 @@ impl Service {
         session.last_request = env.now;
         match parsed {
             Err(error) => self.push(conn, session, None, Reply::error(error), false),
+            Ok(request) if self.shared.is_some() => self.decide_shared(env, conn, session, request),
             Ok(request) => {
                 let context = context(env, session.source);
                 let mut state = session.state.clone();
@@ -271,6 +304,10 @@ impl Service {
 
     /// Makes the batch durable, or makes its replies say that it is not (spec/registry.md §8.1, §8.3).
     pub fn commit(&mut self, env: &Surroundings<'_>) -> Committed {
+        if self.shared.is_some() {
+            self.propose(env);
+            return Committed::Nothing;
+        }
         let Some(first) = self.batch.iter().position(|item| item.wrote) else {
             return Committed::Nothing;
         };

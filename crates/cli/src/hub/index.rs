@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use pilotage::Node;
+use pilotage_registry::engine::OwnName;
 use pilotage_services::find::{HUB_INDEX, Host};
 use pilotage_services::server::{Services, Serving, serve};
 
@@ -36,6 +37,7 @@ pub(super) fn start(
     registry: SocketAddr,
     beacon: SocketAddr,
     pin: Option<[u8; 32]>,
+    own_name: Option<&OwnName>,
 ) -> Result<Option<Index>, CliError> {
     let Some(most) = args.index else { return Ok(None) };
     let failed =
@@ -46,7 +48,12 @@ pub(super) fn start(
     if let Some(pin) = pin {
         builder = builder.registry_tls_pin(pin);
     }
-    let node = builder.name(HUB_INDEX).public(true).start()?;
+    // In a cluster each hub's index has the name at its hub, and none that all hubs would have to agree on.
+    let builder = if own_name.is_some() { builder } else { builder.name(HUB_INDEX) };
+    let node = builder.public(true).start()?;
+    if let Some(own) = own_name {
+        own.set(node.address().node);
+    }
     let closing = node.clone();
     context.stop.on_request(move || closing.close());
     let host = Host::new(None, Some(most)).map_err(|error| failed(error.to_string()))?;

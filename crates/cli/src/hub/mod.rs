@@ -22,8 +22,10 @@ use std::time::Instant;
 
 use pilotage::beacon::BeaconServer;
 use pilotage_registry::claims::ClaimLog;
-use pilotage_registry::server::{Server, ServerConfig};
+use pilotage_registry::engine::OwnName;
+use pilotage_registry::server::{BindError, Server, ServerConfig};
 use pilotage_registry::tls::ServerTls;
+use pilotage_services::find::HUB_INDEX;
 use serde_json::json;
 
 use self::backup::Part;
@@ -54,14 +56,20 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
     let beacon = beacon::bind(options, "choose another port with --beacon-port, or stop the other program")?;
     let mut config = ServerConfig::new(registry_at, &store);
     options::apply(context, args, &mut config)?;
+    let own_name = args.cluster.cluster.map(|_| OwnName::new(HUB_INDEX));
+    config.engine.own_name.clone_from(&own_name);
     let pages = pages::Open::listen(args, &mut config)?;
     let fingerprint = config.tls.as_ref().map(ServerTls::fingerprint_hex);
     let pin = config.tls.as_ref().map(ServerTls::fingerprint);
     let mut registry = bind_registry(config)?;
     if args.cluster.cluster.is_some() {
         book::may_share(args, &store)?;
+        registry.may_share().map_err(|error| in_the_way(&error))?;
     }
     let cluster = cluster::start(context, &args.cluster, args.pow_bits)?;
+    if let Some(log) = &cluster {
+        registry.share(log.clone()).map_err(|error| in_the_way(&error))?;
+    }
     let shared = cluster.clone().map(|log| log as Arc<dyn ClaimLog>);
     let book::Open { book, store: claims_store, key, cluster: agreed, log, shelf } =
         book::open(args, &store, registry.local_addr(), shared)?;
@@ -92,7 +100,7 @@ pub(crate) fn run(context: &Context, args: &HubArgs) -> Result<(), CliError> {
         beacon: told.clone(),
         shelf,
         parts,
-        index: index::start(context, args, registry_addr, beacon_addr, pin)?,
+        index: index::start(context, args, registry_addr, beacon_addr, pin, own_name.as_ref())?,
         cluster,
     });
     let _control = ops::control(context, &hub);
@@ -119,12 +127,14 @@ fn wait(context: &Context, endings: &Receiver<Ended>, servers: usize) -> Result<
 }
 
 fn bind_registry(config: ServerConfig) -> Result<Server, CliError> {
-    Server::bind(config).map_err(|error| {
-        // The text names the address or the file, and the way out behind a semicolon.
-        let text = error.to_string();
-        let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
-        CliError::failure("registry", cause, next)
-    })
+    Server::bind(config).map_err(|error| in_the_way(&error))
+}
+
+fn in_the_way(error: &BindError) -> CliError {
+    // The text names the address or the file, and the way out behind a semicolon.
+    let text = error.to_string();
+    let (cause, next) = text.split_once("; ").unwrap_or((&text, "see --registry-port and --store"));
+    CliError::failure("registry", cause, next)
 }
 
 fn store(context: &Context, args: &HubArgs) -> Result<PathBuf, CliError> {

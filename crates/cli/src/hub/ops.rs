@@ -63,6 +63,7 @@ impl Hub {
                 "accepted": stats.accepted, "turned_away": stats.turned_away, "cut": stats.cut,
                 "requests": stats.requests, "errors": stats.errors, "commits": stats.commits,
                 "store_failures": stats.store_failures, "read_only": stats.read_only,
+                "shared": stats.shared,
             },
             "claims": {
                 "claims": self.shelf.log().claims(), "records": self.shelf.records().ok(),
@@ -209,13 +210,18 @@ fn text(value: &Value) -> String {
             number(&hub["uptime_s"])
         ),
         format!(
-            "registry  {} nodes, {} names; {} connections; {} requests, {} refused{}",
+            "registry  {} nodes, {} names{}; {} connections; {} requests, {} refused{}",
             number(&registry["nodes"]),
             number(&registry["names"]),
+            if registry["shared"] == true { " of the cluster" } else { "" },
             number(&registry["connections"]),
             number(&registry["requests"]),
             number(&registry["errors"]),
-            if registry["read_only"] == true { "; READ-ONLY: its store cannot be written" } else { "" }
+            match (registry["read_only"] == true, registry["shared"] == true) {
+                (false, _) => "",
+                (true, false) => "; READ-ONLY: its store cannot be written",
+                (true, true) => "; READ-ONLY: no majority of the cluster",
+            }
         ),
         format!(
             "claims    {}, {} records",

@@ -1,35 +1,53 @@
-//! The registry's state machine of claims, as a [`Machine`].
+//! The registry's state machine, as a [`Machine`]: claims, and the draft's registry beside them.
 
 use std::collections::VecDeque;
 
 use pilotage_registry::claims::{
     Bad, Batch, Claims, Granted, Limits, LogError, MAX_BATCH, Outcome, PARTITIONS, TreeHead,
 };
+use pilotage_registry::ledger::{Bounds, MARK, State};
 use serde::{Deserialize, Serialize};
 
+use super::draft::Inbox;
 use crate::Machine;
+
+/// What a snapshot with a draft's registry begins with; without one it is a snapshot of claims.
+const BOTH: &[u8; 4] = b"PRS2";
 
 /// Newest leaves of each partition that a node can read back. Older ones are proved by their owners.
 pub const KEPT_LEAVES: usize = 4_096;
 
-/// Claims, and the newest leaves.
+/// Claims, and the newest leaves; nodes and networks of the draft's registry.
 #[derive(Debug)]
 pub struct ClaimsMachine {
     claims: Claims,
     leaves: [VecDeque<Granted>; PARTITIONS],
+    draft: State,
+    inbox: Inbox,
 }
 
 impl ClaimsMachine {
     /// Nothing is held.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { claims: Claims::new(limits), leaves: Default::default() }
+        let (draft, inbox) = (State::new(Bounds::default()), Inbox::default());
+        Self { claims: Claims::new(limits), leaves: Default::default(), draft, inbox }
     }
 
     /// Who holds what.
     #[must_use]
     pub fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// The draft's registry.
+    #[must_use]
+    pub fn draft(&self) -> &State {
+        &self.draft
+    }
+
+    pub(super) fn inbox(&self) -> Inbox {
+        self.inbox.clone()
     }
 
     pub(super) fn leaves(&self, partition: u8, from: u64, limit: usize) -> Result<Vec<Granted>, LogError> {
@@ -46,6 +64,9 @@ impl ClaimsMachine {
 
 impl Machine for ClaimsMachine {
     fn apply(&mut self, command: &[u8]) -> Vec<u8> {
+        if command.first() == Some(&MARK) {
+            return self.draft.apply(command);
+        }
         let Ok(batch) = Batch::decode(command) else { return write_outcomes(&[]) };
         let applied = self.claims.apply(&batch);
         for leaf in applied.granted {
@@ -59,13 +80,32 @@ impl Machine for ClaimsMachine {
     }
 
     fn snapshot(&self) -> Vec<u8> {
-        self.claims.snapshot()
+        let claims = self.claims.snapshot();
+        if self.draft.is_empty() {
+            return claims;
+        }
+        let len = (claims.len() as u64).to_be_bytes();
+        [BOTH, &len[..], &claims, &self.draft.snapshot()].concat()
     }
 
     fn install(&mut self, snapshot: &[u8]) -> Result<(), String> {
-        self.claims.install(snapshot).map_err(|error| error.to_string())?;
+        let (claims, draft) = match snapshot.strip_prefix(BOTH) {
+            Some(rest) => split(rest).ok_or("the snapshot is cut off; take another one")?,
+            None => (snapshot, None),
+        };
+        // Both or nothing.
+        let mut new = State::new(Bounds::default());
+        if let Some(draft) = draft {
+            new.install(draft).map_err(|error| error.to_string())?;
+        }
+        self.claims.install(claims).map_err(|error| error.to_string())?;
         self.leaves = Default::default();
+        self.draft.replace(new);
         Ok(())
+    }
+
+    fn notice(&self, notice: &[u8]) {
+        self.inbox.put(notice);
     }
 
     /// Heads of a log that this state continues are signed.
@@ -73,6 +113,13 @@ impl Machine for ClaimsMachine {
         let head = TreeHead::decode(statement.try_into().ok()?)?;
         self.claims.had_head(&head).then(|| head.signed())
     }
+}
+
+/// The two parts behind [`BOTH`].
+fn split(rest: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
+    let (len, rest) = rest.split_first_chunk::<8>()?;
+    let (claims, draft) = rest.split_at_checked(usize::try_from(u64::from_be_bytes(*len)).ok()?)?;
+    Some((claims, Some(draft)))
 }
 
 /// [`Outcome`] between nodes of one version. What is decided before a claim is ordered never travels.

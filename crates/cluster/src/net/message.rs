@@ -24,6 +24,8 @@ pub(crate) enum Request {
     Status,
     /// Sign this, if it follows from your state.
     Attest(Vec<u8>),
+    /// For the machine, past the log.
+    Notice(Vec<u8>),
 }
 
 /// An answer.
@@ -71,6 +73,7 @@ impl Request {
             Self::Remove(id) => framed(Kind::Remove, id),
             Self::Status => framed(Kind::Status, &()),
             Self::Attest(statement) => framed(Kind::Attest, statement),
+            Self::Notice(notice) => framed(Kind::Notice, notice),
         }
     }
 
@@ -86,6 +89,7 @@ impl Request {
             Kind::Remove => Self::Remove(body(kind, bytes)?),
             Kind::Status => body(kind, bytes).map(|()| Self::Status)?,
             Kind::Attest => Self::Attest(body(kind, bytes)?),
+            Kind::Notice => Self::Notice(body(kind, bytes)?),
             Kind::Hello | Kind::Join | Kind::Reply => return Err(FrameError::Body(kind)),
         })
     }
@@ -146,7 +150,7 @@ mod tests {
     proptest! {
         /// Whatever a member sends: an error, never a panic, and never more memory than the frame had.
         #[test]
-        fn no_body_breaks_the_node(kind in 1_u8..=11, data in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn no_body_breaks_the_node(kind in 1_u8..=12, data in proptest::collection::vec(any::<u8>(), 0..600)) {
             let header = Header::parse([1, kind, 0, 0, 0, 0, 0, 0]).expect("a kind");
             if let Ok(request) = Request::decode(header.kind, &data) {
                 prop_assert!(request.encode().is_ok());

@@ -163,7 +163,7 @@ impl Engine {
         let durable = match self.table.get(id) {
             Some(node) if node.durable && node.record == record => {
                 if last_seen.is_some() {
-                    self.table.touch(id, now);
+                    self.saw(id, now);
                 }
                 return Ok(());
             }

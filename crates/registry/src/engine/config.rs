@@ -1,7 +1,9 @@
 //! Limits and policies of the engine.
 
 use super::Secret;
+use pilotage_wire::NodeId;
 use pilotage_wire::registry::Beacon;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Policies and bounds. The defaults are those of spec/registry.md §9.
@@ -36,6 +38,8 @@ pub struct Config {
     pub max_unconfirmed: usize,
     /// Bounds of networks, trust and inboxes.
     pub social: SocialLimits,
+    /// A name that means a node of this hub's own, and another one at each hub of a cluster. Nobody gets it.
+    pub own_name: Option<OwnName>,
 }
 
 /// What a registration without proof is worth (spec/registry.md §5.3).
@@ -73,6 +77,34 @@ pub struct SocialLimits {
     pub calls: usize,
 }
 
+/// See [`Config::own_name`]. Clones share the node.
+#[derive(Debug, Clone)]
+pub struct OwnName {
+    name: Box<str>,
+    node: Arc<OnceLock<NodeId>>,
+}
+
+impl OwnName {
+    /// A name that nobody has yet.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), node: Arc::default() }
+    }
+
+    /// Says whose it is; only the first one counts.
+    pub fn set(&self, node: NodeId) {
+        let _ = self.node.set(node);
+    }
+
+    pub(super) fn is(&self, name: &str) -> bool {
+        *self.name == *name
+    }
+
+    pub(super) fn node(&self) -> Option<NodeId> {
+        self.node.get().copied()
+    }
+}
+
 impl Default for SocialLimits {
     fn default() -> Self {
         Self {
@@ -106,6 +138,7 @@ impl Default for Config {
             beacon_life: Duration::from_secs(60),
             max_unconfirmed: 4_096,
             social: SocialLimits::default(),
+            own_name: None,
         }
     }
 }

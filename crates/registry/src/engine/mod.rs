@@ -26,6 +26,7 @@ mod refusal;
 mod register;
 mod rows;
 mod secret;
+mod shared;
 mod table;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -43,7 +44,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use config::{Config, RateLimits, SocialLimits, Unsigned};
+pub use config::{Config, OwnName, RateLimits, SocialLimits, Unsigned};
 use limits::{Class, Limiter};
 pub use network::{JoinRule, Network, Role};
 pub use record::{MAX_LAN_ADDRS, Profile, Proof, Record, RecordError};
@@ -52,6 +53,10 @@ use register::Pending;
 use rows::Rows;
 pub use rows::{Row, RowError, RowKey};
 pub use secret::Secret;
+pub use shared::Mark;
+use shared::News;
+#[cfg(feature = "store")]
+pub(crate) use shared::changes;
 use table::Table;
 
 /// What the caller knows at the time of a request.
@@ -109,6 +114,8 @@ pub struct Engine {
     /// Dynamic beacons with the time of their last announcement.
     beacons: Vec<(Beacon, Instant)>,
     read_only: Option<String>,
+    /// What other nodes of a cluster have to be told; `None` if there are none.
+    news: Option<News>,
 }
 
 impl Engine {
@@ -133,7 +140,8 @@ impl Engine {
         let calls = HashMap::new();
         let calls_swept = None;
         let beacons = Vec::new();
-        Ok(Self { config, table, rows, calls, calls_swept, oldest, limiter, beacons, read_only: None })
+        let (read_only, news) = (None, None);
+        Ok(Self { config, table, rows, calls, calls_swept, oldest, limiter, beacons, read_only, news })
     }
 
     /// The stored rows; for a new engine, before its first request.
@@ -143,11 +151,14 @@ impl Engine {
 
     /// Decides one request.
     pub fn apply(&mut self, ctx: &Context<'_>, conn: &mut ConnState, request: &Request) -> Outcome {
+        self.charge(ctx, request).unwrap_or_else(|| self.reapply(ctx, conn, request))
+    }
+
+    /// Counts a request towards the limits; the outcome of one that is beyond them.
+    pub fn charge(&mut self, ctx: &Context<'_>, request: &Request) -> Option<Outcome> {
         let class = self.class(request);
-        if let Err(refusal) = self.limiter.charge(ctx.now, ctx.source, class) {
-            return Outcome::refuse(request, refusal, false);
-        }
-        self.reapply(ctx, conn, request)
+        let charged = self.limiter.charge(ctx.now, ctx.source, class);
+        charged.err().map(|refusal| Outcome::refuse(request, refusal, false))
     }
 
     /// [`Engine::apply`] without counting towards the limits: for a request that was counted already.

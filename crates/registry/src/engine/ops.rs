@@ -130,7 +130,9 @@ impl Engine {
         ctx: &Context<'_>,
         request: &wire::ResolveHostname,
     ) -> Result<Reply, Refusal> {
-        let id = self.table.by_name(&request.hostname).ok_or(Refusal::NameNotVisible)?;
+        let own = self.config.own_name.as_ref().filter(|own| own.is(&request.hostname));
+        let id = own.map_or_else(|| self.table.by_name(&request.hostname), |own| own.node());
+        let id = id.ok_or(Refusal::NameNotVisible)?;
         let node = self.registered(id).map_err(|_| Refusal::NameNotVisible)?;
         let may = |requester: NodeId| {
             requester == id || (self.comes_from(ctx, requester) && self.may_know(ctx, requester, id))

@@ -278,6 +278,9 @@ impl Engine {
         proof: Proof,
     ) -> Result<(), Refusal> {
         wire::check_hostname(name)?;
+        if self.config.own_name.as_ref().is_some_and(|own| own.is(name)) {
+            return Err(Refusal::NameTaken);
+        }
         let holder = self.table.by_name(name).filter(|holder| *holder != id);
         match holder.and_then(|holder| self.table.get(holder)) {
             Some(node) if node.durable || (proof == Proof::None && self.is_online(node, ctx.now)) => {

@@ -201,6 +201,21 @@ impl Rows {
         self.set(key, Some(row));
     }
 
+    /// Makes what a cluster has agreed on the state of `key`. Nothing is staged.
+    pub(super) fn settle(&mut self, key: RowKey, row: Option<Row>) {
+        self.set(key, row);
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// What each row changed since `mark` was before.
+    pub(super) fn before(&self, mark: usize) -> impl Iterator<Item = (RowKey, Option<&Row>)> {
+        self.journal.get(mark..).unwrap_or_default().iter().map(|(key, old)| (*key, old.as_ref()))
+    }
+
     pub(super) fn get(&self, key: &RowKey) -> Option<&Row> {
         self.map.get(key)
     }

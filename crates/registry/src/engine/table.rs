@@ -97,6 +97,20 @@ impl Table {
         self.journal.push((id, previous));
     }
 
+    /// Makes a record that a cluster has agreed on the state of `id`. Nothing is staged. A new place is a sign of life.
+    pub(super) fn settle(&mut self, id: NodeId, record: Record, now: Instant) {
+        debug_assert!(self.journal.is_empty());
+        let old = self.remove(id).filter(|old| old.durable && old.record.endpoint == record.endpoint);
+        let last_seen = record.endpoint.and_then(|_| old.map_or(Some(now), |old| old.last_seen));
+        self.insert(id, Node { record, last_seen, durable: true });
+    }
+
+    /// What each node changed since `mark` was before; `None` if it was not durable.
+    pub(super) fn before(&self, mark: usize) -> impl Iterator<Item = (NodeId, Option<&Record>)> {
+        let changed = self.journal.get(mark..).unwrap_or_default().iter();
+        changed.map(|(id, old)| (*id, old.as_ref().filter(|old| old.durable).map(|old| &old.record)))
+    }
+
     /// Remembers a node that has signed nothing yet: in memory only.
     pub(super) fn put_unconfirmed(&mut self, id: NodeId, record: Record, now: Instant) {
         self.remove(id);

@@ -49,6 +49,12 @@ impl Engine {
         if from == to {
             return;
         }
+        self.tell_call(from, to);
+        self.remember_call(from, to, now);
+    }
+
+    /// Of another node of the cluster, or our own.
+    pub(super) fn remember_call(&mut self, from: NodeId, to: NodeId, now: Instant) {
         let full = self.calls.len() >= self.config.social.calls;
         if full && !self.calls.contains_key(&(from, to)) {
             let due = self.calls_swept.is_none_or(|at| now.duration_since(at) >= SWEEP_INTERVAL);

@@ -1,7 +1,7 @@
 //! One TCP connection, with or without TLS: buffers and their bounds.
 
 use crate::book;
-use crate::service::{KEEP_BUFFER, Session};
+use crate::service::{Finished, KEEP_BUFFER, Session};
 use mio::net::TcpStream;
 use pilotage_wire::registry::Reply;
 use rustls::ServerConnection;
@@ -148,6 +148,11 @@ impl Conn {
         (!self.broken).then_some(&mut self.session)
     }
 
+    /// Goes on after a request that took longer than its turn; false if it was another connection's.
+    pub(super) fn resume(&mut self, finished: &Finished) -> bool {
+        self.session.resume(finished)
+    }
+
     /// As if the connection had broken: nothing more is sent.
     pub(super) fn break_off(&mut self) {
         self.broken = true;
@@ -246,7 +251,8 @@ impl Conn {
 
     /// More to do without waiting for the socket.
     pub(super) fn has_work(&self) -> bool {
-        if self.session.is_closing() || self.broken || self.is_congested() {
+        // What comes while a request waits is read when it is answered.
+        if self.session.is_closing() || self.session.is_waiting() || self.broken || self.is_congested() {
             return false;
         }
         self.session.has_request()
@@ -262,7 +268,8 @@ impl Conn {
     pub(super) fn is_finished(&self) -> bool {
         let sent_all =
             self.sent >= self.output.len() && !self.tls.as_ref().is_some_and(|tls| tls.wants_write());
-        let read_all = self.eof && !self.decrypted && !self.session.has_request();
+        let asks = self.session.has_request() || self.session.is_waiting();
+        let read_all = self.eof && !self.decrypted && !asks;
         self.broken || (sent_all && (self.session.is_closing() || read_all))
     }
 

@@ -13,6 +13,7 @@ mod tests;
 use crate::book::server::Book;
 use crate::engine;
 use crate::keys::Keys;
+use crate::ledger::Ledger;
 use crate::service::{Service, Surroundings};
 use crate::store::{Loaded, Still, Store, StoreError};
 use crate::tls::ServerTls;
@@ -97,6 +98,16 @@ pub enum BindError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A cluster's registry begins empty.
+    #[error(
+        "registry: {} has {nodes} nodes that this hub has registered alone, and a cluster cannot take over; start with a new file, --store FILE, and keep the old one: nodes register again by themselves", store.display()
+    )]
+    OwnNodes {
+        /// The file.
+        store: PathBuf,
+        /// Nodes in it.
+        nodes: usize,
+    },
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -121,8 +132,10 @@ pub struct ServerStats {
     pub commits: u64,
     /// Commits or recoveries of the store that failed.
     pub store_failures: u64,
-    /// True while the store cannot be written.
+    /// True while the store cannot be written; of a cluster's registry, while no majority seems to be there.
     pub read_only: bool,
+    /// The nodes and names are a cluster's.
+    pub shared: bool,
     /// Claimed addresses.
     pub nodes: usize,
     /// Claimed names.
@@ -270,6 +283,31 @@ impl Server {
         self.service.still()
     }
 
+    /// From now on the registry is the one that `ledger` keeps with other hubs (`spec/cluster.md §10`); the store stays as it is.
+    ///
+    /// # Errors
+    /// [`BindError::OwnNodes`] if the store has nodes or networks that this hub has granted alone.
+    pub fn share(&mut self, ledger: Arc<dyn Ledger>) -> Result<(), BindError> {
+        self.may_share()?;
+        let shared = self.shared.clone();
+        // A failure means that the loop is gone already.
+        let wake = Arc::new(move || drop(shared.waker.wake()));
+        self.service.share(ledger, wake, &surroundings(clock()));
+        self.publish_stats();
+        Ok(())
+    }
+
+    /// Whether [`Server::share`] will find nothing in the way.
+    ///
+    /// # Errors
+    /// [`BindError::OwnNodes`].
+    pub fn may_share(&self) -> Result<(), BindError> {
+        if self.service.is_empty() {
+            return Ok(());
+        }
+        Err(BindError::OwnNodes { store: self.config.store.clone(), nodes: self.service.engine().nodes() })
+    }
+
     /// From now on connections that ask for records and claims are served by `book` (`spec/registry2.md §5`). Without one,
     /// and over TLS, they are cut like any other that speaks something else.
     pub fn serve_book(&mut self, book: Book) {
@@ -323,7 +361,8 @@ impl Server {
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let timers = self.stats.connections > 0 || self.service.is_read_only() || self.acceptable;
+        let healthy = !self.service.is_read_only() && !self.service.is_shared();
+        let timers = self.stats.connections > 0 || !healthy || self.acceptable;
         timers.then(|| next_tick.saturating_duration_since(clock()))
     }
 
@@ -408,6 +447,7 @@ impl Server {
     /// Reads, decides, commits, replies.
     fn turn(&mut self, now: Instant) {
         let mut touched = Vec::new();
+        self.service.receive(&surroundings(now));
         // Each connection gets its share once per turn; what is left waits for the next one.
         for _ in 0..self.ready.len() {
             if self.service.is_full() {
@@ -439,6 +479,16 @@ impl Server {
                 _ => {}
             }
         }
+        for finished in self.service.finished() {
+            let Some(Some(conn)) = self.conns.get_mut(finished.conn) else { continue };
+            // The connection of a request that took long may be gone, and another in its place.
+            if conn.resume(&finished) {
+                self.stats.requests += 1;
+                self.stats.errors += u64::from(matches!(finished.reply, Reply::Error { .. }));
+                conn.push_reply(&finished.reply);
+                touched.push(finished.conn);
+            }
+        }
         for at in touched {
             let Some(Some(conn)) = self.conns.get_mut(at) else { continue };
             conn.flush(now);
@@ -464,6 +514,7 @@ impl Server {
 
     fn tick(&mut self, now: Instant) {
         self.service.handle_timeout(now);
+        self.service.tell();
         for at in 0..self.conns.len() {
             let Some(conn) = &self.conns[at] else { continue };
             if let Some(why) = conn.overdue(now, self.config.idle, self.config.slow_reader) {
@@ -501,6 +552,7 @@ impl Server {
         self.stats.commits = self.service.commits();
         self.stats.store_failures = self.service.store_failures();
         self.stats.read_only = self.service.is_read_only();
+        self.stats.shared = self.service.is_shared();
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.stats;
     }
 }
