@@ -128,7 +128,7 @@ pub fn widened(values: &[i8; DIMENSIONS]) -> [i16; DIMENSIONS] {
 
 /// The scalar product with one side widened once for many. In this form the compiler uses the CPU's multiply-and-add of
 /// pairs: 10.4 ms for 190,000 vectors, where both sides in bytes take 15.8 ms.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn dot_wide(a: &[i16; DIMENSIONS], b: &[i8; DIMENSIONS]) -> i32 {
     let mut sum = 0_i32;

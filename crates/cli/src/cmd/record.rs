@@ -251,7 +251,7 @@ fn write_heads(file: &Path, bytes: &[u8]) {
     }
 }
 
-fn read_heads(file: &Path) -> Result<(Vec<[u8; 32]>, Vec<SignedHead>), CliError> {
+pub(super) fn read_heads(file: &Path) -> Result<(Vec<[u8; 32]>, Vec<SignedHead>), CliError> {
     let damaged = || {
         CliError::failure(
             "record",

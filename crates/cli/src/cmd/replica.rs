@@ -192,11 +192,11 @@ fn kept_map(state: &Path) -> Option<MapKeeper> {
     MapKeeper::trust(map, &keys).ok()
 }
 
-/// Keys of hubs that were believed: the files of their heads begin with them.
+/// Keys of hubs that were believed, and of the nodes of their clusters: as in the files of their heads.
 fn believed_keys(state: &Path) -> Vec<[u8; 32]> {
     let files = fs::read_dir(state).into_iter().flatten().flatten().map(|file| file.path());
     let heads = files.filter(|path| path.extension().is_some_and(|extension| extension == "heads")).take(16);
-    heads.filter_map(|path| fs::read(path).ok()?.first_chunk().copied()).collect()
+    heads.filter_map(|path| Some(super::record::read_heads(&path).ok()?.0)).flatten().collect()
 }
 
 /// Two logs of one size.

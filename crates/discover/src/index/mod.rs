@@ -12,6 +12,7 @@ mod tags;
 pub(crate) mod text;
 mod vectors;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use roaring::RoaringBitmap;
@@ -294,7 +295,7 @@ impl Index {
             having: having.iter().map(|having| *having as u64).collect(),
         };
         let (wanted, filter) = self.filter(query.tags());
-        if !query.tags().is_empty() && filter.as_ref().is_none_or(RoaringBitmap::is_empty) {
+        if !query.tags().is_empty() && filter.as_ref().is_none_or(|filter| filter.is_empty()) {
             return Found { hits: Vec::new(), fitting: 0, statistics };
         }
         let slots = self.entries.len();
@@ -309,18 +310,30 @@ impl Index {
                 cosines.as_ref().map(|cosines| cosines[slot]).map(|c| if c.is_nan() { 0.0 } else { c });
             rank::matched(filter.is_some(), widened, text, cosine)
         };
+        // Who is asked for tags alone fits as well as all others who have them.
+        let same = (scores.is_none() && cosines.is_none())
+            .then(|| rank::matched(filter.is_some(), widened, None, None));
         let mut top = Top::new(query.limit());
         let mut fitting = 0;
         let mut look = |slot: u32| {
             let hot = &self.hot[slot as usize];
-            let fits = matched(slot as usize);
+            let fits = same.unwrap_or_else(|| matched(slot as usize));
             if fits > 0.0 && hot.expires > now {
                 fitting += 1;
                 top.offer(fits * hot.liveness(now).value() * hot.evidence, slot);
             }
         };
         match &filter {
-            Some(filter) => filter.iter().for_each(&mut look),
+            Some(filter) => {
+                let (mut slots, mut some) = (filter.iter(), [0; 256]);
+                loop {
+                    let some = slots.next_many(&mut some);
+                    if some.is_empty() {
+                        break;
+                    }
+                    some.iter().for_each(|slot| look(*slot));
+                }
+            }
             None => {
                 let all = self.hot.iter().zip(0_u32..).filter(|(hot, _)| hot.present);
                 all.for_each(|(_, slot)| look(slot));
@@ -333,7 +346,7 @@ impl Index {
     }
 
     /// Who has all of the tags, each widened as little as possible; `None` where nothing is asked or found.
-    fn filter(&self, tags: &[Tag]) -> (Vec<Wanted>, Option<RoaringBitmap>) {
+    fn filter(&self, tags: &[Tag]) -> (Vec<Wanted>, Option<Cow<'_, RoaringBitmap>>) {
         let whole = |tag: &Tag| Wanted { wanted: tag.clone(), used: tag.clone(), widened: 0 };
         let mut wanted: Vec<Wanted> = tags.iter().map(whole).collect();
         loop {
@@ -351,14 +364,15 @@ impl Index {
         }
     }
 
-    fn all_of(&self, wanted: &[Wanted]) -> Option<RoaringBitmap> {
+    /// Who has all of these tags; for a single one as it stands in the index, without a copy.
+    fn all_of(&self, wanted: &[Wanted]) -> Option<Cow<'_, RoaringBitmap>> {
         let mut all =
             wanted.iter().map(|wanted| self.tags.under(&wanted.used)).collect::<Option<Vec<_>>>()?;
         all.sort_by_key(|slots| slots.len());
         let (first, rest) = all.split_first()?;
-        let mut both = (*first).clone();
+        let mut both = Cow::Borrowed(*first);
         for other in rest {
-            both &= *other;
+            *both.to_mut() &= *other;
         }
         Some(both)
     }

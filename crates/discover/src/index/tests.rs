@@ -124,6 +124,37 @@ fn the_bound_holds_and_time_makes_room() {
 }
 
 #[test]
+fn the_pass_over_all_vectors_gives_the_cosine_of_each() {
+    let mut index = Index::default();
+    let vector = |number: i32, at: usize| {
+        let values: [i8; 384] =
+            std::array::from_fn(|i| (number * 31 + i as i32 * (at as i32 + 3) * 17) as u8 as i8);
+        crate::embed::Embedding::from_values("m", &values).unwrap()
+    };
+    for number in 0..50 {
+        let declaration = card(number, &["a"], "s").card().declaration.clone();
+        index.put(&signed(number, 1, declaration.with_vector(vector(i32::from(number), 1))), None).unwrap();
+    }
+    for place in (0..50).step_by(7) {
+        assert!(index.remove(&card(place, &["a"], "").card().key));
+    }
+    for at in 1..6 {
+        let query = vector(7, at);
+        let found = index.search(&Query::new(vec![], "", Some(query.clone()), 64).unwrap(), NOW);
+        assert!(!found.hits.is_empty());
+        for hit in &found.hits {
+            let own = hit.card.card().declaration.vector().unwrap();
+            let exact = query.cosine(own).unwrap();
+            assert!((hit.why.vector.unwrap() - exact).abs() < 1e-6);
+        }
+        let better = index
+            .cards(64)
+            .filter(|card| query.cosine(card.card().declaration.vector().unwrap()) > Some(0.0));
+        assert_eq!(found.hits.len(), better.count(), "all that point the same way, and no other");
+    }
+}
+
+#[test]
 fn vectors_of_too_many_models_are_kept_and_not_compared() {
     let mut index = Index::default();
     for number in 0..=MAX_MODELS as u16 {

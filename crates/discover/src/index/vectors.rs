@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use fearless_simd::{Level, Simd, dispatch};
+
 use crate::embed::{DIMENSIONS, Embedding, dot_wide, inverse_norm, widened};
 
 /// Most models; vectors of further ones are kept in their cards, and not compared.
@@ -58,15 +60,24 @@ impl Vectors {
     /// The cosine of each slot that has a vector of this model; NaN for the others.
     pub(super) fn cosines(&self, query: &Embedding, slots: usize, wanted: Option<&[u64]>) -> Vec<f32> {
         let mut cosines = vec![f32::NAN; slots];
-        let Some(model) = self.0.get(query.model()) else { return cosines };
+        if let Some(model) = self.0.get(query.model()) {
+            // The same loop for each kind of CPU; which kind this one is, is looked up once.
+            dispatch!(Level::new(), simd => model.compare(simd, query, wanted, &mut cosines));
+        }
+        cosines
+    }
+}
+
+impl Model {
+    #[inline(always)]
+    fn compare<S: Simd>(&self, _: S, query: &Embedding, wanted: Option<&[u64]>, cosines: &mut [f32]) {
         let (norm, query) = (inverse_norm(query.values()), widened(query.values()));
-        let (vectors, _) = model.values.as_chunks::<DIMENSIONS>();
-        for ((vector, slot), own) in vectors.iter().zip(&model.slots).zip(&model.norms) {
+        let (vectors, _) = self.values.as_chunks::<DIMENSIONS>();
+        for ((vector, slot), own) in vectors.iter().zip(&self.slots).zip(&self.norms) {
             let slot = *slot as usize;
             if wanted.is_none_or(|wanted| wanted[slot / 64] >> (slot % 64) & 1 == 1) {
                 cosines[slot] = dot_wide(&query, vector) as f32 * own * norm;
             }
         }
-        cosines
     }
 }

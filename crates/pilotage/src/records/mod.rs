@@ -260,11 +260,16 @@ impl Inner {
     }
 
     fn failed(&self, why: String) {
-        let mut status = lock(&self.status);
-        if status.last_error.as_ref() != Some(&why) {
+        lock(&self.status).failed(why);
+    }
+}
+
+impl RecordsStatus {
+    fn failed(&mut self, why: String) {
+        if self.last_error.as_ref() != Some(&why) {
             tracing::warn!(%why, "record not published");
         }
-        status.last_error = Some(why);
+        self.last_error = Some(why);
     }
 }
 

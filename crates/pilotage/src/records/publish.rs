@@ -96,10 +96,10 @@ fn tell(inner: &Inner, step: &Step) {
         (None, None, 0) => Some("no registry node answers".to_owned()),
         _ => None,
     };
-    drop(status);
+    // Under the same lock: nobody is to see both a record that is stored and an error of before.
     match error {
-        Some(why) => inner.failed(why),
-        None => lock(&inner.status).last_error = None,
+        Some(why) => status.failed(why),
+        None => status.last_error = None,
     }
 }
 
