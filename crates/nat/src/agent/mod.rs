@@ -33,7 +33,7 @@ pub use report::{PairReport, PairState, PathEvent, PathEventKind, PathReason, Pa
 
 pub use nat64::Nat64;
 use offers::Offers;
-use pairs::{Pair, Source};
+use pairs::{Pair, Source, Told};
 use probe::PortProbe;
 use report::Log;
 
@@ -235,6 +235,9 @@ impl Agent {
                 || p.state == PairState::Valid
                 || way == Some(Way::Direct(p.addr))
         });
+        for pair in self.pairs.iter_mut().filter(|p| p.told == Told::Now) {
+            pair.told = Told::Before;
+        }
         self.theirs = offer.candidates.iter().take(CANDIDATES_MAX).copied().collect();
         self.name_theirs(now, locals);
         self.begin_round(now);
@@ -391,10 +394,13 @@ impl Agent {
 
     /// Whether packets stay on a way although the peer's newest came by another: we choose, both are known to work, and
     /// the new one is one of several at which the peer said that it is. An address that it never named is where it has
-    /// moved to.
+    /// moved to, and so is any if it no longer names the one in use.
     pub fn stays(&self, old: Way, new: Way) -> bool {
         let (Way::Direct(old), Way::Direct(new)) = (old, new) else { return false };
-        let valid = |addr| self.pairs.iter().any(|p| p.addr == addr && p.state == PairState::Valid);
+        let valid = |addr| {
+            let works = |p: &Pair| p.state == PairState::Valid && p.told != Told::Before;
+            self.pairs.iter().any(|p| p.addr == addr && works(p))
+        };
         self.controlling && self.doubt.is_none() && valid(old) && valid(new) && self.knows(new)
     }
 
@@ -426,6 +432,8 @@ impl Agent {
     /// The host has moved to another network, or one of its addresses is gone: everything is asked again.
     pub fn on_network_changed(&mut self, now: Instant) {
         self.log.note(now, PathEventKind::NetworkChanged);
+        // Silence until now was ours: what was sent to us went to where we no longer are.
+        self.doubt = None;
         self.probed = None;
         self.fanned = None;
         for pair in &mut self.pairs {

@@ -37,12 +37,24 @@ pub(super) enum Source {
     Introduced,
 }
 
+/// Whether the peer says that it is at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It never did.
+    Never,
+    /// In its newest offer.
+    Now,
+    /// In an earlier one: it has left.
+    Before,
+}
+
 /// An address of the peer.
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) addr: SocketAddr,
     pub(super) kind: CandidateKind,
     pub(super) source: Source,
+    pub(super) told: Told,
     pub(super) state: PairState,
     priority: u32,
     tries: u32,
@@ -158,7 +170,11 @@ impl Agent {
     pub(super) fn insert(&mut self, candidate: Candidate, source: Source, now: Instant) {
         let place = self.pairs.iter().filter(|p| p.source == source).count();
         let priority = candidate.priority(place);
+        let told = if source == Source::Offered { Told::Now } else { Told::Never };
         if let Some(pair) = self.find(candidate.addr) {
+            if told == Told::Now {
+                pair.told = told;
+            }
             if source > pair.source || (source == Source::Offered && pair.source != Source::Named) {
                 // The peer knows best what its address is.
                 pair.source = source;
@@ -188,6 +204,7 @@ impl Agent {
             addr: candidate.addr,
             kind: candidate.kind,
             source,
+            told,
             state: PairState::Waiting,
             priority,
             tries: 0,

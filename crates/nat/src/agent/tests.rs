@@ -211,6 +211,20 @@ fn a_better_way_is_taken_only_if_much_better_and_by_one_side() {
         let stays = agent.stays(Way::Direct(reflexive(1).addr), Way::Direct(host(1).addr));
         assert_eq!(stays, controlling);
         assert!(!agent.stays(Way::Direct(reflexive(1).addr), Way::Direct(host(9).addr)), "it has moved");
+        // It tells by the relay that it has another address before its frames from there arrive.
+        agent.on_offer(now, &offer(2, &[host(1), host(2)]), &locals);
+        agent.on_answer(now, host(2).addr, rtt);
+        assert!(
+            !agent.stays(Way::Direct(reflexive(1).addr), Way::Direct(host(2).addr)),
+            "the old one is gone"
+        );
+        assert_eq!(agent.stays(Way::Direct(host(1).addr), Way::Direct(host(2).addr)), controlling);
+        agent.on_offer(now, &offer(3, &[reflexive(1), host(2)]), &locals);
+        assert_eq!(
+            agent.stays(Way::Direct(reflexive(1).addr), Way::Direct(host(2).addr)),
+            controlling,
+            "back"
+        );
     }
     // IPv6 goes before IPv4 at the same time.
     let v6 = Candidate { addr: addr("[2001:db8::1]:4000"), kind: CandidateKind::Host };

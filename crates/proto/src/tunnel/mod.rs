@@ -145,6 +145,8 @@ pub(crate) struct Tunnel {
     signal: bool,
     /// The way in use is silent, or dead: the beacon is to be asked whether it still sees us.
     pub(crate) lost_way: bool,
+    /// When our own network changed last.
+    moved: Option<Instant>,
     /// When the last authentic frame came.
     heard: Option<Instant>,
     /// A connection whose data came from where the peer may have moved to: what is missing is told there as well.
@@ -234,6 +236,7 @@ impl Tunnel {
             lull: None,
             signal: false,
             lost_way: false,
+            moved: None,
             heard: None,
             ack_copy: None,
             asked_beacon: None,

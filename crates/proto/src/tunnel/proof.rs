@@ -48,6 +48,8 @@ struct Stranger {
     token: Option<u32>,
     asked: Option<Instant>,
     asks: u32,
+    /// The credit did not suffice when the token was to leave: what comes from there next pays for it.
+    owed: bool,
     /// Introduced by the caller: until when its credit for that is counted.
     refilled: Option<Instant>,
     /// A candidate: what its own credit does not pay is paid by that of all candidates.
@@ -124,6 +126,7 @@ impl Addresses {
             token: None,
             asked: None,
             asks: 0,
+            owed: false,
             refilled: None,
             named,
         });
@@ -227,18 +230,19 @@ impl Addresses {
         (stranger.asks < ASKS_MAX && payable).then_some(again)
     }
 
-    /// There was no credit for a token: the next try waits as if it had been sent.
+    /// There was no credit for a token: the next try waits as if it had been sent, or until something comes from there.
     pub(crate) fn postpone(&mut self, addr: SocketAddr, now: Instant) {
         if let Some(stranger) = self.strangers.iter_mut().find(|s| s.addr == addr) {
             stranger.asked = Some(now);
+            stranger.owed = true;
         }
     }
 
     /// Whether a token should be sent to this stranger now.
     pub(crate) fn wants_token(&self, addr: SocketAddr, now: Instant) -> bool {
-        self.strangers
-            .iter()
-            .any(|s| s.addr == addr && s.asked.is_none_or(|t| now.saturating_duration_since(t) >= ASK_AGAIN))
+        let due =
+            |s: &Stranger| s.owed || s.asked.is_none_or(|t| now.saturating_duration_since(t) >= ASK_AGAIN);
+        self.strangers.iter().any(|s| s.addr == addr && due(s))
     }
 
     /// The token that this address has to return: from a stranger the same one when asked again, so that a late answer
@@ -251,6 +255,7 @@ impl Addresses {
         let stranger = self.strangers.iter_mut().find(|s| s.addr == addr)?;
         stranger.asked = Some(now);
         stranger.asks = stranger.asks.saturating_add(1);
+        stranger.owed = false;
         Some(*stranger.token.get_or_insert(random))
     }
 
@@ -330,6 +335,7 @@ mod tests {
         // Without credit the try is put off, not repeated at once.
         let due = a.ask_deadline(addr(1), 70).expect("time brings credit");
         a.postpone(addr(1), due);
+        assert!(a.wants_token(addr(1), due), "what comes pays for it");
         assert!(a.ask_deadline(addr(1), 70).expect("still wanted") > due);
         a.refill(now + Duration::from_millis(200));
         assert!((70..250).contains(&a.allowance(addr(1))), "{}", a.allowance(addr(1)));

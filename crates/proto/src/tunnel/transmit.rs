@@ -445,7 +445,12 @@ impl Tunnel {
             Check::Token(addr) => {
                 self.agent.on_check_sent(cx.now, addr);
                 let route = Route::Direct(addr);
-                let allowed = if self.trusts(route) { OVERHEAD } else { self.addresses.allowance(addr) };
+                let allowed = match self.trusts(route) {
+                    // Our address is new to the peer, which then has to ask as well as to answer.
+                    true if self.has_just_moved(cx.now) => OVERHEAD + TOKEN_PAD,
+                    true => OVERHEAD,
+                    false => self.addresses.allowance(addr),
+                };
                 if allowed < OVERHEAD {
                     return None;
                 }

@@ -29,6 +29,8 @@ const PROBES_AT_MOVE: usize = 4;
 /// beacon's, within these bounds.
 const ANSWER_MIN: Duration = Duration::from_millis(10);
 const ANSWER_MAX: Duration = Duration::from_millis(100);
+/// So long after a change of our own network it is no news that the beacon sees us elsewhere, and checks pay for the peer's own.
+const MOVED: Duration = Duration::from_secs(1);
 /// Shortest time between two questions to the application for a newer address.
 const WANT_EVERY: Duration = Duration::from_secs(3);
 
@@ -114,6 +116,7 @@ impl Tunnel {
     /// The host has another address, or another network.
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.agent.on_network_changed(now);
+        self.moved = Some(now);
         self.signal = self.dialect == Dialect::Pilotage;
         if self.open_count() == 0 {
             return;
@@ -310,10 +313,15 @@ impl Tunnel {
         if self.is_relayed_only() {
             self.send_again(now);
             self.signal = true; // whoever waits for our acknowledgements hears us again
-        } else if self.agent.is_doubted() {
+        } else if self.agent.is_doubted() && !self.has_just_moved(now) {
             // Our NAT has lost its table, and with it the way in use, unless an answer is just coming.
             self.agent.hasten(now + (self.path.rtt.smoothed() / 4).clamp(ANSWER_MIN, ANSWER_MAX));
         }
+    }
+
+    /// Whether our own network changed a moment ago.
+    pub(super) fn has_just_moved(&self, now: Instant) -> bool {
+        self.moved.is_some_and(|t| now.saturating_duration_since(t) < MOVED)
     }
 
     /// What is in flight was lost with the way, or with what the way was silent for.
