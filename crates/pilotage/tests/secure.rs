@@ -371,10 +371,10 @@ fn what_a_record_demands_is_the_least() {
             assert_eq!(client.peers()[0].least_mode, least, "{n}");
         }
         // Who has switched S1 off is told at once, and what to do.
-        let server = builder().identity(identity(53)).start().expect("server");
+        let server = builder().identity(identity(53)).secure_mode(SecureMode::Draft).start().expect("server");
         let key = identity(53).public_key();
-        let client =
-            builder().peer(server.address(), server.local_addr(), Some(key)).start().expect("client");
+        let client = builder().secure_mode(SecureMode::Draft);
+        let client = client.peer(server.address(), server.local_addr(), Some(key)).start().expect("client");
         client.set_acquaintances(std::sync::Arc::new(Record { key, least: Mode::S1 }));
         let error = client.connect(Peer::Address(server.address()), 6).expect_err("refused");
         assert!(error.to_string().contains("S1"), "{error}");

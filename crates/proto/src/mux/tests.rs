@@ -169,10 +169,10 @@ impl Pair {
     }
 
     fn with(seed: u64, trouble: Trouble, cfg: &Config) -> Self {
-        let now = base();
+        let began = base();
         let mut pair = Self {
-            now,
-            ends: [End::new(true, cfg, 111, now), End::new(false, cfg, 222, now)],
+            now: began + Duration::from_secs(1),
+            ends: [End::new(true, cfg, 111, began), End::new(false, cfg, 222, began)],
             flights: [Vec::new(), Vec::new()],
             trouble,
             rng: ChaCha8Rng::seed_from_u64(seed),

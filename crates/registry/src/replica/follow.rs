@@ -88,9 +88,10 @@ impl Follower {
         }
         let mut failed = 0;
         loop {
+            let listed = self.listing.is_some();
             match self.advance() {
-                // A page of what is known already.
-                Ok(()) if self.ready.is_empty() && self.listing.is_some() => {}
+                // A page of what is known already, or the end of the list: what follows may be waited for.
+                Ok(()) if self.ready.is_empty() && (listed || self.listing.is_some()) => {}
                 Ok(()) => return Ok(self.ready.pop_front()),
                 Err(error) => {
                     self.client = None;
