@@ -200,9 +200,8 @@ impl Tunnel {
         mut agent: Agent,
         now: Instant,
     ) -> Self {
-        let mut addresses = proof::Addresses::default();
+        let addresses = proof::Addresses::of(peer.endpoint, now);
         if let Some(endpoint) = peer.endpoint {
-            addresses.introduce(endpoint, now);
             agent.introduce(now, endpoint);
         }
         let route = ways::first_guess(agent.policy(), peer.endpoint, relay);

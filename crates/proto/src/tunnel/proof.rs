@@ -160,6 +160,15 @@ impl Addresses {
         self.named = (self.named + len).min(NAMED_MOST);
     }
 
+    /// With the address that the caller names, if any.
+    pub(crate) fn of(introduced: Option<SocketAddr>, now: Instant) -> Self {
+        let mut addresses = Self::default();
+        if let Some(addr) = introduced {
+            addresses.introduce(addr, now);
+        }
+        addresses
+    }
+
     /// The caller names an address of the peer: it may be sent something before anything came from it.
     pub(crate) fn introduce(&mut self, addr: SocketAddr, now: Instant) {
         if self.is_proven(addr) {

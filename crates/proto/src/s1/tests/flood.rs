@@ -286,6 +286,10 @@ fn costs() {
     }
     let [one, two, three] = times.map(|t| t.as_secs_f64() * 1e3);
     eprintln!("PILI {one:.1} µs, PILI to PILR {two:.1} µs, PILR {three:.1} µs");
+    costs_of_data(&measure);
+}
+
+fn costs_of_data(measure: &dyn Fn(&str, u32, &mut dyn FnMut(u32))) {
     for (one, other) in [(1, 3), (2, 4)] {
         let start = Instant::now();
         let (mut a, mut b) = (Side::new(one, start), Side::new(other, start));
