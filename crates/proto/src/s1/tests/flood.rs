@@ -289,7 +289,9 @@ fn costs() {
     costs_of_data(&measure);
 }
 
-fn costs_of_data(measure: &dyn Fn(&str, u32, &mut dyn FnMut(u32))) {
+type Measure<'a> = dyn Fn(&str, u32, &mut dyn FnMut(u32)) + 'a;
+
+fn costs_of_data(measure: &Measure<'_>) {
     for (one, other) in [(1, 3), (2, 4)] {
         let start = Instant::now();
         let (mut a, mut b) = (Side::new(one, start), Side::new(other, start));
