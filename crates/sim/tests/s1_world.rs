@@ -2,12 +2,12 @@
 
 use pilotage_sim::{Plan, seeds};
 
-/// 150 seeds in ordinary runs; `PILOTAGE_SEEDS` for more. Every invariant of the plan counts: no byte is lost or wrong, nothing
+/// 500 seeds in ordinary runs; `PILOTAGE_SEEDS` for more. Every invariant of the plan counts: no byte is lost or wrong, nothing
 /// is sealed twice under one nonce, nobody is amplified, healed nodes find each other, and in the end there is silence.
 #[test]
 fn every_seed_holds_every_invariant_in_s1_too() {
     let (mut bytes, mut sealed, mut failed) = (0, 0, Vec::new());
-    for seed in seeds(150) {
+    for seed in seeds(500) {
         // The draft's own faults are for the draft's own test.
         let report = Plan::random_s1(seed).run(false);
         bytes += report.stream_bytes;

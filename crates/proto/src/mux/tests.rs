@@ -490,6 +490,45 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     assert!(pair.errors.is_empty());
 }
 
+/// A peer has a question, and none of its words ever arrives. In the next session it may be the same process or another one.
+#[test]
+fn what_one_life_may_have_had_never_reaches_another() {
+    for same in [true, false] {
+        let mut pair = Pair::new(9, CLEAN);
+        let now = pair.now;
+        let asked = pair.ends[0].open(now, 7);
+        pair.ends[0].mux.write(asked, b"once").expect("room");
+        while pair.ends[1].incoming.is_empty() {
+            pair.flush();
+            pair.flights[0].clear();
+            assert!(pair.step(), "the question arrives");
+        }
+        assert_eq!(pair.ends[0].mux.peer_life, None);
+        pair.flights = [Vec::new(), Vec::new()];
+        pair.now += 30 * MS;
+        if !same {
+            let now = pair.now;
+            pair.ends[1] =
+                End { address: pair.ends[1].address, ..End::new(false, &Config::default(), 333, now) };
+        }
+        pair.new_session(1);
+        assert!(pair.ends[0].mux.held, "it is not known who hears");
+        pair.run(300 * MS, |_| false);
+        assert!(!pair.ends[0].mux.held && pair.errors.is_empty());
+        let now = pair.now;
+        if same {
+            assert_eq!(pair.ends[0].read(now, asked, &mut [0; 9]), Err(ReadError::Blocked));
+            let mut got = Vec::new();
+            let far = pair.ends[1].incoming[0];
+            pair.ends[1].drain(now, far, &mut got);
+            assert_eq!((got.as_slice(), pair.ends[1].incoming.len()), (&b"once"[..], 1));
+        } else {
+            assert_eq!(pair.ends[0].read(now, asked, &mut [0; 9]), Err(ReadError::Reset));
+            assert!(pair.ends[1].incoming.is_empty());
+        }
+    }
+}
+
 #[test]
 fn a_reset_ends_both_directions_and_a_refusal_says_so() {
     let mut pair = Pair::new(6, CLEAN);
