@@ -9,7 +9,7 @@ use crate::process::run;
 use crate::proxy::{Proxy, Seen};
 
 /// Bytes there and back: enough that a tunnel which begins in the draft's mode is still in use when S1 takes over.
-const BYTES: usize = 256 << 10;
+const BYTES: usize = 5 << 19;
 /// How long one may try that is to be refused.
 const SHORT: &str = "3s";
 
