@@ -196,6 +196,14 @@ impl Endpoint {
         };
         if queue.waiting.len() >= max {
             queue.behind.push_back(id);
+            // Without those that are gone by now, there are no more than connections.
+            if queue.behind.len() > 2 * self.cfg.max_connections {
+                let behind = std::mem::take(&mut queue.behind);
+                let there = behind.into_iter().filter(|id| self.place(*id).is_some()).collect();
+                if let Some(queue) = self.listeners.get_mut(&port) {
+                    queue.behind = there;
+                }
+            }
             return;
         }
         queue.waiting.push_back(id);

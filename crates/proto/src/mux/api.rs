@@ -20,6 +20,8 @@ use crate::tunnel::path::Path;
 const OPEN_WAIT: Duration = Duration::from_millis(5);
 /// A peer that never ends its direction must not hold a stream that nobody has any more.
 const LINGER: Duration = Duration::from_secs(60);
+/// Entries of streams that are gone that may wait for their time, besides four for each that is there.
+const LINGERS_KEPT: usize = 64;
 
 /// A stream to be opened.
 #[derive(Debug)]
@@ -146,9 +148,9 @@ impl Mux {
         let counted = stream.is_of_this_life();
         let dropped = stream.recv.discard();
         stream.recv.max_due |= stream.recv.wants_window();
-        let id = stream.id;
-        if !stream.is_over() {
-            self.lingers.push_back((now + LINGER, slot, id));
+        let (id, over) = (stream.id, stream.is_over());
+        if !over {
+            self.linger(now, slot, id);
         }
         if counted {
             self.on_read(dropped);
@@ -172,7 +174,16 @@ impl Mux {
         if let Some(stream) = self.streams.get_mut(slot) {
             stream.gated = true;
             let id = stream.id;
-            self.lingers.push_back((now + LINGER, slot, id));
+            self.linger(now, slot, id);
+        }
+    }
+
+    fn linger(&mut self, now: Instant, slot: u32, id: ConnectionId) {
+        self.lingers.push_back((now + LINGER, slot, id));
+        // Those that are gone by now: a peer that opens and ends streams quickly must not fill the list.
+        if self.lingers.len() > 4 * self.streams.len() + LINGERS_KEPT {
+            let Self { lingers, streams, .. } = self;
+            lingers.retain(|(_, slot, id)| streams.get(*slot).is_some_and(|s| s.id == *id));
         }
     }
 

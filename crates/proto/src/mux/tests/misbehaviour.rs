@@ -160,6 +160,27 @@ fn nothing_of_a_former_life_counts() {
     assert_eq!(pair.ends[0].read(now, incoming[0], &mut [0; 3]), Err(ReadError::Reset));
 }
 
+/// Streams that were dropped and are gone do not wait for their time to be forgotten.
+#[test]
+fn streams_that_come_and_go_leave_nothing() {
+    let mut pair = Pair::new(1, CLEAN);
+    let now = pair.now;
+    let kept = pair.ends[0].open(now, 7);
+    for _ in 0..10_000 {
+        let slot = pair.ends[0].open(now, 8);
+        let mux = &mut pair.ends[0].mux;
+        mux.detach(slot, now);
+        mux.reset(slot);
+        mux.remove(slot);
+        assert!(mux.lingers.len() <= 80, "{}", mux.lingers.len());
+    }
+    pair.ends[0].mux.detach(kept, now);
+    assert!(
+        pair.ends[0].mux.lingers.iter().any(|(_, slot, _)| *slot == kept),
+        "who is there is not forgotten"
+    );
+}
+
 /// A peer that reads nothing, and one that leaves a hole in each stream, cost no more than the windows.
 #[test]
 fn holes_cost_no_more_than_the_window() {
