@@ -50,16 +50,13 @@ pub fn serve(
 fn take(sessions: &Arc<Sessions>, stream: Arc<dyn Duplex>, peer: SocketAddress, target: &str, allow: &Allow) {
     let from = peer.to_string();
     if !allow.includes(peer.address.node) {
-        stream.abort();
-        return sessions.refuse(&from, target, "the peer is not on the allow list");
+        // Told before the peer can know of it.
+        sessions.refuse(&from, target, "the peer is not on the allow list");
+        return stream.abort();
     }
     let Some(place) = sessions.enter() else {
-        stream.abort();
-        return sessions.refuse(
-            &from,
-            target,
-            format!("{} connections are open", sessions.limits.connections),
-        );
+        sessions.refuse(&from, target, format!("{} connections are open", sessions.limits.connections));
+        return stream.abort();
     };
     let (to, patience) = (target.to_owned(), sessions.limits.patience);
     let spawned = thread::Builder::new().name("gateway".into()).spawn(move || {
@@ -78,8 +75,8 @@ fn join(place: &Place, from: &str, stream: &Arc<dyn Duplex>, to: &str, patience:
             place.join((from, stream), (to, &tcp));
         }
         Err(error) => {
-            stream.abort();
             place.sessions().refuse(from, to, error);
+            stream.abort();
         }
     }
 }
