@@ -16,6 +16,8 @@ pub enum Subject {
     PilotageS1,
     /// Pilotage, UDP payloads as large as the path takes.
     PilotageLarge,
+    /// The same in the secure mode S1.
+    PilotageS1Large,
     /// The raw encrypted UDP loop, 1,452-byte datagrams: no protocol, only what the machine can do.
     Ceiling,
     /// The raw encrypted UDP loop, 8,952-byte datagrams (its best size here).
@@ -104,6 +106,7 @@ impl Subject {
             Self::Pilotage => "pilotage",
             Self::PilotageS1 => "pilotage-s1",
             Self::PilotageLarge => "pilotage-large",
+            Self::PilotageS1Large => "pilotage-s1-large",
             Self::Ceiling => "ceiling",
             Self::CeilingLarge => "ceiling-large",
             Self::Quinn => "quinn",
@@ -124,7 +127,9 @@ impl Subject {
     /// Whose code it runs.
     pub fn family(self) -> Family {
         match self {
-            Self::Pilotage | Self::PilotageS1 | Self::PilotageLarge => Family::Pilotage,
+            Self::Pilotage | Self::PilotageS1 | Self::PilotageLarge | Self::PilotageS1Large => {
+                Family::Pilotage
+            }
             Self::Ceiling | Self::CeilingLarge => Family::Ceiling,
             Self::Quinn | Self::QuinnTuned | Self::QuinnLarge | Self::QuinnChacha => Family::Quinn,
             Self::S2n | Self::S2nTuned | Self::S2nLarge => Family::S2n,
@@ -132,6 +137,11 @@ impl Subject {
             Self::Tcp | Self::TcpBbr => Family::Tcp,
             Self::Reference => Family::Reference,
         }
+    }
+
+    /// Whether it is ours in the secure mode S1.
+    pub fn is_s1(self) -> bool {
+        matches!(self, Self::PilotageS1 | Self::PilotageS1Large)
     }
 
     /// Whether windows, buffers and datagram sizes are set; otherwise the library's defaults stand.
@@ -144,6 +154,7 @@ impl Subject {
         matches!(
             self,
             Self::PilotageLarge
+                | Self::PilotageS1Large
                 | Self::Ceiling
                 | Self::CeilingLarge
                 | Self::QuinnLarge
@@ -163,7 +174,7 @@ impl Subject {
             | Self::QuinnTuned
             | Self::QuinnChacha
             | Self::S2nTuned => Some(ETHERNET_PAYLOAD),
-            Self::PilotageLarge => Some(LARGEST_PAYLOAD),
+            Self::PilotageLarge | Self::PilotageS1Large => Some(LARGEST_PAYLOAD),
             Self::QuinnLarge => Some(QUINN_LARGE),
             Self::S2nLarge | Self::CeilingLarge => Some(JUMBO_PAYLOAD),
             Self::Quinn
@@ -210,7 +221,7 @@ impl Subject {
         let suite = self.suite().name();
         let tls = format!("TLS 1.3, {suite}, X25519, ECDSA P-256 certificate, no tickets");
         match self.family() {
-            Family::Pilotage if self == Self::PilotageS1 => format!(
+            Family::Pilotage if self.is_s1() => format!(
                 "secure mode S1 with {suite} (X25519, Noise IK), prekey known beforehand, aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; driver thread and application on one core",
                 options.congestion.name()
             ),

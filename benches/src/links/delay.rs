@@ -14,8 +14,9 @@ use super::side::{ENDLESS, Task};
 use crate::Failure;
 use crate::record::Record;
 
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "pilotage-bbr",
+    "pilotage-s1-bbr",
     "pilotage-cubic",
     "pilotage-newreno",
     "tcp-cubic",
@@ -24,7 +25,7 @@ const ALL: [&str; 8] = [
     "quinn-bbr",
     "s2n-bbr",
 ];
-const QUICK: [&str; 4] = ["pilotage-bbr", "pilotage-cubic", "tcp-cubic", "tcp-bbr"];
+const QUICK: [&str; 5] = ["pilotage-bbr", "pilotage-s1-bbr", "pilotage-cubic", "tcp-cubic", "tcp-bbr"];
 /// Between two pings.
 const GAP: Duration = Duration::from_millis(20);
 /// Pings alone, then the transfer starts; its first seconds are counted apart.

@@ -11,7 +11,14 @@ use super::side::{ENDLESS, Task};
 use crate::Failure;
 use crate::record::Record;
 
-const OURS: [&str; 3] = ["pilotage-bbr", "pilotage-cubic", "pilotage-newreno"];
+const OURS: [&str; 6] = [
+    "pilotage-bbr",
+    "pilotage-cubic",
+    "pilotage-newreno",
+    "pilotage-s1-bbr",
+    "pilotage-s1-cubic",
+    "pilotage-s1-newreno",
+];
 /// For comparison: what the peers do to their own kind and to TCP.
 const THEIRS: [&str; 3] = ["tcp-cubic", "tcp-bbr", "quinn-bbr"];
 

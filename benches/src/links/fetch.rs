@@ -11,9 +11,11 @@ use super::side::{Task, Way};
 use crate::Failure;
 use crate::record::Record;
 
-const ALL: [&str; 9] = [
+const ALL: [&str; 11] = [
     "pilotage-bbr",
     "pilotage-cubic",
+    "pilotage-s1-bbr",
+    "pilotage-s1-cubic",
     "quinn-bbr",
     "quinn-cubic",
     "s2n-bbr",
@@ -22,7 +24,7 @@ const ALL: [&str; 9] = [
     "tcp-bbr",
     "tcp-cubic",
 ];
-const QUICK: [&str; 4] = ["pilotage-bbr", "quinn-bbr", "s2n-bbr", "tls-bbr"];
+const QUICK: [&str; 5] = ["pilotage-bbr", "pilotage-s1-bbr", "quinn-bbr", "s2n-bbr", "tls-bbr"];
 /// Bytes of a reply.
 const REPLY: u32 = 64 << 10;
 
@@ -31,7 +33,7 @@ pub(super) fn run(options: &Options, sheet: &mut Sheet) -> Result<(), Failure> {
     for repeat in 1..=options.repeats() {
         for peer in options.chosen(&ALL, &QUICK) {
             let ways: &[Way] = match peer.family {
-                Family::Pilotage => &[Way::Kept, Way::Fresh],
+                Family::Pilotage | Family::PilotageS1 => &[Way::Kept, Way::Fresh],
                 Family::Quinn | Family::S2n => &[Way::Fresh],
                 Family::Tcp | Family::Tls => &[Way::Muxed],
             };

@@ -105,8 +105,10 @@ impl Options {
 /// The code that a peer runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
-    /// Ours.
+    /// Ours, with the draft's encryption.
     Pilotage,
+    /// Ours in the secure mode S1.
+    PilotageS1,
     /// Kernel TCP.
     Tcp,
     /// TLS 1.3 over kernel TCP.
@@ -139,8 +141,16 @@ pub struct Peer {
     pub tuned: bool,
 }
 
-const FAMILIES: [(&str, Family); 5] = [
+impl Family {
+    /// Whether it is ours.
+    pub(super) fn is_ours(self) -> bool {
+        matches!(self, Self::Pilotage | Self::PilotageS1)
+    }
+}
+
+const FAMILIES: [(&str, Family); 6] = [
     ("pilotage", Family::Pilotage),
+    ("pilotage-s1", Family::PilotageS1),
     ("tcp", Family::Tcp),
     ("tls", Family::Tls),
     ("quinn", Family::Quinn),
@@ -155,7 +165,7 @@ impl FromStr for Peer {
     fn from_str(text: &str) -> Result<Self, String> {
         let unknown = || {
             format!(
-                "`{text}` is no peer: pilotage-newreno, pilotage-cubic, pilotage-bbr, {{tcp,tls,quinn,quinn-default,s2n,s2n-default}}-{{cubic,bbr}}"
+                "`{text}` is no peer: {{pilotage,pilotage-s1}}-{{newreno,cubic,bbr}}, {{tcp,tls,quinn,quinn-default,s2n,s2n-default}}-{{cubic,bbr}}"
             )
         };
         let (rest, controller) = text.rsplit_once('-').ok_or_else(unknown)?;
@@ -163,7 +173,7 @@ impl FromStr for Peer {
         let family = FAMILIES.iter().find(|(name, _)| *name == family).ok_or_else(unknown)?.1;
         let controller = CONTROLLERS.iter().find(|(name, _)| *name == controller).ok_or_else(unknown)?.1;
         let quic = matches!(family, Family::Quinn | Family::S2n);
-        if (controller == Controller::Newreno && family != Family::Pilotage) || (!tuned && !quic) {
+        if (controller == Controller::Newreno && !family.is_ours()) || (!tuned && !quic) {
             return Err(unknown());
         }
         Ok(Self { family, controller, tuned })
@@ -246,7 +256,9 @@ mod tests {
 
     #[test]
     fn peers_are_read_and_written() {
-        for name in ["pilotage-newreno", "tcp-bbr", "tls-cubic", "quinn-default-bbr", "s2n-cubic"] {
+        for name in
+            ["pilotage-newreno", "pilotage-s1-bbr", "tcp-bbr", "tls-cubic", "quinn-default-bbr", "s2n-cubic"]
+        {
             assert_eq!(name.parse::<Peer>().expect(name).to_string(), name);
         }
         for name in ["tcp-newreno", "tcp-default-bbr", "pilotage", "quinn-default", "noq-bbr"] {

@@ -11,10 +11,13 @@ use super::side::{Sent, Task};
 use crate::Failure;
 use crate::record::Record;
 
-const ALL: [&str; 15] = [
+const ALL: [&str; 18] = [
     "pilotage-bbr",
     "pilotage-cubic",
     "pilotage-newreno",
+    "pilotage-s1-bbr",
+    "pilotage-s1-cubic",
+    "pilotage-s1-newreno",
     "tcp-cubic",
     "tcp-bbr",
     "tls-cubic",
@@ -28,9 +31,11 @@ const ALL: [&str; 15] = [
     "s2n-default-cubic",
     "s2n-default-bbr",
 ];
-const QUICK: [&str; 8] = [
+const QUICK: [&str; 10] = [
     "pilotage-bbr",
     "pilotage-cubic",
+    "pilotage-s1-bbr",
+    "pilotage-s1-cubic",
     "tcp-cubic",
     "tcp-bbr",
     "tls-bbr",

@@ -15,7 +15,6 @@ use super::exec::{Exec, block_on, detach, detach_task, runtime};
 use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream, local_for};
 use crate::Failure;
 use crate::settings::{Api, Congestion};
-use crate::subject::Subject;
 use crate::work::Outcome;
 
 /// Port of the comparison, our own bench port (spec/services.md).
@@ -95,7 +94,7 @@ pub fn server_peer(setup: &Setup) -> Result<PeerConfig, Failure> {
 
 /// Which protection both sides speak, and nothing else.
 pub fn mode(setup: &Setup) -> SecureMode {
-    if setup.subject == Subject::PilotageS1 { SecureMode::S1 } else { SecureMode::Draft }
+    if setup.subject.is_s1() { SecureMode::S1 } else { SecureMode::Draft }
 }
 
 /// Serves streams until the process ends.

@@ -57,7 +57,7 @@ pub(super) struct Place {
 
 pub(super) fn server(peer: Peer, place: &Place) -> Result<Box<dyn Server>, Failure> {
     match peer.family {
-        Family::Pilotage => pilotage::server(peer, place),
+        Family::Pilotage | Family::PilotageS1 => pilotage::server(peer, place),
         Family::Tcp => kernel::tcp_server(peer, place),
         Family::Tls => kernel::tls_server(peer, place),
         Family::Quinn => quinn::server(peer, place),
@@ -67,7 +67,7 @@ pub(super) fn server(peer: Peer, place: &Place) -> Result<Box<dyn Server>, Failu
 
 pub(super) fn client(peer: Peer, place: &Place) -> Result<Box<dyn Client>, Failure> {
     match peer.family {
-        Family::Pilotage => pilotage::client(peer, place),
+        Family::Pilotage | Family::PilotageS1 => pilotage::client(peer, place),
         Family::Tcp => Ok(kernel::tcp_client(peer, place)),
         Family::Tls => kernel::tls_client(peer, place),
         Family::Quinn => quinn::client(peer, place),
@@ -89,9 +89,12 @@ pub(super) fn settings(peer: Peer) -> String {
         "default windows and buffers".to_owned()
     };
     match peer.family {
-        Family::Pilotage => {
-            format!("{controller}, default configuration except max_datagram_size {DATAGRAM}, AES-256-GCM")
-        }
+        Family::Pilotage => format!(
+            "{controller}, default configuration except max_datagram_size {DATAGRAM}, the draft's tunnel (AES-256-GCM)"
+        ),
+        Family::PilotageS1 => format!(
+            "{controller}, default configuration except max_datagram_size {DATAGRAM}, S1 (AES-256-GCM, X25519, Noise IK), prekey known beforehand"
+        ),
         Family::Tcp => format!("kernel TCP, {controller}, kernel-tuned buffers, TCP_NODELAY, no encryption"),
         Family::Tls => {
             format!(

@@ -1,16 +1,22 @@
 //! Pilotage through its session API. No hub takes part: both sides know each other's address and key.
 
-use ::pilotage::{Address, ControllerKind, Identity, Listener, Node, Peer as NodePeer, ProtoConfig, Stream};
+use ::pilotage::{
+    Address, ControllerKind, Identity, Listener, Node, Peer as NodePeer, PeerConfig, PeerPolicy, PeerPrekey,
+    ProtoConfig, SecureMode, Stream,
+};
 use pilotage_wire::addressing::derive_node_id;
+use pilotage_wire::s1::handshake::NewPrekey;
 
 use super::{Client, DATAGRAM, Duplex, Place, Server};
 use crate::Failure;
-use crate::links::options::{Controller, Peer};
+use crate::links::options::{Controller, Family, Peer};
 
 /// Port of the comparison, our own bench port (spec/services.md).
 const PORT: u16 = 1011;
 const SERVER_SEED: [u8; 32] = [1; 32];
 const CLIENT_SEED: [u8; 32] = [2; 32];
+/// Where the server tells its prekey, as it would in its record.
+const PREKEY_FILE: &str = "server.prekey";
 
 fn introduction(seed: [u8; 32]) -> Result<(Address, [u8; 32]), Failure> {
     let key = Identity::from_seed(seed).public_key();
@@ -31,12 +37,28 @@ fn start(peer: Peer, place: &Place, is_server: bool) -> Result<Node, Failure> {
         },
         ..ProtoConfig::default()
     };
-    Ok(Node::builder()
+    let is_s1 = peer.family == Family::PilotageS1;
+    let file = place.scratch.join(PREKEY_FILE);
+    let prekey = match std::fs::read(&file) {
+        Ok(told) if is_s1 && !is_server => {
+            let told = NewPrekey::decode(&told)?;
+            Some(PeerPrekey { identity: key, prekey: told.prekey, certificate: told.certificate })
+        }
+        _ => None,
+    };
+    let policy = PeerPolicy::default();
+    let node = Node::builder()
         .identity(Identity::from_seed(own))
         .bind(bind)
         .config(config)
-        .peer(address, at, Some(key))
-        .start()?)
+        .secure_mode(if is_s1 { SecureMode::S1 } else { SecureMode::Draft })
+        .peer_config(PeerConfig { address, key: Some(key), endpoint: Some(at), policy, prekey })
+        .start()?;
+    if let Some(PeerPrekey { prekey, certificate, .. }) = node.prekey().filter(|_| is_server) {
+        let told = NewPrekey { receiver: 1, cause: [0; 16], prekey, certificate };
+        std::fs::write(file, told.encode())?;
+    }
+    Ok(node)
 }
 
 impl Duplex for Stream {
