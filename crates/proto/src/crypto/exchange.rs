@@ -7,11 +7,10 @@ use std::fmt;
 
 use hkdf::Hkdf;
 use sha2::Sha256;
-use x25519_dalek::{PublicKey, StaticSecret};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::aead::SessionAead;
-use super::burn;
+use super::{burn, x25519};
 
 /// HKDF `info` of tunnel keys.
 pub const INFO_TUNNEL: &[u8] = b"pilot-tunnel-v1";
@@ -20,15 +19,14 @@ pub const INFO_SECURE: &[u8] = b"pilot-secure-v1";
 
 /// An X25519 key pair for one session with one peer (rule C5). Wiped on drop.
 pub struct EphemeralKey {
-    secret: StaticSecret,
+    secret: x25519::Key,
     public: [u8; 32],
 }
 
 impl EphemeralKey {
     /// The key pair of 32 random bytes; clamping is done here (RFC 7748 section 5).
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        let secret = StaticSecret::from(bytes);
-        let public = PublicKey::from(&secret).to_bytes();
+        let (secret, public) = x25519::Key::pair(&Zeroizing::new(bytes));
         Self { secret, public }
     }
 
@@ -54,12 +52,7 @@ impl EphemeralKey {
     /// In a frame of its own, which [`burn`] reaches.
     #[inline(never)]
     fn agree_into(&self, peer_public: &[u8; 32], info: &[u8], out: &mut [u8; 32]) -> bool {
-        let shared = self.secret.diffie_hellman(&PublicKey::from(*peer_public));
-        let good = shared.was_contributory();
-        if good {
-            expand(shared.as_bytes(), info, out);
-        }
-        good
+        self.secret.agree(peer_public, |shared| expand(shared, info, out)).is_some()
     }
 }
 

@@ -15,6 +15,8 @@ mod exchange;
 mod identity;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod toy;
+#[cfg(not(feature = "fuzzing"))]
+pub(crate) mod x25519;
 
 #[cfg(feature = "aws-lc-rs")]
 pub use aead::AwsLcAes256Gcm;

@@ -4,6 +4,9 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
+#[cfg(not(feature = "fuzzing"))]
+use crate::crypto::x25519;
+
 /// The result of a key agreement, wiped on drop.
 pub(crate) type Shared = Zeroizing<[u8; 32]>;
 
@@ -11,7 +14,7 @@ pub(crate) type Shared = Zeroizing<[u8; 32]>;
 #[derive(Clone)]
 pub struct DhKey {
     #[cfg(not(feature = "fuzzing"))]
-    secret: x25519_dalek::StaticSecret,
+    secret: x25519::Key,
     #[cfg(feature = "fuzzing")]
     secret: u64,
     public: [u8; 32],
@@ -21,15 +24,13 @@ pub struct DhKey {
 impl DhKey {
     /// The key pair of 32 random bytes; clamping is done here (RFC 7748 section 5).
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        let secret = x25519_dalek::StaticSecret::from(bytes);
-        let public = x25519_dalek::PublicKey::from(&secret).to_bytes();
+        let (secret, public) = x25519::Key::pair(&Zeroizing::new(bytes));
         Self { secret, public }
     }
 
     /// What both owners compute; `None` if it is all zero, since then the other key has small order.
     pub(crate) fn agree(&self, public: &[u8; 32]) -> Option<Shared> {
-        let shared = self.secret.diffie_hellman(&x25519_dalek::PublicKey::from(*public));
-        shared.was_contributory().then(|| Zeroizing::new(shared.to_bytes()))
+        self.secret.agree(public, |shared| Zeroizing::new(*shared))
     }
 }
 
