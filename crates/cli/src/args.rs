@@ -18,7 +18,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pilotage::Peer;
 
-pub(crate) use self::cluster::{ClusterArgs, HubAction, MapArgs};
+pub(crate) use self::cluster::{ClusterArgs, HubAction, HubFiles, MapArgs};
 pub(crate) use self::congestion::Congestion;
 pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
