@@ -31,7 +31,8 @@ pub(crate) use self::hub::{BeaconArgs, BeaconSharing, HubArgs};
 pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
 pub(crate) use self::protection::{NetworkSecret, Protection};
 pub(crate) use self::record::{
-    RecordAction, RecordArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys, WatchArgs,
+    RecordAction, RecordArgs, RecordHeadsArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys,
+    WatchArgs,
 };
 use crate::units::{parse_duration, parse_size};
 
