@@ -62,6 +62,9 @@ impl Browser {
             .args(["--remote-debugging-port=0", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"])
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg("about:blank")
+            // What it leaves behind when it is killed goes with the profile.
+            .env("TMPDIR", profile.path())
+            .env("HOME", profile.path())
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
