@@ -18,7 +18,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pilotage::Peer;
 
-pub(crate) use self::cluster::{ClusterArgs, HubAction, MapArgs};
+pub(crate) use self::cluster::{ClusterArgs, HubAction, HubFiles, MapArgs};
 pub(crate) use self::congestion::Congestion;
 pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
@@ -31,7 +31,8 @@ pub(crate) use self::hub::{BeaconArgs, BeaconSharing, HubArgs};
 pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
 pub(crate) use self::protection::{NetworkSecret, Protection};
 pub(crate) use self::record::{
-    RecordAction, RecordArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys, WatchArgs,
+    RecordAction, RecordArgs, RecordHeadsArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys,
+    WatchArgs,
 };
 use crate::units::{parse_duration, parse_size};
 

@@ -1,11 +1,10 @@
-//! What the operator of a hub sees and does: status, page, metrics, backup and restore, with real processes.
+//! What the operator of a hub sees and does: status, page (without a browser: `page.rs`), metrics, backup and restore, with real processes.
 
 mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Running, STEP, event, lines, run, text};
@@ -110,43 +109,6 @@ fn the_page_shows_agents_and_tells_what_happens() {
     let counters = get(metrics, "/metrics");
     assert!(counters.contains("\npilotage_hub_registry_nodes 1\n"), "{counters}");
     assert!(get(metrics, "/").starts_with("HTTP/1.1 404"));
-    browser(web);
-}
-
-/// The page as a browser shows it. `PILOTAGE_CHROMIUM` names the program.
-fn browser(web: &str) {
-    let named = std::env::var("PILOTAGE_CHROMIUM").ok();
-    let found =
-        ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"].into_iter().find(|name| {
-            Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
-        });
-    let Some(program) = named.or_else(|| found.map(str::to_owned)) else {
-        eprintln!(
-            "SKIPPED: the page was not looked at by a browser: no Chromium found; PILOTAGE_CHROMIUM=PROGRAM names one"
-        );
-        return;
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let profile = format!("--user-data-dir={}", dir.path().display());
-    // The stream of events never ends: time inside is made to pass, and then the page is printed.
-    let output = Command::new(&program)
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            &profile,
-            "--virtual-time-budget=4000",
-            "--dump-dom",
-        ])
-        .arg(format!("http://{web}/"))
-        .output()
-        .unwrap_or_else(|error| panic!("{program}: {error}"));
-    let page = text(&output.stdout);
-    assert!(
-        page.contains("all is well") && page.contains(">bob<"),
-        "{program}: {page} {}",
-        text(&output.stderr)
-    );
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub use machine::Machine;
 pub use net::{PORT, STRANGERS, STREAMS};
 pub use node::{
     Cluster, ClusterConfig, ClusterError, FILE, MAX_MEMBERS, MAX_VOTERS, ProposeError, Signature, Start,
-    Timing,
+    Timing, key_at,
 };
 pub use status::{MemberStatus, Status, id_text, parse_id};
 pub use store::StoreError;

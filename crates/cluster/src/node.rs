@@ -17,6 +17,7 @@ use pilotage::Node;
 
 pub use self::attest::Signature;
 pub use self::config::{ClusterConfig, ClusterError, Start, Timing};
+pub use self::greeting::key_at;
 pub use self::propose::ProposeError;
 use crate::frame::Join;
 use crate::machine::Machine;
@@ -79,9 +80,13 @@ impl<M: Machine> Cluster<M> {
         Ok(cluster)
     }
 
-    async fn open(config: &ClusterConfig, node: Node, machine: M) -> Result<Arc<Inner<M>>, ClusterError> {
+    async fn open(config: &ClusterConfig, node: Node, mut machine: M) -> Result<Arc<Inner<M>>, ClusterError> {
         let key = node.public_key();
         let store = Store::open(&config.folder.join(FILE), &key, &config.faults)?;
+        let member = Member { key, endpoint: config.endpoint(), weight: config.weight };
+        if let Start::FoundWith(state) = &config.start {
+            begin_with(&store, (member, config.bind), &mut machine, state)?;
+        }
         let shared = store.restore(machine).map_err(ClusterError::State)?;
         let net = Net::new(node, store.id(), config.faults.clone());
         let stored = |error: redb::Error| ClusterError::State(error.to_string());
@@ -94,7 +99,6 @@ impl<M: Machine> Cluster<M> {
         let raft = Raft::new(store.id(), Arc::new(config.raft()?), Links(net.clone()), log, state)
             .await
             .map_err(|error| ClusterError::State(error.to_string()))?;
-        let member = Member { key, endpoint: config.endpoint(), weight: config.weight };
         let (token, pool, watch) = (config.token.clone(), propose::Pool::default(), watch::Watch::new());
         Ok(Arc::new(Inner { net, raft, shared, store, member, token, pool, watch, peers }))
     }
@@ -110,7 +114,7 @@ impl<M: Machine> Cluster<M> {
         }
         if inner.net.cluster.get().is_none() {
             match &config.start {
-                Start::Found => runtime.block_on(inner.found())?,
+                Start::Found | Start::FoundWith(_) => runtime.block_on(inner.found())?,
                 Start::Join(hosts) => runtime.block_on(inner.join_any(hosts, config.join_patience))?,
                 Start::Resume => return Err(ClusterError::NoCluster(config.folder.clone())),
             }
@@ -305,6 +309,30 @@ fn rank(id: RaftId, members: impl Iterator<Item = RaftId>) -> u32 {
     members.sort_unstable();
     let place = members.iter().position(|&member| member == id).unwrap_or((id % 4) as usize);
     u32::try_from(place % MAX_VOTERS).unwrap_or(0)
+}
+
+/// A new file begins with this state; one that belongs to a cluster goes on with its own.
+fn begin_with<M: Machine>(
+    store: &Store,
+    (member, bind): (Member, std::net::SocketAddr),
+    machine: &mut M,
+    state: &[u8],
+) -> Result<(), ClusterError> {
+    let stored = |error: redb::Error| ClusterError::State(error.to_string());
+    if store.cluster().map_err(stored)?.is_some() {
+        return Ok(());
+    }
+    if state.len() > MAX_SNAPSHOT {
+        let text = format!("the state to begin with has {} bytes, more than {MAX_SNAPSHOT}", state.len());
+        return Err(ClusterError::State(text));
+    }
+    // Before anything is written: a file with a state that nobody understands would be of no use.
+    machine.install(state).map_err(ClusterError::State)?;
+    // What is written now has this node's address in it, for good: another program must not have it.
+    greeting::is_free(bind)?;
+    let mut cluster = [0; 16];
+    getrandom::fill(&mut cluster).map_err(|error| ClusterError::System(error.to_string()))?;
+    store.begin_with(cluster, member, state).map_err(stored)
 }
 
 fn start_node(config: &ClusterConfig) -> Result<Node, ClusterError> {

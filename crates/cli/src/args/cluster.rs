@@ -54,13 +54,29 @@ pub(crate) enum HubAction {
         /// Take the place of databases that are there; they are kept with .before behind their names
         #[arg(long)]
         force: bool,
-        /// Database of the registry, if the hub is started with --store
-        #[arg(long, value_name = "FILE")]
-        store: Option<PathBuf>,
-        /// Database of records and claims, if the hub is started with --claims-store
-        #[arg(long, value_name = "FILE")]
-        claims_store: Option<PathBuf>,
+        /// Begin a new cluster with it, whether it is of a cluster that is lost or of a hub that stood alone
+        #[arg(long)]
+        new_cluster: bool,
+        #[command(flatten)]
+        files: HubFiles,
     },
+    /// Make this hub the first node of a new cluster, with all names, addresses and networks that it has granted; the hub must not run,
+    /// and is started with --cluster afterwards
+    ToCluster {
+        #[command(flatten)]
+        files: HubFiles,
+    },
+}
+
+/// Where the databases of a hub that does not run are.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct HubFiles {
+    /// Database of the registry, if the hub is started with --store
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
+    /// Database of records and claims, if the hub is started with --claims-store
+    #[arg(long, value_name = "FILE")]
+    pub(crate) claims_store: Option<PathBuf>,
 }
 
 /// `hub map`

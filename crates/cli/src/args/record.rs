@@ -1,6 +1,7 @@
 //! Arguments of `pilotage record`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -21,6 +22,25 @@ pub(crate) enum RecordAction {
     Holder(RecordShowArgs),
     /// Claim this agent's address (and a hostname) at the hub, and publish its record there
     Publish(RecordPublishArgs),
+    /// Hold the logs that hubs of one registry show against each other, against what they have shown before, and against what others have
+    /// saved: one that shows different logs to different people is convicted (exit code 4)
+    Heads(RecordHeadsArgs),
+}
+
+/// `record heads`
+#[derive(Debug, Args)]
+pub(crate) struct RecordHeadsArgs {
+    /// Hubs to ask, each with its registry's port [default: the configured one]
+    #[arg(value_name = "HOST[:PORT]")]
+    pub(crate) hub: Vec<String>,
+    /// What somebody has saved with --save; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Vec<PathBuf>,
+    /// Write the heads and the keys that signed them into a file, for others to compare with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) keys: RegistryKeys,
 }
 
 /// Which keys sign the hub's log.

@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 mod events;
 mod find;
 mod gateway;
+mod heads;
 mod id;
 mod local_socket;
 mod message;

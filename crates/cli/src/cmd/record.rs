@@ -39,6 +39,7 @@ pub(crate) fn run(context: &Context, args: &RecordArgs) -> Result<(), CliError> 
         }
         RecordAction::Holder(args) => holder(context, args),
         RecordAction::Publish(args) => publish(context, args),
+        RecordAction::Heads(args) => super::heads::run(context, args),
     }
 }
 
@@ -162,9 +163,9 @@ pub(super) fn query(who: &str, network: u16) -> Result<Query, CliError> {
 }
 
 /// A connection, and what is remembered of the hub's log between two commands.
-struct Session {
-    client: BookClient,
-    registry: String,
+pub(super) struct Session {
+    pub(super) client: BookClient,
+    pub(super) registry: String,
     key: [u8; 32],
     /// What is known of this hub.
     file: PathBuf,
@@ -180,6 +181,12 @@ impl Session {
         let registry = registry.ok_or_else(|| {
             CliError::usage("record", "no hub is configured", "name one with --hub HOST[:PORT]")
         })?;
+        Self::at(context, registry, keys)
+    }
+
+    /// With this hub, whichever is configured.
+    pub(super) fn at(context: &Context, registry: String, keys: &RegistryKeys) -> Result<Self, CliError> {
+        let settings = &context.settings;
         let name: String =
             registry.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '_' }).collect();
         let file = settings.state.join(format!("registry-{name}.heads"));
@@ -211,7 +218,7 @@ impl Session {
     }
 
     /// Keeps the heads: the hub's log must continue them next time, and so must that of the other hubs of its cluster.
-    fn remember(&self) {
+    pub(super) fn remember(&self) {
         let heads: Vec<u8> = self.client.heads().flat_map(SignedHead::encode).collect();
         let keys = self.client.nodes();
         match &self.cluster {
@@ -227,6 +234,12 @@ impl Session {
 
 /// Start of a file with the keys of several nodes; else the first 32 bytes are the key of the only one.
 const KEYS: &[u8; 5] = b"PRGK\x01";
+
+/// Keys and heads as [`read_heads`] reads them.
+pub(super) fn encode_heads(keys: &[[u8; 32]], heads: impl Iterator<Item = SignedHead>) -> Vec<u8> {
+    let heads: Vec<u8> = heads.flat_map(|head| head.encode()).collect();
+    [KEYS.as_slice(), &[keys.len() as u8], keys.as_flattened(), &heads].concat()
+}
 
 /// Where the heads of a cluster are kept, whichever of its hubs showed them.
 fn cluster_file(state: &Path, keys: &[[u8; 32]]) -> Option<PathBuf> {
@@ -481,7 +494,7 @@ pub(super) fn record_json(record: &Record, len: usize) -> Value {
 }
 
 #[allow(clippy::disallowed_methods, reason = "a command line tool reads the clock")]
-fn unix_time() -> Duration {
+pub(super) fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

@@ -38,10 +38,10 @@ pub(super) fn may_share(args: &HubArgs, store: &Path) -> Result<(), CliError> {
     Err(CliError::failure(
         "cluster",
         format!(
-            "{} holds {claims} claims that this hub has granted alone, and a cluster cannot take over",
+            "{} holds {claims} claims that this hub has granted alone, and a cluster that is there cannot take over",
             path.display()
         ),
-        "let their owners claim again: start with a new file, --claims-store FILE, and keep the old one",
+        "begin a new cluster with them by `pilotage hub to-cluster`; or join with a new file, --claims-store FILE, and keep the old one: their owners claim again",
     ))
 }
 

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pilotage_cluster::claims::RaftLog;
-use pilotage_cluster::{ClusterConfig, ClusterError, FILE, Start, Status, parse_id};
+use pilotage_cluster::{ClusterConfig, ClusterError, FILE, Machine, Start, Status, parse_id};
 use pilotage_registry::claims::Limits;
 use serde_json::{Value, json};
 
+use super::backup::{Agreed, Origin};
+use super::begin;
 use crate::args::ClusterArgs;
 use crate::cmd::{Context, create_private_dir};
 use crate::error::CliError;
@@ -27,7 +29,7 @@ pub(super) fn start(
 ) -> Result<Option<Arc<RaftLog>>, CliError> {
     let folder = folder(context);
     let Some(bind) = args.cluster else {
-        if folder.join(FILE).exists() {
+        if folder.join(FILE).exists() || begin::waits(&folder) {
             // Alone it would grant names that the cluster has granted to others.
             return Err(CliError::failure(
                 "cluster",
@@ -45,7 +47,7 @@ pub(super) fn start(
         )
     })?;
     let joins = !args.join.is_empty();
-    let start = if joins { Start::Join(args.join.clone()) } else { Start::Found };
+    let start = start_of(args, &folder)?;
     let mut config = ClusterConfig::new(&folder, bind, start);
     config.advertise = args.cluster_advertise;
     config.weight = args.cluster_weight;
@@ -54,13 +56,45 @@ pub(super) fn start(
         context.output.note(format!("cluster: asking {}", args.join.join(", ")));
     }
     let log = RaftLog::start(config, Limits::default(), pow_bits).map_err(|error| explain(&error))?;
+    begin::done(&folder).map_err(|error| in_folder(&folder, &error))?;
     let log = Arc::new(log.with_patience(PATIENCE));
     let status = log.cluster().status();
     context.output.note(format!("cluster {}, node {}, port {bind}", status.cluster, status.id));
     Ok(Some(log))
 }
 
-fn folder(context: &Context) -> PathBuf {
+/// What to do if this hub belongs to no cluster yet.
+fn start_of(args: &ClusterArgs, folder: &Path) -> Result<Start, CliError> {
+    match begin::read(folder).map_err(|error| in_folder(folder, &error))? {
+        Some(_) if !args.join.is_empty() => Err(CliError::usage(
+            "cluster",
+            format!("a state waits in {} that a new cluster begins with", folder.display()),
+            "start without --join; or join with another --state DIR",
+        )),
+        Some(state) => Ok(Start::FoundWith(state)),
+        None if args.join.is_empty() => Ok(Start::Found),
+        None => Ok(Start::Join(args.join.clone())),
+    }
+}
+
+fn in_folder(folder: &Path, error: &io::Error) -> CliError {
+    CliError::failure(
+        "cluster",
+        format!("{}: {error}", folder.display()),
+        "nothing has begun; see the chapter on new clusters in spec/hub.md",
+    )
+}
+
+/// Which cluster this is, and the state that it has agreed upon; whether that is all that was acknowledged anywhere before.
+pub(super) fn agreed(log: &RaftLog) -> (Agreed, bool) {
+    let caught_up = log.cluster().barrier(PATIENCE).is_ok();
+    let status = log.cluster().status();
+    let members = status.members.into_iter().map(|member| (member.key, member.endpoint)).collect();
+    let origin = Some(Origin { id: status.cluster, members });
+    (Agreed { origin, state: log.cluster().read(Machine::snapshot) }, caught_up)
+}
+
+pub(super) fn folder(context: &Context) -> PathBuf {
     context.settings.state.join("cluster")
 }
 

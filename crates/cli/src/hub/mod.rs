@@ -2,6 +2,7 @@
 
 mod backup;
 pub(crate) mod beacon;
+mod begin;
 mod book;
 mod cluster;
 mod http;

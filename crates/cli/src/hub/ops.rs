@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pilotage::beacon::BeaconHandle;
-use pilotage_cluster::Status;
 use pilotage_cluster::claims::RaftLog;
+use pilotage_cluster::{FILE, Status};
 use pilotage_registry::book::shelf::Shelf;
 use pilotage_registry::server::ServerHandle;
 use serde_json::{Value, json};
 
 use super::backup::{self, Part};
+use super::begin::{self, Files};
 use super::index::Index;
 use super::{beacon, cluster, map};
-use crate::args::HubAction;
+use crate::args::{HubAction, HubFiles};
 use crate::cmd::{Context, create_private_dir};
 use crate::control;
 use crate::error::CliError;
@@ -89,10 +90,18 @@ impl Hub {
             Some("status") => self.status(),
             Some("backup") => {
                 let to = PathBuf::from(request["to"].as_str().unwrap_or_default());
-                match backup::write(&self.parts, &to, unix_time()) {
-                    Ok(summary) => {
-                        json!({ "event": "backup", "file": to.display().to_string(), "bytes": summary.bytes })
-                    }
+                let mut caught_up = true;
+                let agreed = || {
+                    let (agreed, newest) = cluster::agreed(self.cluster.as_deref()?);
+                    caught_up = newest;
+                    Some(agreed)
+                };
+                match backup::write(&self.parts, agreed, &to, unix_time()) {
+                    Ok(summary) => json!({
+                        "event": "backup", "file": to.display().to_string(), "bytes": summary.bytes,
+                        "cluster": self.cluster.as_ref().map(|log| log.cluster().status().cluster),
+                        "caught_up": caught_up,
+                    }),
                     Err(error) => json!({ "error": format!("{}: {error}", to.display()) }),
                 }
             }
@@ -138,15 +147,21 @@ pub(super) fn run(context: &Context, action: &HubAction) -> Result<(), CliError>
             // The hub may have been started in another directory.
             let to = std::path::absolute(file).unwrap_or_else(|_| file.clone());
             let reply = ask(context, &json!({ "cmd": "backup", "to": to.to_str() }), BACKUP)?;
-            let words =
-                format!("{} ({} bytes): keep it secret, keys are inside", to.display(), reply["bytes"]);
+            let behind = match reply["caught_up"].as_bool() {
+                Some(false) => "; no majority answers: what other hubs took last may be missing",
+                _ => "",
+            };
+            let words = format!(
+                "{} ({} bytes): keep it secret, keys are inside{behind}",
+                to.display(),
+                reply["bytes"]
+            );
             context.output.result(words, &reply);
         }
-        HubAction::Restore { file, force, store, claims_store } => {
-            let args =
-                Restored { file, force: *force, store: store.as_deref(), claims: claims_store.as_deref() };
-            restore(context, &args)?;
+        HubAction::Restore { file, force, new_cluster, files } => {
+            restore(context, file, files, (*force, *new_cluster))?;
         }
+        HubAction::ToCluster { files } => to_cluster(context, files)?,
     }
     Ok(())
 }
@@ -173,26 +188,69 @@ fn ask(context: &Context, request: &Value, patience: Duration) -> Result<Value, 
     }
 }
 
-struct Restored<'a> {
-    file: &'a Path,
-    force: bool,
-    store: Option<&'a Path>,
-    claims: Option<&'a Path>,
+fn files(context: &Context, args: &HubFiles) -> Files {
+    let registry = args.store.clone().unwrap_or_else(|| context.settings.state.join("registry.redb"));
+    let claims = args.claims_store.clone().unwrap_or_else(|| registry.with_extension("claims.redb"));
+    Files { registry, claims, cluster: cluster::folder(context) }
 }
 
-fn restore(context: &Context, args: &Restored<'_>) -> Result<(), CliError> {
-    let store = args.store.map_or_else(|| context.settings.state.join("registry.redb"), Path::to_owned);
-    let claims = args.claims.map_or_else(|| store.with_extension("claims.redb"), Path::to_owned);
-    let summary = backup::restore(args.file, &[("registry", store.clone()), ("claims", claims)], args.force)
-        .map_err(|error| {
-            let cause = format!("{}: {error}", args.file.display());
-            CliError::failure("restore", cause, "end the hub first; nothing was changed")
-        })?;
+fn restore(
+    context: &Context,
+    file: &Path,
+    args: &HubFiles,
+    (force, new_cluster): (bool, bool),
+) -> Result<(), CliError> {
+    let files = files(context, args);
+    if !new_cluster && (files.cluster.join(FILE).exists() || begin::waits(&files.cluster)) {
+        return Err(CliError::failure(
+            "restore",
+            format!("{} is of a node of a cluster", context.settings.state.display()),
+            "restore into another --state DIR, or begin another cluster with --new-cluster",
+        ));
+    }
+    let result = if new_cluster {
+        begin::restore(file, &files, force)
+    } else {
+        backup::restore(
+            file,
+            &[("registry", files.registry.clone()), ("claims", files.claims.clone())],
+            force,
+        )
+    };
+    let summary = result.map_err(|error| {
+        let cause = format!("{}: {error}", file.display());
+        CliError::failure("restore", cause, "end the hub first; see `pilotage hub restore --help`")
+    })?;
     let (nodes, claims) = (summary.nodes.unwrap_or(0), summary.claims.unwrap_or(0));
     let value = json!({
         "event": "restored", "bytes": summary.bytes, "made": summary.made, "nodes": nodes, "claims": claims,
+        "new_cluster": new_cluster,
     });
-    let words = format!("restored {nodes} nodes and {claims} claims into {}; start the hub", store.display());
+    let (into, next) = match new_cluster {
+        true => (&files.cluster, "start the hub with --cluster IP:PORT: a new cluster begins with them"),
+        false => (&files.registry, "start the hub"),
+    };
+    let words = format!("restored {nodes} nodes and {claims} claims into {}; {next}", into.display());
+    context.output.result(words, &value);
+    Ok(())
+}
+
+fn to_cluster(context: &Context, args: &HubFiles) -> Result<(), CliError> {
+    let files = files(context, args);
+    let summary = begin::take_over(&files, unix_time()).map_err(|error| {
+        let cause = format!("{}: {error}", context.settings.state.display());
+        CliError::failure(
+            "to-cluster",
+            cause,
+            "end the hub first; the same command again finishes what has begun",
+        )
+    })?;
+    let (nodes, claims) = (summary.nodes.unwrap_or(0), summary.claims.unwrap_or(0));
+    let value = json!({ "event": "to_cluster", "nodes": nodes, "claims": claims });
+    let words = format!(
+        "{nodes} nodes and {claims} claims wait in {}; start the hub with --cluster IP:PORT: the cluster begins with them",
+        files.cluster.display()
+    );
     context.output.result(words, &value);
     Ok(())
 }

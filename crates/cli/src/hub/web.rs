@@ -209,8 +209,15 @@ fn differences(before: &Value, now: &Value) -> Vec<String> {
     }
     let registry = |look: &Value, key: &str| look["status"]["hub"]["registry"][key].clone();
     if registry(before, "read_only") != registry(now, "read_only") {
-        let words = if registry(now, "read_only") == true { "cannot be written" } else { "works again" };
-        news.push(format!("the registry's store {words}"));
+        news.push(
+            match (registry(now, "read_only") == true, registry(now, "shared") == true) {
+                (true, true) => "the cluster has no majority: nothing can be changed",
+                (false, true) => "the cluster has a majority again",
+                (true, false) => "the registry's store cannot be written",
+                (false, false) => "the registry's store works again",
+            }
+            .to_owned(),
+        );
     }
     for (key, what) in [
         ("leader", "the cluster's leader"),

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use pilotage_registry::claims::{
     Bad, Batch, Claims, Granted, Limits, LogError, MAX_BATCH, Outcome, PARTITIONS, TreeHead,
 };
-use pilotage_registry::ledger::{Bounds, MARK, State};
+use pilotage_registry::ledger::{
+    self as draft, Bounds, Key, MARK, MAX_TRANSACTIONS, State, Transaction, Value, Verdict, decode_verdicts,
+};
 use serde::{Deserialize, Serialize};
 
 use super::draft::Inbox;
@@ -44,6 +46,46 @@ impl ClaimsMachine {
     #[must_use]
     pub fn draft(&self) -> &State {
         &self.draft
+    }
+
+    /// The state of a cluster that takes over what one hub has decided alone: its claims ([`Claims::snapshot`]) and the stored
+    /// nodes and rows of its draft's registry. The Merkle logs go on where the hub's end.
+    ///
+    /// # Errors
+    /// Says what is wrong with them.
+    pub fn of_one_hub(claims: &[u8], registry: &[(Key, Value)]) -> Result<Vec<u8>, String> {
+        let mut machine = Self::new(Limits::default());
+        machine.claims.install(claims).map_err(|error| error.to_string())?;
+        for (number, part) in (0..).zip(registry.chunks(MAX_TRANSACTIONS)) {
+            let write = |(key, value): &(Key, Value)| {
+                let key = key.encode();
+                Transaction { checks: vec![(key.clone(), None)], writes: vec![(key, Some(value.encode()))] }
+            };
+            let batch = draft::Batch { proposer: 0, number, transactions: part.iter().map(write).collect() };
+            let verdicts = decode_verdicts(&machine.draft.apply(&batch.encode())).unwrap_or_default();
+            let bad = part.iter().zip(&verdicts).find(|(_, verdict)| **verdict != Verdict::Applied);
+            if let Some(((key, _), verdict)) = bad {
+                return Err(format!("{key:?} does not fit the others ({verdict:?})"));
+            }
+            if verdicts.len() != part.len() {
+                return Err("the registry's rows cannot be written".into());
+            }
+        }
+        let state = machine.snapshot();
+        if state.len() > crate::MAX_SNAPSHOT {
+            return Err(format!("a state of {} bytes is too large", state.len()));
+        }
+        Ok(state)
+    }
+
+    /// Claims and nodes of a state, which is checked as far as it can be without its log.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn count(state: &[u8]) -> Result<(usize, usize), String> {
+        let mut machine = Self::new(Limits::default());
+        machine.install(state)?;
+        Ok((machine.claims.len(), machine.draft.nodes()))
     }
 
     pub(super) fn inbox(&self) -> Inbox {

@@ -235,3 +235,33 @@ fn old_leaves_are_left_to_their_owners() {
     assert!(crate::Machine::install(&mut other, b"nonsense").is_err());
     assert_eq!(crate::Machine::snapshot(&other), snapshot, "the old state stays");
 }
+
+/// What one registry has granted alone a cluster takes over: nobody else gets it, and its log goes on.
+#[test]
+fn claims_of_one_registry_begin_a_cluster() {
+    use pilotage_registry::claims::{Claims, verify_consistency};
+    let folder = tempfile::tempdir().expect("folder");
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).expect("clock").as_secs();
+    let mut alone = Claims::new(Limits::default());
+    let old = claim("fx", 1, BITS);
+    let granted = alone.apply(&Batch { time, claims: vec![old.clone()] });
+    assert_eq!(granted.outcomes, [Outcome::Granted { index: 0 }]);
+    let partition = old.subject.partition();
+    let before = alone.head(partition);
+    let state = ClaimsMachine::of_one_hub(&alone.snapshot(), &[]).expect("fits");
+    assert_eq!(ClaimsMachine::count(&state), Ok((1, 0)));
+    let start = Start::FoundWith(Arc::new(state));
+    let mut config = ClusterConfig::new(folder.path().join("cluster"), free(), start);
+    config.timing = Timing::SLOW;
+    let log = RaftLog::start(config, Limits::default(), BITS).expect("starts");
+    let thief = log.propose(vec![claim("fx", 2, BITS)]).expect("ordered");
+    assert!(matches!(thief[..], [Outcome::TakenBy { index: 0, .. }]), "{thief:?}");
+    assert_eq!(log.propose(vec![old]).expect("ordered"), [Outcome::Granted { index: 0 }]);
+    // One more in that partition: the new head continues the old one.
+    let more = (0..).map(|number| claim(&format!("n{number}"), 3, BITS));
+    let next = more.into_iter().find(|claim| claim.subject.partition() == partition).expect("endless");
+    assert_eq!(log.propose(vec![next]).expect("ordered"), [Outcome::Granted { index: 1 }]);
+    let signed = head(&log, partition).expect("signed");
+    let proof = log.prove_consistency(partition, 1, 2).expect("proof");
+    verify_consistency(&before, &signed.head, &proof).expect("continues");
+}

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy};
@@ -18,6 +19,10 @@ const MIN_TOKEN: usize = 16;
 pub enum Start {
     /// Begin a new cluster with this node alone.
     Found,
+    /// As [`Start::Found`], with a state to begin with: what [`Machine::snapshot`](crate::Machine::snapshot) wrote, at most
+    /// [`MAX_SNAPSHOT`](crate::MAX_SNAPSHOT) bytes. The cluster is another one than that which the state comes from, if it comes
+    /// from one: that one must grant nothing any more.
+    FoundWith(Arc<Vec<u8>>),
     /// Ask these hosts (`HOST:PORT` of their cluster ports), one after the other.
     Join(Vec<String>),
     /// There must be a cluster.

@@ -22,11 +22,7 @@ pub(super) async fn serve(
     key: [u8; 32],
     runtime: &tokio::runtime::Handle,
 ) -> Result<(), ClusterError> {
-    let listener = TcpListener::bind(bind).await.map_err(|error| {
-        ClusterError::System(format!(
-            "TCP port {bind} for joining nodes: {error}; choose another cluster port"
-        ))
-    })?;
+    let listener = TcpListener::bind(bind).await.map_err(|error| taken(bind, &error))?;
     let line = format!("{PREFIX}{}\n", hex(&key));
     runtime.spawn(async move {
         loop {
@@ -41,6 +37,15 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// Whether [`serve`] will find its port free.
+pub(super) fn is_free(bind: SocketAddr) -> Result<(), ClusterError> {
+    std::net::TcpListener::bind(bind).map(drop).map_err(|error| taken(bind, &error))
+}
+
+fn taken(bind: SocketAddr, error: &std::io::Error) -> ClusterError {
+    ClusterError::System(format!("TCP port {bind} for joining nodes: {error}; choose another cluster port"))
+}
+
 /// Asks a host for its key.
 pub(super) async fn ask(host: &str) -> Result<(SocketAddr, [u8; 32]), String> {
     let work = async {
@@ -52,6 +57,17 @@ pub(super) async fn ask(host: &str) -> Result<(SocketAddr, [u8; 32]), String> {
         Ok((at, key))
     };
     timeout(PATIENCE, work).await.unwrap_or_else(|_| Err("no answer".into()))
+}
+
+/// Key of the node that has its cluster port there, if one answers within `limit`; nothing is proved by it. Blocks.
+#[must_use]
+pub fn key_at(at: SocketAddr, limit: Duration) -> Option<[u8; 32]> {
+    use std::io::Read as _;
+    let mut stream = std::net::TcpStream::connect_timeout(&at, limit).ok()?;
+    stream.set_read_timeout(Some(limit)).ok()?;
+    let mut line = [0; LENGTH];
+    stream.read_exact(&mut line).ok()?;
+    parse(&line)
 }
 
 fn parse(line: &[u8; LENGTH]) -> Option<[u8; 32]> {

@@ -297,3 +297,40 @@ fn nonsense_in_the_configuration_is_named() {
     assert!(node.remove(node.id()).is_err(), "the last voter stays");
     assert!(node.remove(1).is_err(), "nobody has this id");
 }
+
+#[test]
+fn a_cluster_begins_with_a_state_and_whoever_joins_gets_it() {
+    let folder = tempfile::tempdir().expect("folder");
+    let state = |words: &[&str]| {
+        let words = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+        std::sync::Arc::new(Words(words).snapshot())
+    };
+    let begin = |name: &str, bind, state: std::sync::Arc<Vec<u8>>| {
+        Cluster::start(config(&folder.path().join(name), bind, Start::FoundWith(state)), Words::default())
+    };
+    let words = |node: &Cluster<Words>| node.read(|words| words.0.len());
+    let (bind, other) = (free(), free());
+    // What nobody understands begins nothing, and is in nobody's way afterwards.
+    let refused = begin("first", bind, std::sync::Arc::new(vec![255; 40])).expect_err("no state");
+    assert!(matches!(refused, ClusterError::State(_)), "{refused}");
+    let first = begin("first", bind, state(&["a", "b"])).expect("starts");
+    assert_eq!(words(&first), 2, "from the first moment on");
+    assert_eq!(first.propose(b"b", LONG).expect("ordered"), b"1", "what was granted before is known");
+    assert_eq!(first.propose(b"c", LONG).expect("ordered"), b"2");
+    let status = first.status();
+    assert_eq!((status.role.as_str(), status.members.len()), ("leader", 1));
+    drop(first);
+    // A cluster that has begun goes on with its own state.
+    let first = begin("first", bind, state(&["x"])).expect("starts again");
+    assert_eq!((first.status().cluster, first.status().id), (status.cluster.clone(), status.id));
+    first.barrier(LONG).expect("leads");
+    assert_eq!(words(&first), 3);
+    let joins = Start::Join(vec![bind.to_string()]);
+    let second = Cluster::start(config(&folder.path().join("second"), free(), joins), Words::default());
+    let second = second.expect("joins");
+    second.barrier(LONG).expect("caught up");
+    assert_eq!(second.read(|words| words.0.clone()), first.read(|words| words.0.clone()));
+    // The same state again is another cluster, whose nodes are strangers here.
+    let twin = begin("twin", other, state(&["a", "b"])).expect("starts");
+    assert_ne!(twin.status().cluster, status.cluster);
+}

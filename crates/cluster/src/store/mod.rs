@@ -182,6 +182,42 @@ impl Store {
         Ok(())
     }
 
+    /// Makes a file that has seen nothing yet that of a cluster's first node, whose state is `bytes`: as if it had founded the cluster
+    /// alone, come to that state, and purged its log. In one transaction: after a crash all of it is there, or nothing.
+    pub(crate) fn begin_with(
+        &self,
+        cluster: [u8; 16],
+        member: Member,
+        bytes: &[u8],
+    ) -> Result<(), redb::Error> {
+        let last = LogId::new(openraft::CommittedLeaderId::new(1, self.id), 1);
+        let members = openraft::Membership::new(
+            vec![std::collections::BTreeSet::from([self.id])],
+            std::collections::BTreeMap::from([(self.id, member)]),
+        );
+        let about = SnapshotMeta {
+            last_log_id: Some(last),
+            last_membership: Membership::new(Some(last), members),
+            snapshot_id: "begin".into(),
+        };
+        let transaction = self.db.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            let fresh = meta.get(CLUSTER)?.is_none() && meta.get(VOTE)?.is_none();
+            if !fresh || transaction.open_table(LOG)?.first()?.is_some() {
+                return Err(redb::Error::Corrupted("it is a node of a cluster already".into()));
+            }
+            put(&mut meta, VOTE, &Vote::new_committed(1, self.id))?;
+            put(&mut meta, PURGED, &last)?;
+            put(&mut meta, COMMITTED, &last)?;
+            put(&mut meta, CLUSTER, &cluster)?;
+            put(&mut meta, PEERS, &Vec::<(RaftId, Member)>::new())?;
+            write_snapshot(&transaction, &mut meta, &about, bytes)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
     fn meta<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, redb::Error> {
         let transaction = self.db.begin_read()?;
         let meta = transaction.open_table(META)?;
@@ -215,18 +251,8 @@ impl Store {
     fn set_snapshot(&self, about: &SnapshotMeta, bytes: &[u8]) -> Result<(), redb::Error> {
         let transaction = self.db.begin_write()?;
         {
-            let mut rows = transaction.open_table(SNAPSHOT)?;
-            let mut old = rows.len_rows()?;
-            for (number, part) in (0_u32..).zip(bytes.chunks(SNAPSHOT_ROW)) {
-                rows.insert(number, part)?;
-                old = old.saturating_sub(1);
-            }
-            let first_stale = u32::try_from(bytes.chunks(SNAPSHOT_ROW).len()).unwrap_or(u32::MAX);
-            if old > 0 {
-                rows.retain_in(first_stale.., |_, _| false)?;
-            }
             let mut meta = transaction.open_table(META)?;
-            put(&mut meta, SNAPSHOT_META, &(about, bytes.len() as u64))?;
+            write_snapshot(&transaction, &mut meta, about, bytes)?;
         }
         transaction.commit()?;
         Ok(())
@@ -278,6 +304,25 @@ fn prepare(db: &Database) -> Result<Result<[u8; 16], u32>, redb::Error> {
     }
     transaction.commit()?;
     Ok(Ok(incarnation))
+}
+
+fn write_snapshot(
+    transaction: &redb::WriteTransaction,
+    meta: &mut MetaTable<'_>,
+    about: &SnapshotMeta,
+    bytes: &[u8],
+) -> Result<(), redb::Error> {
+    let mut rows = transaction.open_table(SNAPSHOT)?;
+    let mut old = rows.len_rows()?;
+    for (number, part) in (0_u32..).zip(bytes.chunks(SNAPSHOT_ROW)) {
+        rows.insert(number, part)?;
+        old = old.saturating_sub(1);
+    }
+    let first_stale = u32::try_from(bytes.chunks(SNAPSHOT_ROW).len()).unwrap_or(u32::MAX);
+    if old > 0 {
+        rows.retain_in(first_stale.., |_, _| false)?;
+    }
+    put(meta, SNAPSHOT_META, &(about, bytes.len() as u64))
 }
 
 type MetaTable<'t> = redb::Table<'t, &'static str, &'static [u8]>;

@@ -7,10 +7,13 @@
 //! * [`server`] (feature `server`): worker threads that answer questions at once, and hand writes to threads that check
 //!   signatures and from there to the [`shelf::Shelf`].
 //! * [`shelf`] (feature `server`): what is served, from one process or from a cluster.
+//! * [`compare`] (feature `client`): whether heads that were shown to different people are of one log.
 //! * [`client`] (feature `client`): believes nothing that is not signed, proven, and consistent with what it saw before.
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "client")]
+pub mod compare;
 pub mod message;
 #[cfg(feature = "server")]
 pub mod server;

@@ -98,9 +98,9 @@ pub enum BindError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// A cluster's registry begins empty.
+    /// A hub brings no nodes of its own into a cluster that is there.
     #[error(
-        "registry: {} has {nodes} nodes that this hub has registered alone, and a cluster cannot take over; start with a new file, --store FILE, and keep the old one: nodes register again by themselves", store.display()
+        "registry: {} has {nodes} nodes that this hub has registered alone; begin a new cluster with them by `pilotage hub to-cluster`, or join one with a new file, --store FILE, and keep the old one: nodes register again by themselves", store.display()
     )]
     OwnNodes {
         /// The file.

@@ -27,7 +27,8 @@ function list(id, pairs) {
 
 function health(status) {
   const faults = [];
-  if (status.hub.registry.read_only) faults.push("the registry's store cannot be written");
+  const { read_only: stuck, shared } = status.hub.registry;
+  if (stuck) faults.push(shared ? "no majority of the cluster: nothing can be changed" : "the registry's store cannot be written");
   if (status.cluster && !status.leader) faults.push("the cluster has no leader: no new claims");
   if (status.fault) faults.push(status.fault);
   at("health").textContent = faults.length ? faults.join("; ") : "all is well";
