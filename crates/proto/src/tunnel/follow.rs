@@ -29,13 +29,17 @@ impl Tunnel {
         (self.has_own_streams() && !self.trusts(new) && self.permits(new)).then_some(addr)
     }
 
-    /// A batch leaves by the way in use: as many of its datagrams as are paid for go to where the peer may be, too.
+    /// A batch leaves by the way in use: as many of its datagrams as are paid for go to where the peer may be, too. Once one is not,
+    /// none does any more: that a few of a transfer arrive would show the others as lost, and the path would be blamed.
     pub(super) fn keep_copy(&mut self, transmit: &Transmit, buf: &TransmitBuf) {
-        let Some(to) = self.suspected().filter(|_| self.copy.is_none()) else { return };
+        let Some(to) = self.suspected().filter(|to| self.copy.is_none() && self.unpaid != Some(*to)) else {
+            return;
+        };
         let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
         let mut size = 0;
         for datagram in buf.bytes(transmit.size).chunks(segment) {
             if !self.addresses.pay_for_copy(to, datagram.len()) {
+                self.unpaid = Some(to);
                 break;
             }
             size += datagram.len();

@@ -154,6 +154,8 @@ pub(crate) struct Tunnel {
     ack_copy: Option<u32>,
     /// What left by the way in use is to be sent to where the peer may have moved to as well.
     copy: Option<follow::Copy>,
+    /// An address that could not pay for all copies: it gets none.
+    unpaid: Option<SocketAddr>,
     /// When something in flight was last repeated because the peer may have moved.
     repeated: Option<Instant>,
     asked_beacon: Option<Instant>,
@@ -244,6 +246,7 @@ impl Tunnel {
             heard: None,
             ack_copy: None,
             copy: None,
+            unpaid: None,
             repeated: None,
             asked_beacon: None,
             left: None,

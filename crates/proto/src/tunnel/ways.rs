@@ -261,6 +261,7 @@ impl Tunnel {
             self.blocked = false;
         }
         self.quiet = None;
+        self.unpaid = None;
         self.sync_way(cx.now);
         if let Some(path) = self.path.info() {
             let reason = self.agent.reason(self.used(), cx.locals);
