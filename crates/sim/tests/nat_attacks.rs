@@ -23,7 +23,10 @@ fn seconds(n: u64) -> Duration {
 }
 
 fn pair(seed: u64, a: NatKind, b: NatKind) -> NatWorld {
-    let mut world = NatWorld::new(seed, 1);
+    pair_of(NatWorld::new(seed, 1), a, b)
+}
+
+fn pair_of(mut world: NatWorld, a: NatKind, b: NatKind) -> NatWorld {
     world.add_host(a, access(), None);
     world.add_host(b, access(), None);
     world.run_for(seconds(2));
@@ -39,9 +42,26 @@ fn attacker() -> SocketAddr {
 /// and the attacker is sent no more than it sent.
 #[test]
 fn copied_delayed_and_raced_packets_never_move_a_path() {
+    copies(false);
+}
+
+/// The same with streams of S1, where the attacker is sent copies of what leaves while it seems to be the peer that moved: no
+/// byte more than it sent, and what it gets it has paid for.
+#[test]
+fn with_streams_whoever_feigns_a_move_is_sent_no_more_than_it_sent() {
+    assert!(copies(true) > 10_000, "copies are sent");
+}
+
+/// The most that the attacker was sent, bytes.
+fn copies(s1: bool) -> u64 {
+    let mut most = 0;
     for (name, every, delay) in [("race", 1, 0), ("race some", 3, 0), ("late", 1, 80), ("late some", 2, 300)]
     {
-        let mut world = pair(1, NatKind::None, NatKind::None);
+        let mut world = NatWorld::new(1, 1);
+        if s1 {
+            world.speak_s1(true);
+        }
+        let mut world = pair_of(world, NatKind::None, NatKind::None);
         let (a, b, _) = world.connect(0, 1, seconds(5)).expect("connects");
         assert!(world.run_until(seconds(5), |w| w.is_direct(0, 1)));
         world.run_for(seconds(2));
@@ -86,14 +106,16 @@ fn copied_delayed_and_raced_packets_never_move_a_path() {
             }
             let sent = w.sent_to.get(&attacker()).map_or(0, |s| s.1);
             assert!(sent <= injected, "{name}: amplified, {sent} for {injected}");
+            most = most.max(sent);
             read == data.len()
         });
         assert!(done, "{name}: {read} of {}", data.len());
         let moves =
             world.hosts.iter().flat_map(|h| &h.events).filter(|e| matches!(e, Event::PathChanged { .. }));
         assert_eq!(moves.count(), 0, "{name}");
-        println!("{name}: {count} datagrams, {injected} bytes injected");
+        println!("{name}: {count} datagrams, {injected} bytes injected, {most} sent");
     }
+    most
 }
 
 /// A peer names addresses of a victim, others again and again, for a minute: what the victim gets is bounded, whatever

@@ -21,6 +21,19 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+/// What the numbers and the transfer go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Connections of the draft, under its keys.
+    Draft,
+    /// Connections of the draft, in sessions of S1: who does not know the other's prekey begins so.
+    Within,
+    /// The numbers are older than the session of S1, the transfer is not.
+    Mixed,
+    /// Streams of S1.
+    Streams,
+}
+
 /// Two nodes, a transfer from the first to the second, and numbers there and back.
 struct Run {
     world: NatWorld,
@@ -36,13 +49,19 @@ struct Run {
 }
 
 impl Run {
-    fn new(seed: u64, rtt: Duration, a: NatKind, b: NatKind, direct: bool) -> Self {
+    fn new(seed: u64, rtt: Duration, (a, b): (NatKind, NatKind), direct: bool, mode: Kind) -> Self {
         let mut world = NatWorld::new(seed, 1);
+        if mode != Kind::Draft {
+            world.speak_s1(mode == Kind::Streams);
+        }
         world.add_host(a, access(rtt), None);
         world.add_host(b, access(rtt), None);
         world.run_for(ms(2_000));
         let (a, b, _) = world.connect(0, 1, ms(5_000)).expect("connects");
         let echo = (a, b);
+        if mode == Kind::Mixed {
+            world.run_for(ms(1_000));
+        }
         let (a, b, _) = world.connect(0, 1, ms(5_000)).expect("connects again");
         assert_eq!(world.run_until(ms(5_000), |w| w.is_direct(0, 1)), direct);
         let mut run = Self {
@@ -140,11 +159,26 @@ fn report(name: &str, run: &Run, moves: &[Instant]) -> Duration {
     max.saturating_sub(usual)
 }
 
-/// The host of the sender gets another address each second for a minute; the watcher of its interfaces says so at once.
+/// One minute in which a host gets another address each second; the watcher of its interfaces says so 5 ms later.
+fn roam(seed: u64, rtt: Duration, (a, b): (NatKind, NatKind), mover: usize, mode: Kind) -> Duration {
+    let mut run = Run::new(seed, rtt, (a, b), true, mode);
+    let mut moves = Vec::new();
+    for _ in 0..60 {
+        run.run(ms(1_000));
+        moves.push(run.world.now);
+        run.world.roam_host(mover);
+        run.run(ms(5));
+        run.world.notice_move(mover);
+    }
+    run.run(ms(3_000));
+    let name = format!("roaming each second, {mode:?}, {} -> {}, {mover} moves, {rtt:?}", a.name(), b.name());
+    report(&name, &run, &moves)
+}
+
+/// The host of the sender gets another address each second for a minute, with connections of the draft.
 #[test]
 fn roaming_each_second() {
     use NatKind::{FullCone, None, PortRestricted, SymmetricRandom};
-    let mut wrong = Vec::new();
     // At 120 ms the offer that is repeated after 100 ms names the new address before that has proven itself.
     for (seed, (rtt, a, b)) in [
         (RTT, None, None),
@@ -155,54 +189,71 @@ fn roaming_each_second() {
     .into_iter()
     .enumerate()
     {
-        let mut run = Run::new(11 + seed as u64, rtt, a, b, true);
-        let mut moves = Vec::new();
-        for _ in 0..60 {
-            run.run(ms(1_000));
-            moves.push(run.world.now);
-            run.world.roam_host(0);
-            run.run(ms(5));
-            run.world.notice_move(0);
-        }
-        run.run(ms(3_000));
-        let stall =
-            report(&format!("roaming each second, {} -> {}, {rtt:?}", a.name(), b.name()), &run, &moves);
-        if stall > rtt * 3 {
-            wrong.push(format!("{} -> {}: {stall:?}", a.name(), b.name()));
-        }
+        let stall = roam(11 + seed as u64, rtt, (a, b), 0, Kind::Draft);
+        assert!(stall <= rtt * 3, "{} -> {}: {stall:?}", a.name(), b.name());
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The NAT of the sender forgets its table.
+/// With streams of S1, which is what nodes speak: a round trip and a half at most; 127 to 137 ms seen at 100 ms.
+#[test]
+fn roaming_each_second_with_streams_of_s1() {
+    use NatKind::{FullCone, None, PortRestricted, SymmetricRandom};
+    for (rtt, a, b) in [
+        (RTT, None, None),
+        (RTT, PortRestricted, FullCone),
+        (RTT, SymmetricRandom, None),
+        (RTT + TICK, None, None),
+    ] {
+        let stall = roam(11, rtt, (a, b), 0, Kind::Streams);
+        assert!(stall <= rtt * 3 / 2, "{} -> {}: {stall:?}", a.name(), b.name());
+    }
+}
+
+/// Connections of the draft in sessions of S1: two round trips at most, 167 ms seen; beside a stream of S1 three, 289 ms seen.
+#[test]
+fn roaming_each_second_with_connections_within_s1() {
+    use NatKind::{FullCone, None, PortRestricted};
+    for (a, b) in [(None, None), (PortRestricted, FullCone)] {
+        for (kind, limit) in [(Kind::Within, RTT * 2), (Kind::Mixed, RTT * 3)] {
+            let stall = roam(11, RTT, (a, b), 0, kind);
+            assert!(stall <= limit, "{kind:?}, {} -> {}: {stall:?}", a.name(), b.name());
+        }
+    }
+}
+
+/// The NAT of the sender forgets its table: the longest that a number took beyond the usual, for five moments.
+fn reboot(seed: u64, (a, b): (NatKind, NatKind), relayed: bool, mode: Kind) -> Duration {
+    let one = |turn| {
+        let mut run = Run::new(seed + turn, RTT, (a, b), !relayed, mode);
+        run.run(ms(2_000 + turn * 37));
+        let moves = [run.world.now];
+        run.world.reboot_nat(0);
+        run.run(ms(6_000));
+        report(&format!("NAT reboot, {mode:?}, {} -> {}", a.name(), b.name()), &run, &moves)
+    };
+    (0..5).map(one).max().unwrap_or_default()
+}
+
+/// At most two probe timeouts longer, for the detection and the repair.
 #[test]
 fn nat_reboot() {
     use NatKind::{FullCone, None, PortRestricted, SymmetricRandom};
-    let mut wrong = Vec::new();
-    for (seed, (a, b)) in [
-        (FullCone, PortRestricted),
-        (PortRestricted, PortRestricted),
-        (SymmetricRandom, None),
-        (SymmetricRandom, SymmetricRandom),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        for turn in 0..5 {
+    for mode in [Kind::Draft, Kind::Streams] {
+        for (seed, (a, b)) in [
+            (FullCone, PortRestricted),
+            (PortRestricted, PortRestricted),
+            (SymmetricRandom, None),
+            (SymmetricRandom, SymmetricRandom),
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let relayed = a == b && a == SymmetricRandom;
-            let mut run = Run::new(31 + seed as u64 * 10 + turn, RTT, a, b, !relayed);
-            run.run(ms(2_000 + turn * 37));
-            let moves = [run.world.now];
-            run.world.reboot_nat(0);
-            run.run(ms(6_000));
-            let name = format!("NAT reboot, {} -> {}", a.name(), b.name());
-            let stall = report(&name, &run, &moves);
-            if stall > (RTT * 2 * if relayed { 2 } else { 1 } + ms(25)) * 2 {
-                wrong.push(format!("{name}: {stall:?}"));
-            }
+            let stall = reboot(31 + seed as u64 * 10, (a, b), relayed, mode);
+            let limit = (RTT * 2 * if relayed { 2 } else { 1 } + ms(25)) * 2;
+            assert!(stall <= limit, "{mode:?}, {} -> {}: {stall:?}", a.name(), b.name());
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// Nothing is under way when the host moves: all that comes from the new address at first is a check. That pays for the peer's own

@@ -168,6 +168,16 @@ impl Connection {
         self.tail.out = false;
     }
 
+    /// The peer may have moved: what is under way is sent again if it is not more than `most` bytes. How many it is.
+    pub(crate) fn repeat_all(&mut self, now: Instant, path: &mut Path, most: u64) -> u64 {
+        let bytes = self.board.in_flight();
+        if bytes == 0 || bytes > most {
+            return 0;
+        }
+        self.on_old_path_gone(now, path);
+        bytes
+    }
+
     /// Our own address has changed. Acknowledgements sent to the old one are lost, and a sender that waits for them has stopped:
     /// with `probe`, a segment leaves at once whatever the window says, and the peer hears where we are.
     pub(crate) fn on_moved(&mut self, now: Instant, probe: bool) {

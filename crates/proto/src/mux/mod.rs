@@ -175,6 +175,8 @@ pub(crate) struct Mux {
     asked_at: Option<Instant>,
     /// Incoming streams that the endpoint has not seen.
     fresh: VecDeque<u32>,
+    /// The last packet of a repair began with what was never sent.
+    fresh_first: bool,
     /// Streams that open without data, and when they do so at the latest; and streams that are given up some time.
     opens: VecDeque<(Instant, u32)>,
     lingers: VecDeque<(Instant, u32, crate::event::ConnectionId)>,
@@ -217,6 +219,7 @@ impl Mux {
             peer_ack_delay: ACK_DELAY,
             asked_at: None,
             fresh: VecDeque::new(),
+            fresh_first: false,
             opens: VecDeque::new(),
             lingers: VecDeque::new(),
             under: None,

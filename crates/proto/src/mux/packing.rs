@@ -250,6 +250,12 @@ impl Mux {
     // ------------------------------------------------------------------ data
 
     fn put_data(&mut self, out: &mut Out<'_>, cx: &mut Cx<'_>) {
+        if self.streams.front(Round::Urgent).is_some() {
+            self.fresh_first = !self.fresh_first;
+            if self.fresh_first {
+                self.put_fresh(out, cx);
+            }
+        }
         while out.room() >= PIECE_MIN
             && let Some(slot) = self.streams.front(Round::Urgent)
         {
@@ -272,6 +278,20 @@ impl Mux {
         }
         self.streams.rotate(Round::Ready);
         self.streams.rotate(Round::Urgent);
+    }
+
+    /// Every second packet of a repair begins with a piece of a stream that misses nothing, which would else wait until all that
+    /// was lost of others has left.
+    fn put_fresh(&mut self, out: &mut Out<'_>, cx: &mut Cx<'_>) {
+        let Some(slot) = self.streams.front(Round::Ready) else { return };
+        let repairs = |s: &super::Stream| s.send.has_lost();
+        if !self.streams.get(slot).is_some_and(repairs) && !self.put_piece(slot, out, cx) {
+            self.streams.park_front();
+        } else if !self.streams.get(slot).is_some_and(|s| s.send.wants_to_send()) {
+            self.streams.drop_front(Round::Ready);
+        } else {
+            self.streams.rotate(Round::Ready);
+        }
     }
 
     /// One piece of a stream. `false` if nothing may leave of it.

@@ -19,6 +19,8 @@ const INDICES_MAX: usize = 16;
 const PACKET_THRESHOLD: u64 = 3;
 /// Shortest time between packets out of order that is not forgiven (RFC 9002 §6.1.2).
 const WINDOW_MIN: Duration = Duration::from_millis(1);
+/// Most packets that are repeated at once because somebody moved.
+const REPEATED_MAX: usize = 64;
 /// RFC 8985 §5.3, and a bound of the window in quarters of the lowest round trip.
 const PERSIST: u32 = 16;
 const WIDENED_MAX: u32 = 15;
@@ -419,6 +421,21 @@ impl Sent {
             let first = (packet.first - self.items_base) as usize;
             self.lost.extend(self.items.range(first..first + packet.items as usize));
         }
+    }
+
+    /// As [`Self::repeat_oldest`], for so many bytes of datagrams, but at least one. Whether any is under way.
+    pub(crate) fn repeat_bytes(&mut self, most: usize) -> bool {
+        let (mut bytes, mut any) = (0, false);
+        for packet in self.packets.iter().filter(|p| p.state == State::InFlight).take(REPEATED_MAX) {
+            bytes += packet.size as usize;
+            if any && bytes > most {
+                break;
+            }
+            any = true;
+            let first = (packet.first - self.items_base) as usize;
+            self.lost.extend(self.items.range(first..first + packet.items as usize));
+        }
+        any
     }
 
     /// What arrived needs no memory, and what was lost so long ago will not arrive.

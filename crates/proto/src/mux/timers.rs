@@ -156,6 +156,27 @@ impl Mux {
         self.end_life_but(Failure::TimedOut, &waiting, cx);
     }
 
+    /// Our own address has changed. Acknowledgements that were sent from the old one may be lost, and a sender that waits for
+    /// them has stopped: what is oldest leaves at once, whatever the window says, and the peer hears where we are.
+    pub(crate) fn on_moved(&mut self, now: Instant, most: usize) {
+        self.received.hurry(now);
+        if self.repeat(most) {
+            self.backoff = 0;
+            self.eliciting_at = Some(now);
+        }
+    }
+
+    /// The oldest of what is under way goes once more, about `most` bytes of it, in packets of which one waits for no window.
+    /// Whether anything is.
+    pub(crate) fn repeat(&mut self, most: usize) -> bool {
+        let any = self.sent.repeat_bytes(most);
+        if any {
+            self.probes = self.probes.max(1);
+            self.take_lost();
+        }
+        any
+    }
+
     /// What is under way went where the peer is no longer: it goes again, and the new path is not blamed.
     pub(crate) fn on_path_gone(&mut self, now: Instant, path: &mut Path) {
         let before = self.sent.in_flight;

@@ -10,6 +10,7 @@ mod answers;
 mod control;
 mod early;
 mod exchange;
+mod follow;
 mod least;
 mod mux;
 mod offer;
@@ -151,6 +152,12 @@ pub(crate) struct Tunnel {
     heard: Option<Instant>,
     /// A connection whose data came from where the peer may have moved to: what is missing is told there as well.
     ack_copy: Option<u32>,
+    /// What left by the way in use is to be sent to where the peer may have moved to as well.
+    copy: Option<follow::Copy>,
+    /// An address that could not pay for all copies: it gets none.
+    unpaid: Option<SocketAddr>,
+    /// When something in flight was last repeated because the peer may have moved.
+    repeated: Option<Instant>,
     asked_beacon: Option<Instant>,
     /// A way that we left for a better one, and until when frames that still come by it do not call us back.
     left: Option<(Route, Instant)>,
@@ -238,6 +245,9 @@ impl Tunnel {
             moved: None,
             heard: None,
             ack_copy: None,
+            copy: None,
+            unpaid: None,
+            repeated: None,
             asked_beacon: None,
             left: None,
             warm_until: None,

@@ -231,6 +231,17 @@ impl Addresses {
         true
     }
 
+    /// As [`Self::pay`], for a copy of what goes elsewhere: only what itself sent pays for it, and what tokens need is left.
+    pub(crate) fn pay_for_copy(&mut self, addr: SocketAddr, len: usize) -> bool {
+        let weight = weight(addr, len);
+        let Some(stranger) = self.strangers.iter_mut().find(|s| s.addr == addr) else { return false };
+        if stranger.credit < weight + RESERVE / 2 {
+            return false;
+        }
+        stranger.credit -= weight;
+        true
+    }
+
     /// When to send the token again to an address that has not answered, if there is credit for it.
     pub(crate) fn ask_deadline(&self, addr: SocketAddr, len: usize) -> Option<Instant> {
         let stranger = self.strangers.iter().find(|s| s.addr == addr)?;
@@ -316,6 +327,20 @@ mod tests {
         let before = a.allowance(addr(1));
         a.on_received(addr(1), 100, now);
         assert_eq!(a.allowance(addr(1)), before + 128, "what came later counts once too");
+    }
+
+    #[test]
+    fn a_copy_is_paid_by_what_came_from_there_alone_and_leaves_enough_for_tokens() {
+        let now = Instant::now();
+        let mut a = Addresses::default();
+        assert!(!a.pay_for_copy(addr(1), 1), "nothing came");
+        a.on_received(addr(1), 1_000, now);
+        assert!(!a.pay_for_copy(addr(1), 1_000), "not the last bytes");
+        assert!(a.pay_for_copy(addr(1), 1_000 - RESERVE / 2));
+        assert!(!a.pay_for_copy(addr(1), 1) && a.pay(addr(1), RESERVE / 2 - 28), "what tokens need is left");
+        assert!(!a.pay(addr(1), 1));
+        a.name(addr(2), now);
+        assert!(a.allowance(addr(2)) > 0 && !a.pay_for_copy(addr(2), 1), "named is not enough");
     }
 
     #[test]

@@ -104,6 +104,9 @@ impl Tunnel {
         {
             batch = self.fill_batch(known, buf, cx);
         }
+        if let Some(transmit) = &batch {
+            self.keep_copy(transmit, buf);
+        }
         // Behind the data, which a large probe could otherwise push out of a short queue. In a transfer that never pauses
         // every acknowledgement brings new data to send, so the end of that is the time for it.
         if self.trusts(route) && (batch.is_none() || !self.wants_poll(cx.now, cx.locals)) {
@@ -132,6 +135,9 @@ impl Tunnel {
             return Some(transmit);
         }
         if let Some(transmit) = self.emit_ack_copy(buf, cx) {
+            return Some(transmit);
+        }
+        if let Some(transmit) = self.emit_copy(buf) {
             return Some(transmit);
         }
         if std::mem::take(&mut self.signal)
@@ -436,6 +442,7 @@ impl Tunnel {
         }
         let random = rand_core::Rng::next_u32(cx.rng);
         let token = self.addresses.token(addr, cx.now, random)?;
+        self.repeat_for_move(cx.now);
         self.emit_control_on(route, None, buf, cx, |t, space, cx| t.write_token(token, 0, space, cx))
     }
 
@@ -480,6 +487,7 @@ impl Tunnel {
                 || self.try_route.is_some()
                 || self.signal
                 || self.ack_copy.is_some()
+                || self.copy.is_some()
                 || self.ask_token.is_some()
                 || self.control.confirm_due()
                 || self.candidates.iter().any(|c| c.show)

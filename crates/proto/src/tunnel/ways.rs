@@ -129,6 +129,9 @@ impl Tunnel {
             c.on_moved(now, probe);
         });
         self.slots.touch_all();
+        if let Some(mux) = &mut self.mux {
+            mux.on_moved(now, self.path.mss());
+        }
         self.blocked = false;
         (self.quiet, self.lull) = (self.quiet.map(|_| now), self.lull.map(|_| now));
     }
@@ -258,6 +261,7 @@ impl Tunnel {
             self.blocked = false;
         }
         self.quiet = None;
+        self.unpaid = None;
         self.sync_way(cx.now);
         if let Some(path) = self.path.info() {
             let reason = self.agent.reason(self.used(), cx.locals);
@@ -300,9 +304,7 @@ impl Tunnel {
 
     /// Packets take the relay, which is all there is.
     fn is_relayed_only(&self) -> bool {
-        matches!(self.path.route, Some(Route::Relay(_)))
-            && self.current.is_some()
-            && self.dialect == Dialect::Pilotage
+        matches!(self.path.route, Some(Route::Relay(_))) && self.keyed() && self.dialect == Dialect::Pilotage
     }
 
     /// The beacon sees us elsewhere than before: what left before it knew was not relayed, nor what came for us.

@@ -8,7 +8,8 @@ use pilotage_nat::agent::{Candidate, CandidateKind, FAN_SOCKETS, FAN_TIME, NatMa
 use pilotage_nat::{BeaconConfig, BeaconEngine, side};
 use pilotage_proto::crypto::Identity;
 use pilotage_proto::{
-    Config, ConnectionId, Endpoint, Event, PathKind, PeerConfig, PeerPolicy, RecvMeta, TransmitBuf,
+    Config, ConnectionId, Endpoint, Event, PathKind, PeerConfig, PeerPolicy, RecvMeta, SecureConfig,
+    SecureMode, TransmitBuf,
 };
 use pilotage_wire::{Address, NodeId, SocketAddress};
 use rand_chacha::ChaCha8Rng;
@@ -23,6 +24,8 @@ pub(super) const PORT: u16 = 4_000;
 const FORWARDED: u16 = 45_000;
 /// Ports of extra sockets inside.
 const FAN_PORT: u16 = 20_000;
+/// The wall clock when a world begins, Unix ms.
+const UNIX_MS: u64 = 1_800_000_000_000;
 
 /// A node behind its NAT.
 pub struct NatHost {
@@ -133,6 +136,8 @@ pub struct NatWorld {
     still: u32,
     rng: ChaCha8Rng,
     config: Config,
+    /// Nodes that are added speak S1 with whoever does, and whether their records hold prekeys.
+    secure: Option<bool>,
 }
 
 impl NatWorld {
@@ -168,7 +173,14 @@ impl NatWorld {
             still: 0,
             rng: ChaCha8Rng::seed_from_u64(seed),
             config: Config::default(),
+            secure: None,
         }
+    }
+
+    /// Nodes that are added from now on speak S1 with whoever does, as nodes do by default. If their records do not hold prekeys, they
+    /// begin as the draft does, and what is connected before they have changed over stays a connection of the draft.
+    pub fn speak_s1(&mut self, prekeys: bool) {
+        self.secure = Some(prekeys);
     }
 
     /// Virtual time since the start.
@@ -219,7 +231,15 @@ impl NatWorld {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         let address = Address::new(0, 0x1000 + u32::from(site));
-        let endpoint = Endpoint::new(self.config.clone(), identity, address, seed, self.now);
+        let mut endpoint = Endpoint::new(self.config.clone(), identity, address, seed, self.now);
+        if self.secure.is_some() {
+            let config = SecureConfig::new(
+                SecureMode::Auto,
+                UNIX_MS + self.elapsed().as_millis() as u64,
+                [0x40 + site; 32],
+            );
+            assert!(endpoint.enable_s1(self.now, config, &seed));
+        }
         self.hosts.push(NatHost {
             endpoint,
             events: VecDeque::new(),
@@ -272,7 +292,7 @@ impl NatWorld {
             key: Some(host.key),
             endpoint: host.endpoint.observed_address().filter(|_| host.kind != NatKind::UdpBlocked),
             policy: PeerPolicy::default(),
-            prekey: None,
+            prekey: host.endpoint.prekey().filter(|_| self.secure == Some(true)),
         }
     }
 
