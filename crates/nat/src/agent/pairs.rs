@@ -68,6 +68,11 @@ pub(super) struct Pair {
 }
 
 impl Pair {
+    /// Whether the peer says that it is here, and no longer where it was: its NAT, or it, has another address now.
+    fn follows(&self, old: &Self) -> bool {
+        self.told == Told::Now && old.told == Told::Before
+    }
+
     /// To be tried from the beginning.
     pub(super) fn restart(&mut self, now: Instant) {
         self.state = PairState::Waiting;
@@ -281,7 +286,11 @@ impl Agent {
             // One that was found dead is asked as soon as frames come from it again ([`Agent::on_heard`]): the peer may be
             // nowhere else by now.
             _ if pair.dead => true,
-            _ => !works || (pair.priority > self.pairs[current].priority && pair.tries < TRIES_BESIDE),
+            _ => {
+                let current = &self.pairs[current];
+                let wanted = pair.priority > current.priority || pair.follows(current);
+                !works || (wanted && pair.tries < TRIES_BESIDE)
+            }
         }
     }
 
@@ -293,6 +302,9 @@ impl Agent {
             // Nothing shows that the old one works; in doubt it is replaced.
             return self.doubt.is_some();
         };
+        if new.follows(old) {
+            return true;
+        }
         let margin = Duration::from_millis(2);
         self.controlling && new.answers >= 2 && (new.cost() + margin) * 10 < old.cost() * 7
     }

@@ -194,6 +194,30 @@ fn a_doubted_way_is_asked_and_left_only_without_an_answer() {
     assert_eq!(alone.on_dead(now, false), None);
 }
 
+/// The peer's NAT has given it another address: no better than the old one, which still passes for working.
+#[test]
+fn where_the_peer_says_that_it_went_is_asked_at_once_and_followed() {
+    let mut now = crate::clock_start();
+    let locals = locals();
+    for controlling in [true, false] {
+        let mut agent = Agent::new(controlling, PathPolicy::Auto, 1, now);
+        agent.on_offer(now, &offer(1, &[reflexive(1)]), &locals);
+        agent.on_answer(now, reflexive(1).addr, Some(Duration::from_millis(10)));
+        agent.on_way(now, Way::Direct(reflexive(1).addr));
+        agent.on_offer(now, &offer(2, &[reflexive(1), reflexive(2)]), &locals);
+        let asked = run(&mut agent, &mut now, Duration::from_millis(200), &locals);
+        assert!(
+            asked.iter().all(|(_, check)| *check != Check::Token(reflexive(2).addr)),
+            "another one is no better"
+        );
+        agent.on_offer(now, &offer(3, &[reflexive(2)]), &locals);
+        let asked = run(&mut agent, &mut now, Duration::from_millis(100), &locals);
+        assert!(asked.iter().any(|(_, check)| *check == Check::Token(reflexive(2).addr)), "it went there");
+        let slower = Some(Duration::from_millis(90));
+        assert_eq!(agent.on_answer(now, reflexive(2).addr, slower), Some(Way::Direct(reflexive(2).addr)));
+    }
+}
+
 #[test]
 fn a_better_way_is_taken_only_if_much_better_and_by_one_side() {
     let now = crate::clock_start();

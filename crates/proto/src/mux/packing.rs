@@ -283,7 +283,8 @@ impl Mux {
     /// Every second packet of a repair begins with a piece of a stream that misses nothing, which would else wait until all that
     /// was lost of others has left.
     fn put_fresh(&mut self, out: &mut Out<'_>, cx: &mut Cx<'_>) {
-        let Some(slot) = self.streams.front(Round::Ready) else { return };
+        // A stream with a long header may leave no room for what is missing.
+        let Some(slot) = self.streams.front(Round::Ready).filter(|_| out.room() >= PIECE_MIN) else { return };
         let repairs = |s: &super::Stream| s.send.has_lost();
         if !self.streams.get(slot).is_some_and(repairs) && !self.put_piece(slot, out, cx) {
             self.streams.park_front();

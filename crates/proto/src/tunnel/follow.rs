@@ -19,6 +19,29 @@ pub(super) struct Copy {
     segment: usize,
 }
 
+/// What one tunnel knows of that.
+#[derive(Debug, Default)]
+pub(super) struct Follow {
+    /// What left by the way in use, and leaves once more.
+    copy: Option<Copy>,
+    /// An address that could not pay for all copies: it gets none.
+    unpaid: Option<SocketAddr>,
+    /// When something in flight was last repeated.
+    repeated: Option<Instant>,
+}
+
+impl Follow {
+    /// A copy waits.
+    pub(super) fn is_due(&self) -> bool {
+        self.copy.is_some()
+    }
+
+    /// The path is another one.
+    pub(super) fn on_switch(&mut self) {
+        self.unpaid = None;
+    }
+}
+
 impl Tunnel {
     /// Where the peer may have moved to. Connections of the draft have acknowledgements of their own for that.
     fn suspected(&self) -> Option<SocketAddr> {
@@ -32,26 +55,28 @@ impl Tunnel {
     /// A batch leaves by the way in use: as many of its datagrams as are paid for go to where the peer may be, too. Once one is not,
     /// none does any more: that a few of a transfer arrive would show the others as lost, and the path would be blamed.
     pub(super) fn keep_copy(&mut self, transmit: &Transmit, buf: &TransmitBuf) {
-        let Some(to) = self.suspected().filter(|to| self.copy.is_none() && self.unpaid != Some(*to)) else {
+        let Some(to) =
+            self.suspected().filter(|to| self.follow.copy.is_none() && self.follow.unpaid != Some(*to))
+        else {
             return;
         };
         let segment = transmit.segment_size.unwrap_or(transmit.size).max(1);
         let mut size = 0;
         for datagram in buf.bytes(transmit.size).chunks(segment) {
             if !self.addresses.pay_for_copy(to, datagram.len()) {
-                self.unpaid = Some(to);
+                self.follow.unpaid = Some(to);
                 break;
             }
             size += datagram.len();
         }
         if size > 0 {
-            self.copy = Some(Copy { to, bytes: buf.bytes(size).to_vec(), segment });
+            self.follow.copy = Some(Copy { to, bytes: buf.bytes(size).to_vec(), segment });
         }
     }
 
     /// The copy that waits.
     pub(super) fn emit_copy(&mut self, buf: &mut TransmitBuf) -> Option<Transmit> {
-        let Copy { to, bytes, segment } = self.copy.take()?;
+        let Copy { to, bytes, segment } = self.follow.copy.take()?;
         let size = bytes.len().min(segment * buf.max_segments());
         buf.data_mut().get_mut(..size)?.copy_from_slice(&bytes[..size]);
         Some(Transmit { destination: to, size, segment_size: (size > segment).then_some(segment) })
@@ -61,11 +86,12 @@ impl Tunnel {
     /// it leaves at once, for both addresses; not twice in one round trip, however often somebody feigns a move.
     pub(super) fn repeat_for_move(&mut self, now: Instant) {
         let rtt = self.path.rtt.smoothed();
-        if self.suspected().is_none() || self.repeated.is_some_and(|t| now.saturating_duration_since(t) < rtt)
+        if self.suspected().is_none()
+            || self.follow.repeated.is_some_and(|t| now.saturating_duration_since(t) < rtt)
         {
             return;
         }
-        self.repeated = Some(now);
+        self.follow.repeated = Some(now);
         let most = self.path.mss();
         let Self { slots, path, mux, .. } = self;
         let mut left = most as u64;

@@ -152,12 +152,8 @@ pub(crate) struct Tunnel {
     heard: Option<Instant>,
     /// A connection whose data came from where the peer may have moved to: what is missing is told there as well.
     ack_copy: Option<u32>,
-    /// What left by the way in use is to be sent to where the peer may have moved to as well.
-    copy: Option<follow::Copy>,
-    /// An address that could not pay for all copies: it gets none.
-    unpaid: Option<SocketAddr>,
-    /// When something in flight was last repeated because the peer may have moved.
-    repeated: Option<Instant>,
+    /// What is sent to where the peer may have moved to.
+    follow: follow::Follow,
     asked_beacon: Option<Instant>,
     /// A way that we left for a better one, and until when frames that still come by it do not call us back.
     left: Option<(Route, Instant)>,
@@ -207,7 +203,6 @@ impl Tunnel {
         mut agent: Agent,
         now: Instant,
     ) -> Self {
-        let addresses = proof::Addresses::of(peer.endpoint, now);
         if let Some(endpoint) = peer.endpoint {
             agent.introduce(now, endpoint);
         }
@@ -225,7 +220,7 @@ impl Tunnel {
             dialect_shown: false,
             authenticated: false,
             path: Path::new(route, cfg),
-            addresses,
+            addresses: proof::Addresses::of(peer.endpoint, now),
             prove_at: None,
             proves: 0,
             ask_token: None,
@@ -245,9 +240,7 @@ impl Tunnel {
             moved: None,
             heard: None,
             ack_copy: None,
-            copy: None,
-            unpaid: None,
-            repeated: None,
+            follow: follow::Follow::default(),
             asked_beacon: None,
             left: None,
             warm_until: None,

@@ -21,9 +21,8 @@ impl Tunnel {
             // Nobody else speaks so, and what is sealed is believed.
             self.dialect = Dialect::Pilotage;
         }
-        if !self.agent.on_offer(cx.now, &offer, cx.locals) {
-            return;
-        }
+        self.agent.on_offer(cx.now, &offer, cx.locals);
+        // Said again, it counts again: a move of ours ends the doubt that the first made.
         if offer.lost && self.agent.policy() != PathPolicy::DirectOnly {
             // The peer has lost the direct way. Ours may work all the same; one question tells.
             self.doubt_way(cx.now);

@@ -487,7 +487,7 @@ impl Tunnel {
                 || self.try_route.is_some()
                 || self.signal
                 || self.ack_copy.is_some()
-                || self.copy.is_some()
+                || self.follow.is_due()
                 || self.ask_token.is_some()
                 || self.control.confirm_due()
                 || self.candidates.iter().any(|c| c.show)

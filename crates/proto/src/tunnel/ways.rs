@@ -261,7 +261,7 @@ impl Tunnel {
             self.blocked = false;
         }
         self.quiet = None;
-        self.unpaid = None;
+        self.follow.on_switch();
         self.sync_way(cx.now);
         if let Some(path) = self.path.info() {
             let reason = self.agent.reason(self.used(), cx.locals);
@@ -312,9 +312,11 @@ impl Tunnel {
         if self.open_count() == 0 || self.dialect != Dialect::Pilotage {
             return;
         }
+        // Whoever waits for our acknowledgements hears us again; and where the peer's NAT lets in only whom the peer has written
+        // to, the way in use leads nowhere until the peer knows the new address, which it hears by the relay alone.
+        self.signal = true;
         if self.is_relayed_only() {
             self.send_again(now);
-            self.signal = true; // whoever waits for our acknowledgements hears us again
         } else if self.agent.is_doubted() && !self.has_just_moved(now) {
             // Our NAT has lost its table, and with it the way in use, unless an answer is just coming.
             self.agent.hasten(now + (self.path.rtt.smoothed() / 4).clamp(ANSWER_MIN, ANSWER_MAX));
