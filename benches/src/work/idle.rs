@@ -6,7 +6,7 @@
 use std::net::UdpSocket;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ::pilotage::{Address, Identity};
+use ::pilotage::Identity;
 use pilotage_proto::{Endpoint, Event, RecvMeta, SecureConfig, TransmitBuf};
 
 use super::Outcome;
@@ -25,6 +25,8 @@ fn silence(count: u32) -> Duration {
 
 /// How long one tunnel may take.
 const TUNNEL_WAIT: Duration = Duration::from_secs(5);
+/// Bare peers that are still answered while others are made: some hundred milliseconds' worth.
+const RECENT: usize = 500;
 /// Made beforehand, so that what a process needs once is not counted.
 const WARM_UP: u32 = 10;
 
@@ -103,65 +105,89 @@ fn growth(before: (u64, u64), count: u32, control: &mut Control) -> Result<Outco
         .with("server_bytes_each", each(before.1, after.1)))
 }
 
-/// Tunnels of as many different peers with one Pilotage node. The peers are bare cores (no threads), dropped once their
-/// tunnel is up, so only the server's memory is told.
+/// Tunnels of as many different peers with one Pilotage node. The peers are bare cores (no threads) that go on answering
+/// while the tunnels fall silent; only the server's memory is told.
 pub fn pilotage_tunnels(setup: &Setup, count: u32, mut control: Control) -> Result<Outcome, Failure> {
-    let mut sockets = Vec::with_capacity((count + WARM_UP) as usize);
+    let mut peers = Vec::with_capacity((count + WARM_UP) as usize);
     let mut before = 0;
+    let mut buffer = vec![0; 1 << 16];
     for number in 0..count + WARM_UP {
         if number == WARM_UP {
             before = control.resident_bytes()?;
         }
-        sockets.push(tunnel(setup, number)?);
+        let mut peer = BarePeer::new(setup, number)?;
+        peer.wait_for_pong(setup)?;
+        peer.socket.set_nonblocking(true)?;
+        peers.push(peer);
+        // Those that are not silent yet: the others have nothing to say.
+        for peer in peers.iter_mut().rev().take(RECENT) {
+            peer.turn(&mut buffer)?;
+        }
     }
-    std::thread::sleep(silence(count));
+    let until = Instant::now() + silence(count);
+    while Instant::now() < until {
+        for peer in &mut peers {
+            peer.turn(&mut buffer)?;
+        }
+    }
     let after = control.resident_bytes()?;
     control.quit()?;
     let each = after.saturating_sub(before) as f64 / f64::from(count);
     Ok(Outcome::default().with("server_bytes_each", each))
 }
 
-/// Makes one tunnel and returns its socket, which stays open so that nothing sent there is refused.
-fn tunnel(setup: &Setup, number: u32) -> Result<UdpSocket, Failure> {
-    let socket = UdpSocket::bind(local_for(setup.server))?;
-    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-    let mut seed = [7; 32];
-    seed[..4].copy_from_slice(&number.to_be_bytes());
-    let (own, _) = introduction(seed)?;
-    let peer = server_peer(setup)?;
-    let (server, identity) = (peer.address, Identity::from_seed(seed));
-    // Random enough for a peer that lives for a millisecond on loopback.
-    let mut endpoint = Endpoint::new(config(setup), identity, own, seed, Instant::now());
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
-    endpoint.enable_s1(Instant::now(), SecureConfig::new(mode(setup), unix_ms, seed), &seed);
-    endpoint.add_peer(Instant::now(), peer)?;
-    wait_for_pong(&mut endpoint, &socket, server)?;
-    Ok(socket)
+/// A peer without threads: one socket and the core.
+struct BarePeer {
+    endpoint: Endpoint,
+    socket: UdpSocket,
+    out: TransmitBuf,
 }
 
-/// A ping goes through the tunnel, but makes no connection.
-fn wait_for_pong(endpoint: &mut Endpoint, socket: &UdpSocket, server: Address) -> Result<(), Failure> {
-    endpoint.ping(Instant::now(), server)?;
-    let deadline = Instant::now() + TUNNEL_WAIT;
-    let mut out = TransmitBuf::new(1);
-    let mut buffer = vec![0; 1 << 16];
-    while Instant::now() < deadline {
-        while let Some(transmit) = endpoint.poll_transmit(Instant::now(), &mut out) {
-            socket.send_to(out.bytes(transmit.size), transmit.destination)?;
-        }
-        if let Ok((len, remote)) = socket.recv_from(&mut buffer) {
-            let meta = RecvMeta { remote, local_ip: None };
-            endpoint.handle_datagram(Instant::now(), &meta, &mut buffer[..len]);
-        }
-        let now = Instant::now();
-        if endpoint.poll_timeout().is_some_and(|due| due <= now) {
-            endpoint.handle_timeout(now);
-        }
-        while let Some(event) = endpoint.poll_event() {
-            if matches!(event, Event::Pong { .. }) {
+impl BarePeer {
+    fn new(setup: &Setup, number: u32) -> Result<Self, Failure> {
+        let socket = UdpSocket::bind(local_for(setup.server))?;
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let mut seed = [7; 32];
+        seed[..4].copy_from_slice(&number.to_be_bytes());
+        let (own, _) = introduction(seed)?;
+        // Random enough for a peer that lives for a minute on loopback.
+        let mut endpoint = Endpoint::new(config(setup), Identity::from_seed(seed), own, seed, Instant::now());
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64;
+        endpoint.enable_s1(Instant::now(), SecureConfig::new(mode(setup), unix_ms, seed), &seed);
+        endpoint.add_peer(Instant::now(), server_peer(setup)?)?;
+        Ok(Self { endpoint, socket, out: TransmitBuf::new(1) })
+    }
+
+    /// A ping goes through the tunnel, but makes no connection.
+    fn wait_for_pong(&mut self, setup: &Setup) -> Result<(), Failure> {
+        self.endpoint.ping(Instant::now(), server_peer(setup)?.address)?;
+        let deadline = Instant::now() + TUNNEL_WAIT;
+        let mut buffer = vec![0; 1 << 16];
+        while Instant::now() < deadline {
+            if self.turn(&mut buffer)? {
                 return Ok(());
             }
         }
+        Err("idle: a tunnel did not come up".into())
     }
-    Err("idle: a tunnel did not come up".into())
+
+    /// Sends what is due and takes at most one datagram. Whether a pong was among what it brought.
+    fn turn(&mut self, buffer: &mut [u8]) -> Result<bool, Failure> {
+        while let Some(transmit) = self.endpoint.poll_transmit(Instant::now(), &mut self.out) {
+            self.socket.send_to(self.out.bytes(transmit.size), transmit.destination)?;
+        }
+        if let Ok((len, remote)) = self.socket.recv_from(buffer) {
+            let meta = RecvMeta { remote, local_ip: None };
+            self.endpoint.handle_datagram(Instant::now(), &meta, &mut buffer[..len]);
+        }
+        let now = Instant::now();
+        if self.endpoint.poll_timeout().is_some_and(|due| due <= now) {
+            self.endpoint.handle_timeout(now);
+        }
+        let mut pong = false;
+        while let Some(event) = self.endpoint.poll_event() {
+            pong |= matches!(event, Event::Pong { .. });
+        }
+        Ok(pong)
+    }
 }

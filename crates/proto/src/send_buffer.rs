@@ -7,9 +7,20 @@ use std::ops::Range;
 
 use crate::ring::ByteRing;
 
-/// Most bytes that wait to be sent for the first time. What is written further ahead only grows old, in memory that no cache
-/// holds any more when it is sent; and many streams at once would hold many times as much.
+/// Most bytes of one stream that wait to be sent for the first time. What is written further ahead only grows old, in memory
+/// that no cache holds any more when it is sent.
 pub const UNSENT_MAX: usize = 512 << 10;
+
+/// The same of all streams of a tunnel that have something to send: they share it.
+const UNSENT_TOTAL: usize = 16 << 20;
+
+/// What each may write ahead however many there are: a few full batches, so that a writer is not woken for each segment.
+const UNSENT_MIN: usize = 64 << 10;
+
+/// How far a stream may write ahead beside `others` that have something to send, bytes.
+pub(crate) fn ahead_beside(others: usize) -> usize {
+    (UNSENT_TOTAL / (others + 1)).clamp(UNSENT_MIN, UNSENT_MAX)
+}
 
 /// Written bytes between the cumulative acknowledgement and the end of what was written.
 ///
@@ -20,12 +31,14 @@ pub struct SendBuffer {
     ring: ByteRing,
     next: u64,
     end: u64,
+    /// Bytes that may wait to be sent for the first time, as of the last write.
+    ahead: usize,
 }
 
 impl SendBuffer {
     /// An empty buffer at offset 0 for at most `max` unacknowledged bytes. Allocates nothing yet.
     pub fn new(max: usize) -> Self {
-        Self { ring: ByteRing::new(max), next: 0, end: 0 }
+        Self { ring: ByteRing::new(max), next: 0, end: 0, ahead: UNSENT_MAX }
     }
 
     /// Takes as many bytes as there is room for and returns how many.
@@ -56,10 +69,21 @@ impl SendBuffer {
         self.end - self.next
     }
 
-    /// Bytes that can be written: within the bound, and at most [`UNSENT_MAX`] ahead of what was sent.
+    /// Bytes that can be written: within the bound, and at most [`UNSENT_MAX`] ahead of what was sent (less if
+    /// [`set_ahead`](Self::set_ahead) says so).
     pub fn free(&self) -> usize {
         let room = self.ring.max().saturating_sub((self.end - self.ring.base()) as usize);
-        room.min(UNSENT_MAX.saturating_sub(self.unsent() as usize))
+        room.min(self.ahead.saturating_sub(self.unsent() as usize))
+    }
+
+    /// How far may be written ahead of what was sent, bytes: from 1 to [`UNSENT_MAX`].
+    pub fn set_ahead(&mut self, bytes: usize) {
+        self.ahead = bytes.clamp(1, UNSENT_MAX);
+    }
+
+    /// Whether there is room that is worth waking a writer for: waking it for each segment would cost a switch each.
+    pub(crate) fn has_worthy_room(&self) -> bool {
+        self.free() >= (self.ring.max() / 4).clamp(1, self.ahead.div_ceil(2))
     }
 
     /// Changes the bound. What was written stays.
@@ -140,6 +164,28 @@ mod tests {
         let mut out = [0; 10];
         buffer.copy_to(3..13, &mut out);
         assert_eq!(&out, b"3456789abc");
+    }
+
+    #[test]
+    fn many_streams_share_what_may_be_written_ahead() {
+        assert_eq!(ahead_beside(0), UNSENT_MAX);
+        assert!(
+            (0..10_000)
+                .all(|others| ahead_beside(others) * (others + 1)
+                    <= UNSENT_TOTAL.max(UNSENT_MIN * (others + 1)))
+        );
+        let mut buffer = SendBuffer::new(4 << 20);
+        buffer.set_ahead(ahead_beside(99));
+        let ahead = buffer.write(&vec![1; 1 << 20]);
+        assert_eq!((ahead, buffer.free()), (UNSENT_TOTAL / 100, 0));
+        buffer.mark_sent(ahead as u64 / 2 - 1);
+        assert!(!buffer.has_worthy_room());
+        buffer.mark_sent(ahead as u64 / 2 + 1);
+        assert!(buffer.has_worthy_room());
+        // Alone again.
+        buffer.set_ahead(ahead_beside(0));
+        buffer.write(&vec![1; 1 << 20]);
+        assert_eq!((buffer.unsent() as usize, buffer.free()), (UNSENT_MAX, 0));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::event::{ConnectError, ConnectionId, ConnectionStats, ReadError, WriteError};
 use crate::mux::NewStream;
 use crate::scoreboard::Scoreboard;
-use crate::send_buffer::SendBuffer;
+use crate::send_buffer::{SendBuffer, ahead_beside};
 use crate::timer_table::Registered;
 use crate::tunnel::path::Path;
 
@@ -339,6 +339,12 @@ impl Connection {
             }
             _ => Err(ReadError::Blocked),
         }
+    }
+
+    /// As [`write`](Self::write), beside so many connections (this one may be among them) that have something to send.
+    pub(crate) fn write_beside(&mut self, ready: usize, data: &[u8]) -> Result<usize, WriteError> {
+        self.send.set_ahead(ahead_beside(ready.saturating_sub(usize::from(self.in_ready))));
+        self.write(data)
     }
 
     /// Takes as many bytes as fit the send buffer.

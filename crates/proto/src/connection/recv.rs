@@ -10,7 +10,6 @@ use super::{Connection, Cx, Dialect, Failure, State, WINDOW_UNIT, timers, unwrap
 use crate::config::OWN_ACK_DELAY;
 use crate::congestion::{AckEvent, Controller};
 use crate::event::ConnectError;
-use crate::send_buffer::UNSENT_MAX;
 use crate::tunnel::path::Path;
 
 /// Unread bytes that a connection may hold while the endpoint is short of memory.
@@ -335,7 +334,7 @@ impl Connection {
             if outcome.fin_acked {
                 self.fin_acked = true;
             }
-            self.notify_of_room(cx);
+            self.notify_of_room();
             if self.send.is_empty() {
                 self.timers.last_ack = None;
             }
@@ -359,10 +358,9 @@ impl Connection {
         }
     }
 
-    /// Wakes a blocked writer once there is room worth it: waking it per segment would cost a switch each.
-    pub(super) fn notify_of_room(&mut self, cx: &Cx<'_>) {
-        let worth = (cx.cfg.send_buffer / 4).clamp(1, UNSENT_MAX / 2);
-        if self.write_blocked && self.send.free() >= worth {
+    /// Wakes a blocked writer once there is room worth it.
+    pub(super) fn notify_of_room(&mut self) {
+        if self.write_blocked && self.send.has_worthy_room() {
             self.write_blocked = false;
             self.notify.writable = true;
         }

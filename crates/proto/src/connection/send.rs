@@ -317,7 +317,7 @@ impl Connection {
                 self.fin_sent = true;
             } else {
                 self.send.mark_sent(range.end);
-                self.notify_of_room(cx);
+                self.notify_of_room();
             }
             self.window_probe = false;
         } else {

@@ -250,7 +250,11 @@ impl Endpoint {
     /// [`WriteError::Blocked`] if none fits; otherwise why none will ever be taken.
     pub fn write(&mut self, now: Instant, id: ConnectionId, data: &[u8]) -> Result<usize, WriteError> {
         let written = self.on_stream(now, id, |mux, slot, _| mux.write(slot, data));
-        let written = written.or_else(|| self.on_connection(now, id, |c, _| c.write(data)));
+        let written = written.or_else(|| {
+            let (index, _) = self.place(id)?;
+            let ready = self.tunnel(index)?.slots.ready_len();
+            self.on_connection(now, id, |c, _| c.write_beside(ready, data))
+        });
         written.unwrap_or(Err(WriteError::Unknown))
     }
 

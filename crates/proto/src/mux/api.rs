@@ -13,7 +13,7 @@ use crate::connection::{Failure, Notify};
 use crate::event::{
     ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats, ReadError, WriteError,
 };
-use crate::send_buffer::SendBuffer;
+use crate::send_buffer::{SendBuffer, ahead_beside};
 use crate::tunnel::path::Path;
 
 /// A stream that is opened and has no data waits so long for some, unless its owner begins to read.
@@ -115,6 +115,7 @@ impl Mux {
     }
 
     pub(crate) fn write(&mut self, slot: u32, data: &[u8]) -> Result<usize, WriteError> {
+        let ready = self.streams.ready.len();
         let Some(stream) = self.streams.get_mut(slot) else { return Err(WriteError::Unknown) };
         writable(stream)?;
         if stream.send.fin_queued {
@@ -123,6 +124,7 @@ impl Mux {
         if data.is_empty() {
             return Ok(0);
         }
+        stream.send.buf.set_ahead(ahead_beside(ready.saturating_sub(usize::from(stream.lists.ready))));
         let n = stream.send.buf.write(data);
         if n == 0 {
             stream.send.write_blocked = true;

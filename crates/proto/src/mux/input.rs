@@ -375,7 +375,7 @@ impl Mux {
         if outcome.spurious > 0 {
             cx.path.controller.on_spurious_bytes(outcome.spurious);
         }
-        self.take_acked(cx.cfg);
+        self.take_acked();
         self.detect_losses(cx);
         Ok(())
     }
@@ -385,7 +385,7 @@ impl Mux {
         path.in_flight = (path.in_flight + self.sent.in_flight).saturating_sub(before);
     }
 
-    fn take_acked(&mut self, cfg: &Config) {
+    fn take_acked(&mut self) {
         let mut acked = std::mem::take(&mut self.sent.acked);
         for item in acked.drain(..) {
             match item {
@@ -394,8 +394,7 @@ impl Mux {
                     if !stream.send.on_acked(offset, u64::from(len), fin) {
                         continue;
                     }
-                    let worth = (cfg.send_buffer / 4).clamp(1, crate::send_buffer::UNSENT_MAX / 2);
-                    if stream.send.write_blocked && stream.send.buf.free() >= worth {
+                    if stream.send.write_blocked && stream.send.buf.has_worthy_room() {
                         stream.send.write_blocked = false;
                         stream.notify.writable = true;
                     }

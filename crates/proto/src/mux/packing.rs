@@ -15,7 +15,6 @@ use super::sent::Item;
 use super::stream::Round;
 use super::{Cx, Mux};
 use crate::congestion::Controller;
-use crate::send_buffer::UNSENT_MAX;
 use crate::tunnel::DatagramOut;
 
 /// Room without which no further piece is begun: a head, and some bytes worth it.
@@ -337,8 +336,7 @@ impl Mux {
         if len > 0 && chunk.fresh == 0 {
             stream.stats.segments_retransmitted += 1;
         }
-        let worth = (cx.cfg.send_buffer / 4).clamp(1, UNSENT_MAX / 2);
-        if stream.send.write_blocked && stream.send.buf.free() >= worth {
+        if stream.send.write_blocked && stream.send.buf.has_worthy_room() {
             stream.send.write_blocked = false;
             stream.notify.writable = true;
             self.streams.touch(slot);
