@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use pilotage_proto::s1::Limits;
-use pilotage_proto::{Config, ConnectError, ConnectionId, Event, ReadError, SecureMode, WriteError};
+use pilotage_proto::{Config, ConnectError, ConnectionId, Event, Mode, ReadError, SecureMode, WriteError};
 use pilotage_sim::{Link, Modes, Pair, Side, pattern, seeds};
 use pilotage_wire::SocketAddress;
 use pilotage_wire::s1::Kind;
@@ -310,8 +310,11 @@ fn a_peer_without_streams_is_spoken_to_as_before() {
 #[test]
 fn connections_of_the_draft_live_on_in_a_tunnel_with_streams() {
     let mut pair = pair_of(9, far(), Modes::both(SecureMode::Auto));
+    pair.censor = Some(Box::new(|_, bytes| bytes.starts_with(b"PILI")));
     let old = pair.connect(7).expect("connects");
+    pair.censor = None;
     pair.run_for(seconds(5));
+    assert_eq!(pair.endpoint(Side::A).peers()[0].mode, Mode::S1);
     let mut echo = Echo::default();
     let (time, _) = ask(&mut pair, &mut echo, 8, b"new");
     assert!(time < 41 * MS, "{time:?}");
@@ -323,4 +326,63 @@ fn connections_of_the_draft_live_on_in_a_tunnel_with_streams() {
         p.endpoint(Side::B).read(now, old.1, &mut buf) == Ok(5)
     });
     assert!(there, "in LEGACY");
+}
+
+/// What the first call of a peer takes of which only the identity is known, and the mode of its tunnel then; `lost`: what both sides' frames
+/// of these kinds become nothing.
+fn first_call(mode: [SecureMode; 2], lost: &'static [&'static [u8]]) -> (Duration, Mode) {
+    let mut pair = pair_of(3, far(), Modes { modes: mode, ..Modes::default() });
+    pair.censor = Some(Box::new(move |_, bytes| lost.iter().any(|kind| bytes.starts_with(kind))));
+    let time = ask(&mut pair, &mut Echo::default(), 7, b"hello").0;
+    (time, pair.endpoint(Side::A).peers()[0].mode)
+}
+
+#[test]
+fn the_first_call_is_a_stream_of_s1_and_takes_no_longer_than_one_of_the_draft() {
+    let auto = [SecureMode::Auto; 2];
+    let draft = first_call([SecureMode::Draft; 2], &[]);
+    assert!(draft.0 < 125 * MS && draft.1 == Mode::Draft, "{draft:?}");
+    let both = first_call(auto, &[]);
+    assert!(both.0 <= draft.0 + 2 * MS && both.1 == Mode::S1, "{both:?} {draft:?}");
+    // A peer of ours that speaks the draft only does not answer for its prekey: a quarter of a round trip is lost.
+    let old = first_call([SecureMode::Auto, SecureMode::Draft], &[]);
+    assert!(old.0 <= draft.0 + 21 * MS && old.1 == Mode::Draft, "{old:?} {draft:?}");
+    // Neither does whoever withholds PILN gain more; nor PILR, more than the round trip that it was given.
+    let unasked = first_call(auto, &[b"PILN"]);
+    assert!(unasked.0 <= draft.0 + 21 * MS, "{unasked:?}");
+    let unanswered = first_call(auto, &[b"PILR"]);
+    assert!(unanswered.0 <= draft.0 + 71 * MS, "{unanswered:?}");
+    // Without the draft's answer, S1 is what comes.
+    let alone = first_call(auto, &[b"PILA"]);
+    assert!(alone.0 <= draft.0 + 2 * MS && alone.1 == Mode::S1, "{alone:?}");
+}
+
+#[test]
+fn two_that_call_each_other_at_once_have_streams_too() {
+    let mut pair = pair_of(4, far(), Modes::both(SecureMode::Auto));
+    for side in [Side::A, Side::B] {
+        pair.endpoint(side).listen(7).expect("free");
+    }
+    let now = pair.now;
+    let ids = [Side::A, Side::B].map(|side| {
+        let to = SocketAddress { address: pair.host(side.other()).address, port: 7 };
+        let id = pair.endpoint(side).connect(now, to).expect("known");
+        pair.endpoint(side).write(now, id, b"hello").expect("room");
+        id
+    });
+    let mut got = [false; 2];
+    let done = pair.run_until(seconds(2), |p| {
+        let now = p.now;
+        for (i, side) in [Side::A, Side::B].into_iter().enumerate() {
+            if let Some((id, _)) = p.endpoint(side).accept(7) {
+                got[i] |= p.endpoint(side).read(now, id, &mut [0; 8]) == Ok(5);
+            }
+        }
+        got == [true; 2]
+    });
+    assert!(done && pair.now.duration_since(now) < 125 * MS, "{got:?} {:?}", pair.now.duration_since(now));
+    for (side, id) in [Side::A, Side::B].into_iter().zip(ids) {
+        let peer = &pair.endpoint(side).peers()[0];
+        assert_eq!(peer.mode, Mode::S1, "{side:?} {id:?}");
+    }
 }

@@ -36,8 +36,9 @@ const RELAY_FROM: u32 = 1;
 const WANT_ADDRESS_FROM: u32 = 2;
 /// So many of the addresses that the application named besides the introduced one are asked.
 const NAMED_FIRST: usize = 4;
-/// Key exchange frames that wait to be sent.
-const OUTBOX_MAX: usize = 8;
+/// Key exchange frames that wait to be sent, and those of the draft among them: a first call asks in both modes at once.
+const OUTBOX_MAX: usize = 16;
+const PILA_MAX: usize = 8;
 /// From this try on each one carries a fresh key: a reference peer that already has a session with us
 /// answers only when the key changed (draft-01 facts §5, point 3).
 const FRESH_KEY_FROM: u32 = 3;
@@ -184,7 +185,10 @@ impl Tunnel {
         self.exchange.give_up_at = Some(cx.now + cx.cfg.connect_timeout);
         self.exchange.attempt = 0;
         match self.begin_s1_first(cx) {
-            Some(Duration::ZERO) => self.ask(cx),
+            Some(Duration::ZERO) => {
+                self.ask(cx);
+                self.ask_prekey_too(cx);
+            }
             Some(head_start) => self.exchange.retry_at = Some(cx.now + head_start),
             None if self.is_asking_s1() => {}
             None => self.fail(ConnectError::ModeRefused, cx),
@@ -250,6 +254,11 @@ impl Tunnel {
         }
     }
 
+    /// The present keys are those that we asked for.
+    pub(super) fn exchange_asked(&self) -> bool {
+        self.exchange.asked
+    }
+
     /// Addresses that the application named, the first of them.
     pub(super) fn first_named(&self) -> Vec<SocketAddr> {
         self.agent.first_addresses(NAMED_FIRST).collect()
@@ -269,7 +278,7 @@ impl Tunnel {
     fn queue_pila(&mut self, route: Route, flags: u64, cx: &mut TunnelCx<'_>) {
         if !self.allows_draft()
             || !self.permits(route)
-            || self.exchange.outbox.len() >= OUTBOX_MAX
+            || self.exchange.outbox.len() >= PILA_MAX
             || fault::point!("proto.exchange.lose_frame")
         {
             return;
@@ -408,7 +417,7 @@ impl Tunnel {
             if self.current.is_some() {
                 self.add_candidate(session, route, cx.now);
             } else {
-                self.first_contact(session, route, cx);
+                self.first_contact(session, route, answer, cx);
             }
         }
         if answer {
@@ -441,8 +450,9 @@ impl Tunnel {
         self.candidates.push(Candidate { session, route, until: now + CANDIDATE_KEPT, show: false });
     }
 
-    /// No session at all: the new keys serve at once (rule C2, "first contact").
-    fn first_contact(&mut self, session: Session, route: Route, cx: &mut TunnelCx<'_>) {
+    /// No session at all: the new keys serve at once (rule C2, "first contact"). `called`: the peer's frame does not say that it
+    /// is an answer.
+    fn first_contact(&mut self, session: Session, route: Route, called: bool, cx: &mut TunnelCx<'_>) {
         self.current = Some(session);
         if self.exchange.asked {
             self.plan_proof(cx.now);
@@ -464,10 +474,12 @@ impl Tunnel {
         self.sync_way(cx.now);
         self.agent.note(cx.now, PathEventKind::Keys(super::ways::way_of(route)));
         let handshake = self.exchange.started.map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
-        if self.exchange.attempt == 1 && !handshake.is_zero() {
+        let crossed = called && self.dialect == Dialect::Pilotage;
+        if self.exchange.attempt == 1 && !handshake.is_zero() && !crossed {
             self.path.rtt.update(handshake); // asked once, so the answer is to that (Karn)
         }
         self.exchange.stop_asking();
+        self.wait_for_streams(crossed, cx);
         self.plan_upgrade(cx);
         cx.stats.handshakes += 1;
         cx.events.push_back(Event::TunnelUp { peer: self.node, handshake });

@@ -10,6 +10,7 @@ mod answers;
 mod control;
 mod early;
 mod exchange;
+mod first;
 mod follow;
 mod least;
 mod mux;
@@ -463,6 +464,7 @@ impl Tunnel {
         self.slots.expire_time_wait(now);
         self.on_exchange_timeout(cx);
         self.on_s1_timeout(cx);
+        self.end_wait(now);
         self.on_streams_timeout(cx);
         if self.revive_at.is_some_and(|t| t <= now) {
             self.revive(cx);

@@ -29,7 +29,7 @@ pub(super) const HEAD_LEN: usize = S1_HEADER_LEN + 1;
 const OVERHEAD_S1: usize = S1_OVERHEAD + 1 + pilotage_wire::packet::HEADER_LEN;
 /// How long a peer that may speak S1 has before it is asked for the draft's keys as well (spec/secure.md §12.3).
 const HEAD_START: Duration = Duration::from_millis(250);
-/// Wait before the side with the greater identity tries S1 in a tunnel with the draft's keys.
+/// Wait before the side that was asked for the draft's keys tries S1.
 const UPGRADE_SECOND: Duration = Duration::from_secs(2);
 /// First wait before it is looked again whether the peer is one of ours; doubles.
 const UPGRADE_AGAIN: Duration = Duration::from_millis(50);
@@ -56,11 +56,13 @@ pub(crate) struct Secured {
     /// The PILI under way, to be sent to an address that comes to be known.
     initiation: Vec<u8>,
     began: Option<Instant>,
+    /// Until when connections that said nothing yet wait for its streams.
+    pub(super) hold_until: Option<Instant>,
     /// When to try S1 in a tunnel that has the draft's keys.
     upgrade_at: Option<Instant>,
     looks: u32,
     /// S1 was tried in vain: it is not tried again before there is some use for it.
-    rested: bool,
+    pub(super) rested: bool,
     /// The peer said that it knows nothing of the session that we had.
     forgotten: bool,
     /// The prekey that the application was told of, by its number.
@@ -77,6 +79,7 @@ impl Secured {
             remote: None,
             initiation: Vec::new(),
             began: None,
+            hold_until: None,
             upgrade_at: None,
             looks: 0,
             rested: false,
@@ -295,6 +298,7 @@ impl Tunnel {
         if let Some(datagram) = next {
             secured.initiation.clone_from(&datagram);
             self.queue_handshake(route, datagram, cx.now);
+            self.wait_for_response(cx.now);
         }
         Ok(())
     }
@@ -375,7 +379,7 @@ impl Tunnel {
         let Some(secured) = &mut self.secure else { return };
         secured.heard = !initiator;
         let forgotten = std::mem::take(&mut secured.forgotten);
-        secured.upgrade_at = None;
+        (secured.upgrade_at, secured.hold_until) = (None, None);
         secured.initiation = Vec::new();
         let took = secured.began.take().map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
         let handshake = if initiator { took } else { Duration::ZERO };
@@ -577,7 +581,7 @@ impl Tunnel {
 
     pub(super) fn s1_deadline(&self) -> Option<Instant> {
         let secured = self.secure.as_ref()?;
-        [secured.assoc.deadline(), secured.upgrade_at].into_iter().flatten().min()
+        [secured.assoc.deadline(), secured.upgrade_at, secured.hold_until].into_iter().flatten().min()
     }
 
     pub(super) fn on_s1_timeout(&mut self, cx: &mut TunnelCx<'_>) {
@@ -615,12 +619,12 @@ impl Tunnel {
         }
     }
 
-    /// The draft's keys are agreed: S1 is tried soon, first by the side with the smaller identity.
+    /// The draft's keys are agreed: S1 is tried soon, by the side that asked for them (if both did, by both, §6.6).
     pub(super) fn plan_upgrade(&mut self, cx: &mut TunnelCx<'_>) {
-        let Some(key) = self.key else { return };
-        let ours = cx.identity.public_key();
-        if let Some((secured, ..)) = self.ready_secure(cx.secure, cx.now) {
-            let wait = if ours < key { Duration::ZERO } else { UPGRADE_SECOND };
+        let wait = if self.exchange_asked() { Duration::ZERO } else { UPGRADE_SECOND };
+        if self.key.is_some()
+            && let Some((secured, ..)) = self.ready_secure(cx.secure, cx.now)
+        {
             secured.upgrade_at = Some(cx.now + wait);
             secured.looks = 0;
             secured.rested = false;

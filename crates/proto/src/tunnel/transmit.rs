@@ -242,7 +242,11 @@ impl Tunnel {
         }
         let mut blocked = 0;
         while let Some(slot) = self.slots.front_ready() {
-            match self.poll_connection(slot, limit, space, cx) {
+            let out = match self.waits_for_streams(slot, cx.now) {
+                true => SegmentOut::PathBlocked,
+                false => self.poll_connection(slot, limit, space, cx),
+            };
+            match out {
                 SegmentOut::Packet(len) => return Next::Packet { len },
                 SegmentOut::TooLong => return Next::TooLong,
                 SegmentOut::Idle => self.slots.drop_front(),
