@@ -594,7 +594,7 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     for number in 1..20 {
         let claim = Claim::decode(&claim(number)).unwrap();
         let private = number == 9;
-        let record = record_of(number, 1, 0, |record| record.private = private);
+        let record = record_of(number, 1, 0, |record| (record.private, record.ttl) = (private, 3_600));
         client.register(&[claim], Some(&record)).unwrap();
     }
     let address = |number| {
@@ -614,7 +614,15 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     let known = cache.get(&address(1), now()).expect("remembered");
     assert_eq!(known.record.key, public(1));
     assert!(cache.get(&address(9), now()).is_some(), "we may know a private agent");
-    assert!(cache.get(&address(1), now() + 90_000).is_none(), "expired");
+    let (later, too_late) = (now() + 7_200, now() + 90_000);
+    assert!(cache.get(&address(1), later).is_none(), "expired");
+    assert_eq!((cache.agents(now()).len(), cache.agents(later).len()), (2, 0), "nobody to ask");
+    // Whose address it is follows from the claim, also after a restart, until that has expired, too.
+    let late = Cache::open(files.path(), vec![hub_key()], later).unwrap();
+    assert_eq!((late.len(), late.key(&address(1), later)), (2, Some(public(1))));
+    assert_eq!((late.get(&address(1), later), late.answer(&address(1), later)), (None, Reply::NotFound));
+    assert_eq!(late.last(&public(1), NETWORK).map(|known| known.record.key), Some(public(1)));
+    assert_eq!(late.key(&address(1), too_late), None);
     // A friend asks.
     let answer = cache.answer(&address(1), now());
     assert_eq!(cache.answer(&address(9), now()), Reply::NotFound, "nobody is told of it");
