@@ -17,6 +17,7 @@ use pilotage_registry::replica::owner_key;
 use pilotage_wire::record::{HostnameRef, MAX_ENDPOINTS, Record};
 use pilotage_wire::{Address, NetworkId, addressing};
 
+use super::directory::{Alone, show};
 use super::{Inner, RETRY, demanded, lock, unix, write};
 use crate::node::Node;
 
@@ -25,9 +26,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A node that did not answer is asked last for so long.
 const MUTE: Duration = Duration::from_secs(60);
 /// Salts that are tried until an address is free.
-const SALTS: usize = 16;
+pub(super) const SALTS: usize = 16;
 /// A record is signed anew after half of its life.
-const LIFE: u32 = 86_400;
+pub(super) const LIFE: u32 = 86_400;
 const DAY: u64 = 86_400;
 /// Keys of registry nodes that were believed.
 const NODES: &str = "registry-nodes";
@@ -49,6 +50,7 @@ struct Session {
 pub(super) fn run(inner: &Arc<Inner>) {
     let began = Instant::now();
     let mut session: Option<Session> = None;
+    let mut alone = Alone::default();
     let mut next = began;
     while !inner.stopped() {
         remember_met(inner, session.as_ref());
@@ -60,6 +62,9 @@ pub(super) fn run(inner: &Arc<Inner>) {
                     Ok(opened) => session = Some(opened),
                     Err(why) => {
                         inner.failed(why);
+                        if let Err(why) = node_of(inner).and_then(|node| alone.step(inner, &node)) {
+                            tracing::debug!(%why, "not shown to everybody");
+                        }
                         next = Instant::now() + RETRY;
                     }
                 },
@@ -146,6 +151,7 @@ fn open(inner: &Arc<Inner>, now: u64) -> Result<Session, String> {
     let seq = unix().as_millis() as u64;
     let said = endpoints(&node, inner.config.private);
     let record = sign(inner, &node, salt, hostname.clone(), &said, seq)?;
+    show(inner, &node, &record);
     // The registry itself, where names are looked up; then the replicas.
     let claims = Vec::new();
     match client.register(&claims, Some(&record)).map_err(|error| error.to_string())?.1 {
@@ -225,7 +231,7 @@ fn granted(client: &mut BookClient, claim: &Claim) -> Result<Option<u64>, String
 }
 
 /// Where the node can be reached: as the beacon sees it, then by its own addresses.
-fn endpoints(node: &Node, private: bool) -> Vec<SocketAddr> {
+pub(super) fn endpoints(node: &Node, private: bool) -> Vec<SocketAddr> {
     if private {
         return Vec::new();
     }
@@ -239,7 +245,7 @@ fn endpoints(node: &Node, private: bool) -> Vec<SocketAddr> {
     found
 }
 
-fn sign(
+pub(super) fn sign(
     inner: &Inner,
     node: &Node,
     salt: u16,
@@ -292,6 +298,7 @@ impl Session {
         self.seq = (self.seq + 1).max(unix().as_millis() as u64);
         let record = sign(inner, &node, self.salt, self.hostname.clone(), &here, self.seq)?;
         (self.said, self.issued) = (here, unix().as_secs());
+        show(inner, &node, &record);
         self.agent.publish(now, Publication { claim: self.claim.clone(), record });
         Ok(())
     }
