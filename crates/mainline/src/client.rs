@@ -25,8 +25,8 @@ const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 const MAX_REMEMBERED: usize = 32;
 /// Longest value that is looked at, bytes: no record is longer.
 const MAX_VALUE: usize = 900;
-/// Once something was found, others have so long to say something newer.
-const SETTLE: Duration = Duration::from_secs(2);
+/// Once something was found, others have so long to say something newer before it is told.
+const SETTLE: Duration = Duration::from_millis(1_500);
 /// For questions that the library answers by itself.
 const MOMENT: Duration = Duration::from_millis(500);
 
@@ -52,15 +52,6 @@ struct Open {
     used: Instant,
 }
 
-/// What a look-up found.
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    /// Values under the key, the greatest number first.
-    pub(crate) records: Vec<Vec<u8>>,
-    /// Answers whose item was not signed by the key, or no answers.
-    pub(crate) refused: u64,
-}
-
 impl Client {
     pub(crate) fn new(bootstrap: Vec<String>, bind: Option<Ipv4Addr>) -> Self {
         Self { bootstrap, bind, live: Mutex::default() }
@@ -77,13 +68,20 @@ impl Client {
         stored.and_then(|stored| stored)
     }
 
-    /// What lies under a key.
-    pub(crate) fn get(&self, key: &[u8; 32], network: NetworkId, deadline: Instant) -> Result<Found, String> {
+    /// Tells what lies under a key, the greatest number first; then waits for all others who were asked, and says how many answers
+    /// were not signed by the key, or none at all.
+    pub(crate) fn get(
+        &self,
+        key: &[u8; 32],
+        network: NetworkId,
+        deadline: Instant,
+        tell: impl FnOnce(Vec<Vec<u8>>),
+    ) -> Result<u64, String> {
         let salt = item::salt(network);
         self.with(|dht| {
             let GetMutableDetailed { mut items, outcome } = dht.get_mutable_detailed(key, Some(&salt), None);
             let (mut found, mut end) = (BTreeSet::new(), deadline);
-            let complete = loop {
+            let mut complete = loop {
                 match until(end, items.next()) {
                     Some(Some(item)) => {
                         if item.value().len() <= MAX_VALUE {
@@ -98,10 +96,17 @@ impl Client {
                     None => break false,
                 }
             };
+            tell(found.into_iter().rev().map(|(_, value)| value).collect());
+            while !complete {
+                match until(deadline, items.next()) {
+                    Some(Some(_)) => {}
+                    Some(None) => complete = true,
+                    None => break,
+                }
+            }
             let outcome = complete.then(|| until(Instant::now() + MOMENT, outcome.recv())).flatten();
             let refused = outcome.map_or(0, |outcome| outcome.invalid_values + outcome.invalid_responses);
-            let records = found.into_iter().rev().map(|(_, value)| value).collect();
-            (Found { records, refused: refused.into() }, complete)
+            (refused.into(), complete)
         })
     }
 

@@ -207,29 +207,20 @@ impl Shared {
         let of_thread = self.clone();
         // Opening the DHT resolves names, for which nobody sets a time.
         let run = move || {
-            let found = of_thread.client.get(&key, network, deadline);
+            let answered = of_thread.client.get(&key, network, deadline, |found| drop(send.send(found)));
+            match answered {
+                Ok(refused) => lock(&of_thread.status).refused += refused,
+                Err(why) => tracing::debug!(%why, "nothing found on the Mainline DHT"),
+            }
             of_thread.asking.fetch_sub(1, Ordering::AcqRel);
             of_thread.tell();
-            drop(send.send(found));
         };
         if thread::Builder::new().name("pilotage-mainline-ask".into()).spawn(run).is_err() {
             self.asking.fetch_sub(1, Ordering::AcqRel);
             return Vec::new();
         }
-        let found = receive.recv_timeout(self.config.patience + Duration::from_millis(500));
-        let mut status = lock(&self.status);
-        status.asked += 1;
-        match found {
-            Ok(Ok(found)) => {
-                status.refused += found.refused;
-                found.records
-            }
-            Ok(Err(why)) => {
-                tracing::debug!(%why, "nothing found on the Mainline DHT");
-                Vec::new()
-            }
-            Err(_) => Vec::new(),
-        }
+        lock(&self.status).asked += 1;
+        receive.recv_timeout(self.config.patience + Duration::from_millis(500)).unwrap_or_default()
     }
 }
 
