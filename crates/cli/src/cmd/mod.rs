@@ -10,6 +10,7 @@ mod gateway;
 mod heads;
 mod id;
 mod local_socket;
+mod mainline;
 mod message;
 mod names;
 mod network;
