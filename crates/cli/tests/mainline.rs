@@ -54,7 +54,7 @@ fn who_moved_while_no_hub_answers_is_found_on_the_dht() {
     let net = Testnet::builder(5).build().unwrap();
     let mut lab = Lab::new();
     let mut ann = up(&lab, &net, "ann", &[]);
-    let _bob = up(&lab, &net, "bob", &["--private"]);
+    let mut bob = up(&lab, &net, "bob", &["--private"]);
     let directory = until("the record is not on the DHT", || published(&lab));
     assert_eq!(directory["name"], "mainline");
     assert!(directory["stored_at"].as_u64() >= Some(1), "{directory}");
@@ -62,9 +62,11 @@ fn who_moved_while_no_hub_answers_is_found_on_the_dht() {
     until("bob does not reach ann", || pings(&lab, "bob", "ann").then_some(()));
     let known = || status(&lab, "bob")["records"]["remembered"].as_u64().filter(|known| *known >= 1);
     until("ann is not remembered", known);
-    // All hubs die, and ann comes back at another port.
+    // All hubs die, and ann comes back at another port; bob has what was on disk.
     lab.hub.kill();
     ann.kill();
+    bob.kill();
+    let _bob = up(&lab, &net, "bob", &["--private"]);
     let _ann = up(&lab, &net, "ann", &[]);
     let listen = status(&lab, "ann")["listen"].as_str().unwrap().to_owned();
     until("the record is not on the DHT again", || published(&lab));

@@ -14,7 +14,7 @@ use pilotage::NetworkId;
 use pilotage::records::{Public, Sign};
 
 use crate::wait::until;
-use crate::{MAX_FOUND, item, lock};
+use crate::{MAX_FOUND, MainlineConfig, item, lock};
 
 /// Unused for so long, it is closed.
 const IDLE: Duration = Duration::from_secs(60);
@@ -25,8 +25,6 @@ const MAX_AGE: Duration = Duration::from_secs(10 * 60);
 const MAX_REMEMBERED: usize = 32;
 /// Longest value that is looked at, bytes: no record is longer.
 const MAX_VALUE: usize = 900;
-/// Once something was found, others have so long to say something newer before it is told.
-const SETTLE: Duration = Duration::from_millis(1_500);
 /// For questions that the library answers by itself.
 const MOMENT: Duration = Duration::from_millis(500);
 
@@ -35,6 +33,7 @@ const MOMENT: Duration = Duration::from_millis(500);
 pub(crate) struct Client {
     bootstrap: Vec<String>,
     bind: Option<Ipv4Addr>,
+    answer: Duration,
     live: Mutex<Live>,
 }
 
@@ -53,8 +52,9 @@ struct Open {
 }
 
 impl Client {
-    pub(crate) fn new(bootstrap: Vec<String>, bind: Option<Ipv4Addr>) -> Self {
-        Self { bootstrap, bind, live: Mutex::default() }
+    pub(crate) fn new(config: &MainlineConfig) -> Self {
+        let MainlineConfig { bootstrap, bind, answer, .. } = config;
+        Self { bootstrap: bootstrap.clone(), bind: *bind, answer: *answer, live: Mutex::default() }
     }
 
     /// Stores a record; how many nodes took it.
@@ -78,6 +78,8 @@ impl Client {
         tell: impl FnOnce(Vec<Vec<u8>>),
     ) -> Result<u64, String> {
         let salt = item::salt(network);
+        // Once something was found, others have so long to say something newer before it is told.
+        let settle = self.answer * 3 / 4;
         self.with(|dht| {
             let GetMutableDetailed { mut items, outcome } = dht.get_mutable_detailed(key, Some(&salt), None);
             let (mut found, mut end) = (BTreeSet::new(), deadline);
@@ -90,7 +92,7 @@ impl Client {
                         if found.len() > MAX_FOUND {
                             found.pop_first();
                         }
-                        end = end.min(Instant::now() + SETTLE);
+                        end = end.min(Instant::now() + settle);
                     }
                     Some(None) => break true,
                     None => break false,
@@ -151,7 +153,7 @@ impl Client {
         }
         nodes.append(&mut live.remembered);
         let mut builder = Dht::builder();
-        builder.port(0).bootstrap(&nodes);
+        builder.port(0).bootstrap(&nodes).request_timeout(self.answer);
         if let Some(bind) = self.bind {
             builder.bind_address(bind);
         }

@@ -45,6 +45,8 @@ pub struct MainlineConfig {
     pub gap: Duration,
     /// How long a look-up may take. Default: 8 s.
     pub patience: Duration,
+    /// How long a node of the DHT has to answer. Default: 2 s.
+    pub answer: Duration,
 }
 
 impl Default for MainlineConfig {
@@ -55,6 +57,7 @@ impl Default for MainlineConfig {
             republish: Duration::from_secs(3_600),
             gap: Duration::from_secs(30),
             patience: Duration::from_secs(8),
+            answer: Duration::from_secs(2),
         }
     }
 }
@@ -99,7 +102,7 @@ impl Mainline {
     /// There is no thread.
     pub fn start(config: MainlineConfig) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            client: Client::new(config.bootstrap.clone(), config.bind),
+            client: Client::new(&config),
             config,
             own: Mutex::default(),
             wake: Condvar::new(),

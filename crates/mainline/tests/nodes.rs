@@ -29,6 +29,7 @@ fn records(node: &Node, state: &Path, net: &Testnet, private: bool) -> Records {
         bootstrap: net.bootstrap.clone(),
         bind: Some(Ipv4Addr::LOCALHOST),
         gap: Duration::from_millis(10),
+        answer: Duration::from_millis(600),
         ..MainlineConfig::default()
     };
     config.directory = Some(Arc::new(Mainline::start(mainline).unwrap()));
