@@ -220,16 +220,26 @@ impl Remembered {
         // Friends are asked without the lock: what they say goes into the cache.
         let kept = lock(&self.0.cache).get(query, unix().as_secs());
         match kept {
-            Some(known) => {
-                directory::ask_afresh(&self.0, query, known.record.key);
-                usable(known, Source::Remembered)
-            }
+            Some(known) => usable(known, Source::Remembered),
             None => usable(friends::ask(&self.0, query)?, Source::Friend),
         }
     }
 
-    /// The last place to look.
+    /// Likewise, and the directory is the last place to look. Whether who is remembered has moved is looked up there for the
+    /// next time.
     fn find_publicly(&self, query: &Query, pinned: Option<[u8; 32]>) -> Option<Acquaintance> {
+        let known = match query {
+            Query::Address { network, node } => {
+                self.of_key(Address { network: *network, node: *node }, pinned)
+            }
+            _ => None,
+        };
+        if let Some(known) = known.or_else(|| self.find(query)) {
+            if known.source == Source::Remembered {
+                directory::ask_afresh(&self.0, query, known.key);
+            }
+            return Some(known);
+        }
         let name = self.0.config.directory.as_ref()?.name();
         usable(directory::ask(&self.0, query, pinned)?, Source::Directory(name))
     }
@@ -239,11 +249,7 @@ impl Remembered {
         let key = pinned.filter(|_| self.0.config.directory.is_some())?;
         let query = Query::Agent { id: addressing::agent_id(&key), network: address.network };
         let known = lock(&self.0.cache).get(&query, unix().as_secs())?;
-        if known.record.node != address.node {
-            return None;
-        }
-        directory::ask_afresh(&self.0, &query_of(address), key);
-        usable(known, Source::Remembered)
+        (known.record.node == address.node).then(|| usable(known, Source::Remembered))?
     }
 
     fn pinned(&self, address: Address) -> Option<[u8; 32]> {
@@ -275,14 +281,11 @@ fn usable(known: Known, source: Source) -> Option<Acquaintance> {
 impl Acquaintances for Remembered {
     fn by_name(&self, name: &str) -> Option<Acquaintance> {
         let query = Query::Hostname { network: NetworkId(0), name: name.to_owned() };
-        self.find(&query).or_else(|| self.find_publicly(&query, None))
+        self.find_publicly(&query, None)
     }
 
     fn by_address(&self, address: Address) -> Option<Acquaintance> {
-        let query = query_of(address);
-        let pinned = self.pinned(address);
-        let known = self.of_key(address, pinned).or_else(|| self.find(&query));
-        known.or_else(|| self.find_publicly(&query, pinned))
+        self.find_publicly(&query_of(address), self.pinned(address))
     }
 
     fn caller(&self, address: Address) -> Option<Acquaintance> {
