@@ -614,15 +614,7 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     let known = cache.get(&address(1), now()).expect("remembered");
     assert_eq!(known.record.key, public(1));
     assert!(cache.get(&address(9), now()).is_some(), "we may know a private agent");
-    let (later, too_late) = (now() + 7_200, now() + 90_000);
-    assert!(cache.get(&address(1), later).is_none(), "expired");
-    assert_eq!((cache.agents(now()).len(), cache.agents(later).len()), (2, 0), "nobody to ask");
-    // Whose address it is follows from the claim, also after a restart, until that has expired, too.
-    let late = Cache::open(files.path(), vec![hub_key()], later).unwrap();
-    assert_eq!((late.len(), late.key(&address(1), later)), (2, Some(public(1))));
-    assert_eq!((late.get(&address(1), later), late.answer(&address(1), later)), (None, Reply::NotFound));
-    assert_eq!(late.last(&public(1), NETWORK).map(|known| known.record.key), Some(public(1)));
-    assert_eq!(late.key(&address(1), too_late), None);
+    expired_ones_say_whose_key_it_is(&cache, files.path(), &address(1));
     // A friend asks.
     let answer = cache.answer(&address(1), now());
     assert_eq!(cache.answer(&address(9), now()), Reply::NotFound, "nobody is told of it");
@@ -662,6 +654,19 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     }
     assert!(open(vec![hub_key()]).is_empty());
     assert_eq!(std::fs::read_dir(files.path()).unwrap().count(), 0);
+}
+
+/// The record of agent 1 has expired after an hour, its claim of this address after a day.
+fn expired_ones_say_whose_key_it_is(cache: &Cache, files: &Path, address: &Query) {
+    let (later, too_late) = (now() + 7_200, now() + 90_000);
+    assert!(cache.get(address, later).is_none(), "expired");
+    assert_eq!((cache.agents(now()).len(), cache.agents(later).len()), (2, 0), "nobody to ask");
+    // Whose address it is follows from the claim, also after a restart, until that has expired, too.
+    let late = Cache::open(files, vec![hub_key()], later).unwrap();
+    assert_eq!((late.len(), late.key(address, later)), (2, Some(public(1))));
+    assert_eq!((late.get(address, later), late.answer(address, later)), (None, Reply::NotFound));
+    assert_eq!(late.last(&public(1), NETWORK).map(|known| known.record.key), Some(public(1)));
+    assert_eq!(late.key(address, too_late), None);
 }
 
 fn hub_key() -> [u8; 32] {
