@@ -9,6 +9,7 @@ mod find;
 mod gateway;
 mod heads;
 mod id;
+mod keyring;
 mod local_socket;
 mod mainline;
 mod message;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::id::read_identity;
 use super::network::registry_of;
 use super::replica::Looked;
-use super::{Context, mainline, replica};
+use super::{Context, keyring, mainline, replica};
 use crate::args::{
     MainlineArgs, RecordAction, RecordArgs, RecordPublishArgs, RecordShowArgs, RegistryKeys, ResolveArgs,
 };
@@ -220,17 +220,12 @@ impl Session {
             let list: Vec<String> = client.nodes().iter().map(hex::encode).collect();
             let what = if list.len() == 1 { "the hub's key" } else { "the keys of the hub's cluster" };
             context.output.note(format!("trusting {what} {} from now on", list.join(" ")));
-        } else if pinned.len() == 1 && !pinned.contains(&info.node) {
-            return Err(CliError::failure(
-                "record",
-                format!(
-                    "the hub at {registry} signs with another key than before ({})",
-                    hex::encode(info.node)
-                ),
-                format!("if its operator has changed the key, remove {}", file.display()),
-            ));
         }
         client.remember(heads);
+        if !pinned.is_empty() && !pinned.contains(&info.node) {
+            let given = !keys.registry_key.is_empty();
+            keyring::changed(context, &mut client, &registry, (given, &file), &info)?;
+        }
         let cluster = cluster_file(&settings.state, client.nodes());
         if let Some(cluster) = &cluster {
             client.remember(read_heads(cluster)?.1);

@@ -131,10 +131,7 @@ fn open(inner: &Arc<Inner>, now: u64) -> Result<Session, String> {
     if pinned.is_empty() {
         write(&inner.config.dir.join(NODES), &info.node).map_err(|error| error.to_string())?;
     } else if !pinned.contains(&info.node) {
-        return Err(format!(
-            "{registry} signs with a key that is not trusted; if its operator has changed the key, remove {}",
-            inner.config.dir.join(NODES).display()
-        ));
+        follow(inner, &mut client)?;
     }
     lock(&inner.cache).trust(info.node);
     let (claim, salt) = claim_address(&mut client, &node, info.pow_bits)?;
@@ -172,6 +169,27 @@ fn open(inner: &Arc<Inner>, now: u64) -> Result<Session, String> {
     lock(&inner.status).address = address.map(|node| Address { network: NETWORK, node });
     let issued = unix().as_secs();
     Ok(Session { finder, agent, claim, salt, hostname, said, issued, seq })
+}
+
+/// A registry signs with another key than before: it is followed if it has become a cluster by its old key's word
+/// (spec/registry2.md §6.5), unless the keys were given.
+fn follow(inner: &Inner, client: &mut BookClient) -> Result<(), String> {
+    let (registry, file) = (&inner.config.registry, inner.config.dir.join(NODES));
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).map_err(|error| format!("no random numbers: {error}"))?;
+    let followed = inner.config.trusted.is_empty()
+        && client
+            .follow(nonce)
+            .map_err(|error| format!("{registry} signs with another key than before: {error}"))?;
+    if !followed {
+        return Err(format!(
+            "{registry} signs with a key that is not trusted, and no key that is has handed over to it; if its operator says that the key is new, remove {}",
+            file.display()
+        ));
+    }
+    tracing::info!(%registry, "the registry has become a cluster, as its old key says");
+    client.nodes().iter().for_each(|key| lock(&inner.cache).trust(*key));
+    write(&file, client.nodes().as_flattened()).map_err(|error| error.to_string())
 }
 
 /// A registry of one node, which has no map.
