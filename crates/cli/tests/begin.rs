@@ -240,6 +240,25 @@ fn follows_the_key_that_handed_over(place: &Place, begun: &Value, ready: &Value)
     assert_eq!(event(&shown, "holder")["signed_by"], 1);
     let now = std::fs::read(&here).unwrap();
     assert!(now.len() > 32 && now[..32] == hex(&key(begun)), "the cluster's key takes the old one's place");
+    // A node that keeps its record follows as well.
+    let (dir, registry) = (place.dir("dan"), at(begun));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("registry-nodes"), &old[..32]).unwrap();
+    let up =
+        ["up", "--json", "--state", dir.to_str().unwrap(), "--registry", registry, "--bind", "127.0.0.1:0"];
+    let node = Running::start(&[&up[..], &["--no-lan", "--records", "--record-refresh", "1s"]].concat());
+    node.expect("ready", STEP);
+    let deadline = Instant::now() + STEP;
+    loop {
+        let output = run(&["status", "--json", "--state", dir.to_str().unwrap()]);
+        let records = event(&lines(&output.stdout), "status")["records"].clone();
+        if records["stored_at"] == 1 && records["last_error"].is_null() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{records}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(std::fs::read(dir.join("registry-nodes")).unwrap(), hex(&key(begun)));
     // Who knows another key than the old one is not led anywhere.
     let stranger = heads_of(place, "mallory", begun);
     let _ = place.agent("mallory", at(begun), &["id"]);
