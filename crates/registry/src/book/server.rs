@@ -15,7 +15,7 @@ mod verify;
 
 use super::message::Reply;
 use super::shelf::{Look, Shelf};
-use crate::replica::node::Replica;
+use crate::replica::node::{Replica, Sign};
 use conn::Conn;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -61,7 +61,7 @@ pub struct Former {
     /// The key.
     pub key: [u8; 32],
     /// Signs with it.
-    pub sign: Arc<dyn Fn(&[u8]) -> [u8; 64] + Send + Sync>,
+    pub sign: Sign,
 }
 
 impl std::fmt::Debug for Former {
