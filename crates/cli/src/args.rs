@@ -31,8 +31,8 @@ pub(crate) use self::hub::{BeaconArgs, BeaconSharing, HubArgs};
 pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
 pub(crate) use self::protection::{NetworkSecret, Protection};
 pub(crate) use self::record::{
-    RecordAction, RecordArgs, RecordHeadsArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys,
-    WatchArgs,
+    MainlineArgs, RecordAction, RecordArgs, RecordHeadsArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs,
+    RegistryKeys, WatchArgs,
 };
 use crate::units::{parse_duration, parse_size};
 

@@ -10,7 +10,7 @@ use pilotage::Visibility;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::args::{Congestion, Global, NetworkSecret, NodeArgs, Protection, parse_pin};
+use crate::args::{Congestion, Global, MainlineArgs, NetworkSecret, NodeArgs, Protection, parse_pin};
 use crate::error::CliError;
 
 /// Largest configuration file that is read.
@@ -60,6 +60,10 @@ pub(crate) struct ConfigFile {
     secure_mode: Option<Protection>,
     /// Secrets of networks, `NUMBER=FILE`.
     network_secrets: Option<OneOrMany>,
+    /// Use the Mainline DHT.
+    mainline: Option<bool>,
+    /// Nodes of the DHT to begin with, `HOST:PORT`.
+    mainline_bootstrap: Option<OneOrMany>,
 }
 
 /// One text or a list.
@@ -238,6 +242,17 @@ impl Settings {
         })
     }
 
+    /// Whether to use the Mainline DHT.
+    pub(crate) fn mainline(&self, args: &MainlineArgs) -> bool {
+        args.mainline || self.file.mainline.unwrap_or(false)
+    }
+
+    /// Nodes of the DHT to begin with; none: the well-known ones.
+    pub(crate) fn mainline_bootstrap(&self, args: &MainlineArgs) -> Vec<String> {
+        let in_file = || self.file.mainline_bootstrap.as_ref().map(OneOrMany::list).unwrap_or_default();
+        if args.mainline_bootstrap.is_empty() { in_file() } else { args.mainline_bootstrap.clone() }
+    }
+
     pub(crate) fn nameserver(&self) -> bool {
         self.file.nameserver.unwrap_or(false)
     }
@@ -293,6 +308,14 @@ impl Settings {
         put("lan", json!(self.lan(&usual)), of("lan", self.file.lan.is_some()));
         let mapping = self.port_mapping(&usual);
         put("port_mapping", json!(mapping), of("port_mapping", self.file.port_mapping.is_some()));
+        let usual = MainlineArgs::default();
+        put("mainline", json!(self.mainline(&usual)), of("mainline", self.file.mainline.is_some()));
+        let nodes = self.mainline_bootstrap(&usual);
+        put(
+            "mainline_bootstrap",
+            json!(nodes),
+            of("mainline_bootstrap", self.file.mainline_bootstrap.is_some()),
+        );
         put("nameserver", json!(self.nameserver()), of("nameserver", self.file.nameserver.is_some()));
         map
     }

@@ -197,12 +197,14 @@ fn a_hub_takes_what_it_has_granted_into_a_cluster() {
     );
     is_all_there(&place, "first", &begun, (&holder, bob));
     has_record(&place, "first-3", &begun);
-    // Who knows the lone hub's key believes the cluster only when told to.
+    follows_the_key_that_handed_over(&place, &begun, &ready);
+    // Who was told the lone hub's key believes the cluster only when told to.
     let key = |ready: &Value| ready["registry_key"].as_str().unwrap().to_owned();
     let by =
         |key: &str| place.agent("first-4", at(&begun), &["record", "holder", "fx", "--registry-key", key]);
     let refused = by(&key(&ready));
     assert!(!refused.status.success() && text(&refused.stdout).contains("another key"), "{refused:?}");
+    assert!(text(&refused.stdout).contains("one per hub"), "{refused:?}");
     assert!(by(&key(&begun)).status.success());
     let (_second, joined) = place.hub("second", &join(&host, &bind, &token));
     is_all_there(&place, "second", &joined, (&holder, bob));
@@ -219,6 +221,63 @@ fn a_hub_takes_what_it_has_granted_into_a_cluster() {
     is_all_there(&place, "other", &other, (&holder, bob));
     has_record(&place, "other-3", &other);
     assert_ne!(place.done("other", &["status"])["cluster"], status["cluster"]);
+}
+
+/// The file where somebody keeps what a hub at this address has shown.
+fn heads_of(place: &Place, who: &str, ready: &Value) -> PathBuf {
+    place.dir(who).join(format!("registry-{}.heads", at(ready).replace(':', "_")))
+}
+
+/// Eve has asked the lone hub before. Its address is another one now, as in all of these tests, so that what she remembers is
+/// brought there.
+fn follows_the_key_that_handed_over(place: &Place, begun: &Value, ready: &Value) {
+    let old = std::fs::read(heads_of(place, "eve", ready)).unwrap();
+    assert!(old.len() > 32, "a key, and heads");
+    let key = |ready: &Value| ready["registry_key"].as_str().unwrap().to_owned();
+    let here = heads_of(place, "eve", begun);
+    std::fs::write(&here, &old).unwrap();
+    let shown = place.agent_at_last("eve", at(begun), &["record", "holder", "fx"]);
+    assert_eq!(event(&shown, "holder")["signed_by"], 1);
+    let now = std::fs::read(&here).unwrap();
+    assert!(now.len() > 32 && now[..32] == hex(&key(begun)), "the cluster's key takes the old one's place");
+    // A node that keeps its record follows as well.
+    let (dir, registry) = (place.dir("dan"), at(begun));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("registry-nodes"), &old[..32]).unwrap();
+    let up =
+        ["up", "--json", "--state", dir.to_str().unwrap(), "--registry", registry, "--bind", "127.0.0.1:0"];
+    let node = Running::start(&[&up[..], &["--no-lan", "--records", "--record-refresh", "1s"]].concat());
+    node.expect("ready", STEP);
+    let deadline = Instant::now() + STEP;
+    loop {
+        let output = run(&["status", "--json", "--state", dir.to_str().unwrap()]);
+        let records = event(&lines(&output.stdout), "status")["records"].clone();
+        if records["stored_at"] == 1 && records["last_error"].is_null() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{records}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(std::fs::read(dir.join("registry-nodes")).unwrap(), hex(&key(begun)));
+    // Who knows another key than the old one is not led anywhere.
+    let stranger = heads_of(place, "mallory", begun);
+    let _ = place.agent("mallory", at(begun), &["id"]);
+    std::fs::write(&stranger, [&[7; 32], &old[32..]].concat()).unwrap();
+    let refused = place.agent("mallory", at(begun), &["record", "holder", "fx"]);
+    let said = text(&refused.stdout);
+    assert!(!refused.status.success() && said.contains("does not say so"), "{refused:?}");
+    assert!(said.contains(stranger.to_str().unwrap()), "what to do: {said}");
+    // Nor is one who has asked another cluster.
+    let cluster = [b"PRGK\x01\x03".as_slice(), &[7; 32], &[8; 32], &[9; 32]].concat();
+    std::fs::write(&stranger, cluster).unwrap();
+    let refused = place.agent("mallory", at(begun), &["record", "holder", "fx"]);
+    let said = text(&refused.stdout);
+    assert!(!refused.status.success() && said.contains("another cluster"), "{refused:?}");
+    assert!(said.contains(&key(begun)) && said.contains("operator"), "{said}");
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
 #[test]

@@ -315,3 +315,12 @@ fn decode_of_addresses_and_of_nonsense() {
     std::fs::write(&file, [0xD4, 0xC3, 0xB2, 0xA1, 2, 0]).unwrap();
     error_of(&["decode", file.to_str().unwrap()], 1);
 }
+
+#[cfg(not(feature = "mainline"))]
+#[test]
+fn a_build_without_the_dht_says_so_and_how_to_get_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().to_str().unwrap();
+    let error = error_of(&["resolve", &"ab".repeat(32), "--mainline", "--state", state], 2);
+    assert!(error["next"].as_str().unwrap().contains("--features mainline"), "{error}");
+}

@@ -8,7 +8,7 @@ use pilotage_proto::Mode;
 use pilotage_wire::Address;
 
 use crate::node::Node;
-use crate::resolve::ResolvedPeer;
+use crate::resolve::{ResolvedPeer, Source};
 
 /// Knows agents that were met before. All calls may come from several threads, and block for seconds at most.
 pub trait Acquaintances: std::fmt::Debug + Send + Sync {
@@ -16,6 +16,11 @@ pub trait Acquaintances: std::fmt::Debug + Send + Sync {
     fn by_name(&self, name: &str) -> Option<Acquaintance>;
     /// Who has this address; only asked where the hub does not answer.
     fn by_address(&self, address: Address) -> Option<Acquaintance>;
+    /// Who has this address, for judging a stranger who calls from there: as [`Acquaintances::by_address`], but nobody far
+    /// away is asked because somebody called.
+    fn caller(&self, address: Address) -> Option<Acquaintance> {
+        self.by_address(address)
+    }
     /// The hub told us of this peer, which is about to be met. Must not block.
     fn met(&self, address: Address);
     /// The least mode that the agent with this address and key demands by its signed record, if one is remembered
@@ -35,13 +40,16 @@ pub struct Acquaintance {
     pub key: [u8; 32],
     /// Where it listens, the preferred one first.
     pub endpoints: Vec<SocketAddr>,
+    /// Who told.
+    pub source: Source,
 }
 
 impl Acquaintance {
     /// As a peer that can be tried: with an endpoint of the family of our socket.
     pub(crate) fn peer(self, local: SocketAddr) -> ResolvedPeer {
         let endpoint = self.endpoints.iter().find(|at| at.is_ipv4() || local.is_ipv6()).copied();
-        ResolvedPeer { address: self.address, key: Some(self.key), endpoint, name: None }
+        let (address, key, source) = (self.address, Some(self.key), self.source);
+        ResolvedPeer { address, key, endpoint, name: None, source }
     }
 }
 

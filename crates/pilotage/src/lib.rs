@@ -84,7 +84,7 @@ pub use listener::Listener;
 pub use node::{LINGER, Node, NodeStats, PingReply};
 pub use path::{PathStatus, PathWatcher};
 pub use peer::{Peer, PeerParseError};
-pub use resolve::ResolvedPeer;
+pub use resolve::{ResolvedPeer, Source};
 pub use state::MAX_PINS;
 pub use stream::Stream;
 pub use tap::DatagramTap;

@@ -25,6 +25,47 @@ pub struct ResolvedPeer {
     pub endpoint: Option<SocketAddr>,
     /// The name it was found by.
     pub name: Option<String>,
+    /// Who told.
+    pub source: Source,
+}
+
+/// Who told where a peer is, in the order in which they are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// The caller.
+    Given,
+    /// There is a tunnel, or the operator introduced the peer.
+    Tunnel,
+    /// The hub.
+    Hub,
+    /// The peer itself, on the local network.
+    Lan,
+    /// A record that was verified before.
+    Remembered,
+    /// A friend (spec/replica.md §8.3).
+    Friend,
+    /// A directory that everybody can read (spec/replica.md §9): its name.
+    Directory(&'static str),
+    /// Nobody: it is tried where it was when it was last reached.
+    LastReached,
+}
+
+impl Source {
+    /// One word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Given => "given",
+            Self::Tunnel => "tunnel",
+            Self::Hub => "hub",
+            Self::Lan => "lan",
+            Self::Remembered => "remembered",
+            Self::Friend => "friend",
+            Self::Directory(name) => name,
+            Self::LastReached => "last-reached",
+        }
+    }
 }
 
 impl NodeInner {
@@ -57,6 +98,7 @@ impl NodeInner {
                 key: self.pin(address.node).map(|pin| pin.key),
                 endpoint: Some(*endpoint),
                 name: None,
+                source: Source::Given,
             }),
         }
     }
@@ -109,7 +151,8 @@ impl NodeInner {
         let local = self.shared.local;
         let reachable = |at: &&SocketAddr| at.is_ipv4() || local.is_ipv6();
         let endpoint = endpoints.iter().find(reachable).copied();
-        ResolvedPeer { address, key: self.pin(address.node).map(|pin| pin.key), endpoint, name }
+        let key = self.pin(address.node).map(|pin| pin.key);
+        ResolvedPeer { address, key, endpoint, name, source: Source::Lan }
     }
 
     /// The node with this name on the local network; `None` if nobody says to be that.
@@ -171,7 +214,8 @@ impl NodeInner {
             (Err(failure), Some(Pin { key, endpoint: Some(endpoint), .. }))
                 if !matches!(failure.cause, FailureCause::PinMismatch { .. }) =>
             {
-                Ok(ResolvedPeer { address, key: Some(key), endpoint: Some(endpoint), name: None })
+                let (key, endpoint, source) = (Some(key), Some(endpoint), Source::LastReached);
+                Ok(ResolvedPeer { address, key, endpoint, name: None, source })
             }
             (found, _) => found,
         }
@@ -197,7 +241,7 @@ impl NodeInner {
         if address.node == core.endpoint.local_address().node {
             // Ourselves: nobody need be asked, and no way through a socket leads there.
             let key = Some(self.identity.public_key());
-            return Some(ResolvedPeer { address, key, endpoint: None, name: None });
+            return Some(ResolvedPeer { address, key, endpoint: None, name: None, source: Source::Given });
         }
         let tunnel = core.endpoint.peer(address.node)?;
         if !tunnel.established && self.hub.is_some() && !core.introduced.contains(&address.node) {
@@ -205,7 +249,7 @@ impl NodeInner {
         }
         let direct = tunnel.path.filter(|path| path.kind == pilotage_proto::PathKind::Direct);
         let endpoint = direct.map(|path| path.remote).or_else(|| self.introduced.get(&address.node).copied());
-        Some(ResolvedPeer { address, key: tunnel.key, endpoint, name: None })
+        Some(ResolvedPeer { address, key: tunnel.key, endpoint, name: None, source: Source::Tunnel })
     }
 
     fn ask_hub(
@@ -251,6 +295,7 @@ impl NodeInner {
             key: entry.key.or(pin.map(|pin| pin.key)),
             endpoint: choose(&endpoints, observed, &hub.lan()),
             name: entry.name,
+            source: Source::Hub,
         })
     }
 

@@ -1,11 +1,12 @@
 //! Records and claims over real sockets (`spec/registry2.md`).
 
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{Signer as _, SigningKey};
 use pilotage_registry::book::client::{BookClient, BookError};
+use pilotage_registry::book::handover::Handover;
 use pilotage_registry::book::message::{
     ClaimAnswer, HEADER_LEN, Query, RecordAnswer, Reply, Request, next_frame,
 };
-use pilotage_registry::book::server::{Book, BookConfig};
+use pilotage_registry::book::server::{Book, BookConfig, Former};
 use pilotage_registry::book::{MAGIC, MAX_MESSAGE};
 use pilotage_registry::claims::local::{LocalConfig, LocalLog};
 use pilotage_registry::claims::{Claim, Proof, Subject};
@@ -44,17 +45,20 @@ impl Drop for Hub {
     }
 }
 
-fn server(dir: &Path, seed: u8) -> Server {
+fn server(dir: &Path, seed: u8, former: Option<Former>) -> Server {
     let config = LocalConfig { pow_bits: POW, ..LocalConfig::new(Arc::new(now), [seed; 32]) };
     let log = LocalLog::open(&dir.join("claims.redb"), config).unwrap();
     let mut server =
         Server::bind(ServerConfig::new(([127, 0, 0, 1], 0).into(), dir.join("hub.redb"))).unwrap();
-    server.serve_book(Book::start(Arc::new(log), BookConfig::default()).unwrap());
+    server.serve_book(Book::start(Arc::new(log), BookConfig { former, ..BookConfig::default() }).unwrap());
     server
 }
 
 fn hub(dir: &Path, seed: u8) -> Hub {
-    let server = server(dir, seed);
+    run(server(dir, seed, None))
+}
+
+fn run(server: Server) -> Hub {
     let (addr, handle) = (server.local_addr().to_string(), server.handle());
     let thread = std::thread::spawn(move || server.run().unwrap());
     Hub { addr, handle, thread: Some(thread) }
@@ -363,6 +367,81 @@ fn two_logs_of_one_size_are_evidence() {
     }
 }
 
+/// A hub that has granted these names, after the one whose key was made of this seed.
+fn granted(dir: &Path, seed: u8, former: Option<u8>, claims: &[Claim]) -> (Hub, [u8; 32]) {
+    let former = former.map(|seed| {
+        let key = SigningKey::from_bytes(&[seed; 32]);
+        let sign = key.clone();
+        Former {
+            key: key.verifying_key().to_bytes(),
+            sign: Arc::new(move |message: &[u8]| sign.sign(message).to_bytes()),
+        }
+    });
+    let hub = run(server(dir, seed, former));
+    let mut client = connect(&hub);
+    for claim in claims {
+        let answers = client.register(std::slice::from_ref(claim), None).unwrap().0;
+        assert!(matches!(answers[..], [ClaimAnswer::Granted(_)]));
+    }
+    (hub, client.info().unwrap().node)
+}
+
+#[test]
+fn an_old_key_hands_over_to_those_who_go_on_with_its_log_only() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let claims: Vec<Claim> = (1..20).map(|number| hostname(number, &format!("n{number}"))).collect();
+    let (before, old) = granted(dirs[0].path(), 1, None, &claims);
+    // The cluster that it has become goes on with the log, and has granted more.
+    let more = [&claims[..], &[hostname(30, "n30"), hostname(31, "n31")]].concat();
+    let (after, new) = granted(dirs[1].path(), 2, Some(1), &more);
+    // One that was restored without the last names.
+    let (short, _) = granted(dirs[2].path(), 3, Some(1), &claims[..5]);
+    let mut knows = BookClient::connect(&before.addr, TIMEOUT, vec![old]).unwrap();
+    for number in 1..20 {
+        knows.holder(&by_name(&format!("n{number}"))).unwrap();
+    }
+    let at = |addr: &str, nodes: &[[u8; 32]]| {
+        let mut client = BookClient::connect(addr, TIMEOUT, nodes.to_vec()).unwrap();
+        client.remember(knows.heads().cloned());
+        client
+    };
+    // A lone hub has handed over to nobody, and a key that has not is not asked for the word of another.
+    assert!(!at(&before.addr, &[old]).follow([1; 32]).unwrap());
+    assert!(!at(&after.addr, &[[9; 32]]).follow([1; 32]).unwrap());
+    assert!(!at(&after.addr, &[old, [9; 32]]).follow([1; 32]).unwrap(), "one of two is no majority");
+    let mut client = at(&after.addr, &[old]);
+    assert!(matches!(client.holder(&by_name("n1")), Err(BookError::Unsigned)));
+    assert!(client.follow([1; 32]).unwrap());
+    assert_eq!(client.nodes(), [new]);
+    assert_eq!(client.holder(&by_name("n30")).unwrap().claim.key, key(30).verifying_key().to_bytes());
+    assert!(client.heads().all(|head| head.signed_by(&[new]) == 1));
+    let mut client = at(&short.addr, &[old]);
+    let error = client.follow([1; 32]).unwrap_err();
+    assert!(matches!(error, BookError::Proof(_) | BookError::Equivocation(_)), "{error}");
+    assert_eq!((client.nodes(), client.heads().count()), (&[old][..], knows.heads().count()));
+    // The word was given to somebody else, or was changed.
+    let forged = liar(&after.addr, move |reply| match reply {
+        Reply::Handover(mut handover) => {
+            handover.nodes = vec![[7; 32]];
+            Reply::Handover(handover)
+        }
+        other => other,
+    });
+    let key = SigningKey::from_bytes(&[1; 32]);
+    let stale = liar(&after.addr, move |reply| match reply {
+        Reply::Handover(handover) => {
+            let sign = |message: &[u8]| key.sign(message).to_bytes();
+            Reply::Handover(Handover::new(&old, &[2; 32], handover.nodes, sign))
+        }
+        other => other,
+    });
+    for addr in [forged, stale] {
+        let mut client = at(&addr, &[old]);
+        assert!(matches!(client.follow([1; 32]), Err(BookError::NotHandedOver)));
+        assert_eq!(client.nodes(), [old]);
+    }
+}
+
 #[test]
 fn nonsense_is_cut_or_answered_with_an_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -389,7 +468,7 @@ fn nonsense_is_cut_or_answered_with_an_error() {
 #[test]
 fn book_process() {
     let Ok(dir) = std::env::var(STORE) else { return };
-    let server = server(Path::new(&dir), 1);
+    let server = server(Path::new(&dir), 1, None);
     println!("\nlistening {}", server.local_addr());
     std::io::stdout().flush().unwrap();
     server.run().expect("run");

@@ -594,7 +594,7 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     for number in 1..20 {
         let claim = Claim::decode(&claim(number)).unwrap();
         let private = number == 9;
-        let record = record_of(number, 1, 0, |record| record.private = private);
+        let record = record_of(number, 1, 0, |record| (record.private, record.ttl) = (private, 3_600));
         client.register(&[claim], Some(&record)).unwrap();
     }
     let address = |number| {
@@ -611,10 +611,9 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     // After a restart, without any registry.
     drop((client, hub));
     let cache = open(vec![hub_key()]);
-    let known = cache.get(&address(1), now()).expect("remembered");
-    assert_eq!(known.record.key, public(1));
+    assert_eq!(cache.get(&address(1), now()).expect("remembered").record.key, public(1));
     assert!(cache.get(&address(9), now()).is_some(), "we may know a private agent");
-    assert!(cache.get(&address(1), now() + 90_000).is_none(), "expired");
+    expired_ones_say_whose_key_it_is(&cache, files.path(), &address(1));
     // A friend asks.
     let answer = cache.answer(&address(1), now());
     assert_eq!(cache.answer(&address(9), now()), Reply::NotFound, "nobody is told of it");
@@ -654,6 +653,16 @@ fn cached_records_are_verified_again_and_friends_are_checked() {
     }
     assert!(open(vec![hub_key()]).is_empty());
     assert_eq!(std::fs::read_dir(files.path()).unwrap().count(), 0);
+}
+
+/// Agent 1's record has expired after an hour, its claim after a day: till then that says whose address it is, also after a restart.
+fn expired_ones_say_whose_key_it_is(cache: &Cache, files: &Path, address: &Query) {
+    let (later, too_late) = (now() + 7_200, now() + 90_000);
+    assert!(cache.get(address, later).is_none() && cache.agents(later).is_empty());
+    let late = Cache::open(files, vec![hub_key()], later).unwrap();
+    assert_eq!((late.key(address, later), late.key(address, too_late)), (Some(public(1)), None));
+    assert_eq!((late.get(address, later), late.answer(address, later)), (None, Reply::NotFound));
+    assert_eq!(late.last(&public(1), NETWORK).map(|known| known.record.key), Some(public(1)));
 }
 
 fn hub_key() -> [u8; 32] {

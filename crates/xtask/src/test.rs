@@ -60,6 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
     }
     let mut count = Count::default();
     let mut good = run_unit_and_integration(options, &mut count)?;
+    good &= run_feature(options, &mut count)?;
     good &= run_doctests(options, &mut count)?;
     good &= run_replay(options, &mut count)?;
     if !good && count.failed == 0 {
@@ -113,6 +114,26 @@ fn build(options: &Options) -> Result<bool, Failure> {
     // As `cargo test --no-run`, with the programs of packages that have no tests to run them.
     command.args(["build", "--quiet", "--bins", "--tests", "--examples"]).args(scope(options));
     succeeds(&mut command)
+}
+
+/// Tests of what is off by default, with the program built once more: `pilotage --mainline` (decision 0046). The feature adds
+/// nothing to any other package, so that those are not built again.
+fn run_feature(options: &Options, count: &mut Count) -> Result<bool, Failure> {
+    if !options.package.is_empty() && !options.package.iter().any(|name| name == "pilotage-cli") {
+        return Ok(true);
+    }
+    let mut command = cargo();
+    let nextest = output(cargo().args(["nextest", "--version"])).is_ok();
+    match nextest {
+        true => command.args(["nextest", "run", "--no-fail-fast", "--no-tests=pass"]),
+        false => command.args(["test", "--no-fail-fast"]),
+    };
+    command.args(scope(options)).args(["--features", crate::checks::OPTIONAL, "--test", "mainline"]);
+    command.args(&options.filter);
+    let listen = if nextest { Listen::Err } else { Listen::Out };
+    watch(&mut command, listen, |line| {
+        count.add(if nextest { read_nextest(line) } else { read_libtest(line) }.unwrap_or_default());
+    })
 }
 
 fn run_unit_and_integration(options: &Options, count: &mut Count) -> Result<bool, Failure> {

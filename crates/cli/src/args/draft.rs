@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use pilotage::{Address, Peer};
 use pilotage_services::task::TaskId;
 
-use super::{NodeArgs, RegistryKeys};
+use super::{MainlineArgs, NodeArgs, RegistryKeys};
 
 /// Services of `up` that can be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,7 +86,7 @@ pub(crate) struct PublishArgs {
 pub(crate) struct ResolveArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
-    /// Which name, address or long fingerprint; with --services, which NETWORK:PORT
+    /// Which name, address, long fingerprint or key; with --services, which NETWORK:PORT
     #[arg(value_name = "NAME")]
     pub(crate) wanted: String,
     /// Whose nameserver to ask; without it the hub is asked, and its answer verified
@@ -100,6 +100,8 @@ pub(crate) struct ResolveArgs {
     pub(crate) services: bool,
     #[command(flatten)]
     pub(crate) keys: RegistryKeys,
+    #[command(flatten)]
+    pub(crate) mainline: MainlineArgs,
 }
 
 /// `announce`

@@ -52,10 +52,22 @@ pub(crate) struct RegistryKeys {
     pub(crate) registry_key: Vec<[u8; 32]>,
 }
 
+/// The public DHT. The options are there in every build, so that a build without it can say so.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct MainlineArgs {
+    /// Use the Mainline DHT, which everybody can read: `up --records` keeps this node's record there if the node is not private,
+    /// and agents whose keys are known are looked up there last of all. Needs a build with the feature `mainline`
+    #[arg(long, env = "PILOTAGE_MAINLINE")]
+    pub(crate) mainline: bool,
+    /// Node of the DHT to begin with; may be given several times [default: the well-known ones]
+    #[arg(long, value_name = "HOST:PORT", requires = "mainline")]
+    pub(crate) mainline_bootstrap: Vec<String>,
+}
+
 /// `record show`
 #[derive(Debug, Args)]
 pub(crate) struct RecordShowArgs {
-    /// Whose: a hostname, an address (0:0000.1A2B.3C4D), or a long fingerprint (pb1…)
+    /// Whose: a hostname, an address (0:0000.1A2B.3C4D), a long fingerprint (pb1…), or a key (64 hex digits)
     #[arg(value_name = "WHO")]
     pub(crate) who: String,
     /// In which network
@@ -63,6 +75,8 @@ pub(crate) struct RecordShowArgs {
     pub(crate) network: u16,
     #[command(flatten)]
     pub(crate) keys: RegistryKeys,
+    #[command(flatten)]
+    pub(crate) mainline: MainlineArgs,
 }
 
 /// `record publish`
@@ -121,6 +135,8 @@ pub(crate) struct RecordsArgs {
     pub(crate) no_friends: bool,
     #[command(flatten)]
     pub(crate) keys: RegistryKeys,
+    #[command(flatten)]
+    pub(crate) mainline: MainlineArgs,
 }
 
 /// `watch`

@@ -10,7 +10,7 @@ use crate::error::{CliError, Exit};
 use crate::session;
 
 pub(crate) fn resolve(context: &Context, args: &ResolveArgs) -> Result<(), CliError> {
-    let Some(via) = &args.via else { return record::resolve_name(context, &args.keys, &args.wanted) };
+    let Some(via) = &args.via else { return record::resolve_name(context, args) };
     let request = if args.services {
         let parsed = args.wanted.split_once(':').and_then(|(n, p)| Some((n.parse().ok()?, p.parse().ok()?)));
         let (network, port): (u16, u16) = parsed.ok_or_else(|| {

@@ -17,8 +17,10 @@ use serde_json::{Value, json};
 use super::id::read_identity;
 use super::network::registry_of;
 use super::replica::Looked;
-use super::{Context, replica};
-use crate::args::{RecordAction, RecordArgs, RecordPublishArgs, RecordShowArgs, RegistryKeys};
+use super::{Context, keyring, mainline, replica};
+use crate::args::{
+    MainlineArgs, RecordAction, RecordArgs, RecordPublishArgs, RecordShowArgs, RegistryKeys, ResolveArgs,
+};
 use crate::error::{CliError, Exit};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,7 +33,7 @@ pub(crate) fn run(context: &Context, args: &RecordArgs) -> Result<(), CliError> 
     match &args.action {
         RecordAction::Show(args) => {
             let query = query(&args.who, args.network)?;
-            let looked = resolve(context, &args.keys, &query)?;
+            let looked = resolve(context, (&args.keys, &args.mainline), &query, key_of(&args.who))?;
             let mut shown = value("record", &looked.found);
             looked.add(&mut shown);
             context.output.result(format!("{}{}", text(&looked.found), looked.text()), &shown);
@@ -77,8 +79,9 @@ fn holder(context: &Context, args: &RecordShowArgs) -> Result<(), CliError> {
 }
 
 /// Finds an agent at the hub and prints its address.
-pub(crate) fn resolve_name(context: &Context, keys: &RegistryKeys, who: &str) -> Result<(), CliError> {
-    let looked = resolve(context, keys, &query(who, 0)?)?;
+pub(crate) fn resolve_name(context: &Context, args: &ResolveArgs) -> Result<(), CliError> {
+    let who = args.wanted.as_str();
+    let looked = resolve(context, (&args.keys, &args.mainline), &query(who, 0)?, key_of(who))?;
     let mut value = value("resolved", &looked.found);
     value["name"] = who.into();
     looked.add(&mut value);
@@ -90,14 +93,23 @@ pub(crate) fn resolve_name(context: &Context, keys: &RegistryKeys, who: &str) ->
     Ok(())
 }
 
-/// By the hub's log and its nodes' records; where none answers, from what is remembered.
-fn resolve(context: &Context, keys: &RegistryKeys, query: &Query) -> Result<Looked, CliError> {
+/// By the hub's log and its nodes' records; where none answers, from what is remembered, and at last by the Mainline DHT.
+fn resolve(
+    context: &Context,
+    (keys, public): (&RegistryKeys, &MainlineArgs),
+    query: &Query,
+    given: Option<[u8; 32]>,
+) -> Result<Looked, CliError> {
     let state = &context.settings.state;
     let now = unix_time().as_secs();
+    let nobody = context.settings.mainline(public) && !context.settings.has_hub();
     let mut session = match Session::open(context, keys) {
         Ok(session) => session,
-        Err(error) if error.exit == Exit::Unreachable => {
-            return replica::without_hub(state, &keys.registry_key, query, now).ok_or(error);
+        Err(error) if error.exit == Exit::Unreachable || nobody => {
+            let known = replica::without_hub(state, &keys.registry_key, query, now);
+            let Some(directory) = mainline::open(context, public, None)? else { return known.ok_or(error) };
+            let looked = mainline::look(context, directory.as_ref(), query, given, known, now);
+            return looked.ok_or(error);
         }
         Err(error) => return Err(error),
     };
@@ -142,6 +154,9 @@ pub(super) fn query(who: &str, network: u16) -> Result<Query, CliError> {
     if let Ok(Address { network, node }) = who.parse() {
         return Ok(Query::Address { network, node });
     }
+    if let Some(key) = key_of(who) {
+        return Ok(Query::Agent { id: addressing::agent_id(&key), network });
+    }
     if who.starts_with("pb1") || who.starts_with("pa1") {
         return match who.parse() {
             Ok(Fingerprint::Long(id)) => Ok(Query::Agent { id, network }),
@@ -160,6 +175,12 @@ pub(super) fn query(who: &str, network: u16) -> Result<Query, CliError> {
         .check()
         .map_err(|error| CliError::usage("record", error, "give a hostname, an address, or a fingerprint"))?;
     Ok(Query::Hostname { network, name: who.to_owned() })
+}
+
+/// A whole key. No hostname is that long.
+fn key_of(who: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    hex::decode_to_slice(who, &mut key).ok().map(|()| key)
 }
 
 /// A connection, and what is remembered of the hub's log between two commands.
@@ -199,17 +220,12 @@ impl Session {
             let list: Vec<String> = client.nodes().iter().map(hex::encode).collect();
             let what = if list.len() == 1 { "the hub's key" } else { "the keys of the hub's cluster" };
             context.output.note(format!("trusting {what} {} from now on", list.join(" ")));
-        } else if pinned.len() == 1 && !pinned.contains(&info.node) {
-            return Err(CliError::failure(
-                "record",
-                format!(
-                    "the hub at {registry} signs with another key than before ({})",
-                    hex::encode(info.node)
-                ),
-                format!("if its operator has changed the key, remove {}", file.display()),
-            ));
         }
         client.remember(heads);
+        if !pinned.is_empty() && !pinned.contains(&info.node) {
+            let given = !keys.registry_key.is_empty();
+            keyring::changed(context, &mut client, &registry, (given, &file), &info)?;
+        }
         let cluster = cluster_file(&settings.state, client.nodes());
         if let Some(cluster) = &cluster {
             client.remember(read_heads(cluster)?.1);

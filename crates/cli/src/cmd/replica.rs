@@ -8,7 +8,7 @@ use pilotage_registry::book::client::{BookError, Found};
 use pilotage_registry::book::message::Query;
 use pilotage_registry::claims::SignedHead;
 use pilotage_registry::placement::{MapKeeper, SignedMap};
-use pilotage_registry::replica::cache::Cache;
+use pilotage_registry::replica::cache::{Cache, Known};
 use pilotage_registry::replica::evidence::{Evidence, Fault};
 use pilotage_registry::replica::find::{Finder, Search, fetch_map};
 use pilotage_registry::replica::{owner_key, owner_of};
@@ -27,7 +27,7 @@ const MAP: &str = "registry.map";
 /// An agent that was found, and how.
 pub(super) struct Looked {
     pub(super) found: Found,
-    /// `log`, `replica` or `remembered`.
+    /// `log`, `replica`, `remembered` or `mainline`.
     source: &'static str,
     /// Seconds since its last heartbeat, as a node says.
     seen: Option<u32>,
@@ -37,6 +37,14 @@ pub(super) struct Looked {
 }
 
 impl Looked {
+    /// What the Mainline DHT has, which is newer than what was found before.
+    pub(super) fn by_mainline(known: Option<Self>, record: Known) -> Self {
+        let found =
+            Found { record: record.record, bytes: record.bytes, claim: None, head: None, proof: None };
+        let (asked, evidence) = known.map_or(((0, 0), Vec::new()), |known| (known.asked, known.evidence));
+        Self { found, source: "mainline", seen: None, asked, evidence }
+    }
+
     /// For `--json`.
     pub(super) fn add(&self, value: &mut Value) {
         value["source"] = self.source.into();
@@ -55,6 +63,9 @@ impl Looked {
         }
         if self.source == "remembered" {
             text.push_str("\nno hub answers: this is what was remembered");
+        }
+        if self.source == "mainline" {
+            text.push_str("\nno hub answers: this is what the agent has put on the Mainline DHT");
         }
         for file in &self.evidence {
             text.push_str(&format!("\na registry node gave a wrong answer; evidence: {}", file.display()));
@@ -152,12 +163,7 @@ fn keep_map(state: &Path, map: &SignedMap) {
 /// From the other nodes of the map that we have, and from records that were verified before.
 pub(super) fn without_hub(state: &Path, trusted: &[[u8; 32]], query: &Query, now: u64) -> Option<Looked> {
     let map = kept_map(state);
-    let mut nodes: Vec<[u8; 32]> = trusted.to_vec();
-    if let Some(keeper) = &map {
-        nodes.extend(keeper.current().nodes.iter().map(|node| node.key));
-    }
-    nodes.extend(believed_keys(state));
-    let cache = Cache::open(&state.join("records"), nodes, now).ok()?;
+    let cache = cache(state, trusted, now)?;
     let known = cache.get(query, now);
     let owner = match (query, &known) {
         (Query::Agent { id, network }, _) => Some(owner_key(id, *network)),
@@ -181,6 +187,16 @@ pub(super) fn without_hub(state: &Path, trusted: &[[u8; 32]], query: &Query, now
     let (record, bytes, source) = found?;
     let found = Found { record, bytes, claim: None, head: None, proof: None };
     Some(Looked { found, source, seen, asked, evidence })
+}
+
+/// What was verified before, by the keys that were believed.
+pub(super) fn cache(state: &Path, trusted: &[[u8; 32]], now: u64) -> Option<Cache> {
+    let mut nodes: Vec<[u8; 32]> = trusted.to_vec();
+    if let Some(keeper) = kept_map(state) {
+        nodes.extend(keeper.current().nodes.iter().map(|node| node.key));
+    }
+    nodes.extend(believed_keys(state));
+    Cache::open(&state.join("records"), nodes, now).ok()
 }
 
 fn kept_map(state: &Path) -> Option<MapKeeper> {

@@ -94,9 +94,13 @@ pub(crate) fn examine(node: &Node, peer: &Peer, timeout: Duration, wait: Duratio
     };
     let at = found.endpoint.map_or("not told, by the relay only".to_owned(), |at| at.to_string());
     let key = if found.key.is_some() { "key known" } else { "key not known" };
-    let more =
-        json!({ "address": found.address.to_string(), "endpoint": found.endpoint.map(|at| at.to_string()) });
-    steps.add("lookup", format!("{} at {at}, {key}", found.address), more);
+    let source = found.source.as_str();
+    let more = json!({
+        "address": found.address.to_string(),
+        "endpoint": found.endpoint.map(|at| at.to_string()),
+        "source": source,
+    });
+    steps.add("lookup", format!("{} at {at}, {key}, told by: {source}", found.address), more);
     let id = found.address.node;
     if let Some(status) = node.path(id).filter(|status| status.established) {
         let age = status.age.map_or("-".to_owned(), format_duration);

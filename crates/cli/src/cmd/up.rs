@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pilotage::records::{Records, RecordsConfig};
-use pilotage::{Node, NodeEvent};
+use pilotage::{Node, NodeEvent, Visibility};
 use pilotage_daemon::IpcServer;
 use pilotage_services::file::ReceiveError;
 use pilotage_services::server::{self, FileService, Notice, Services};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::Context;
 use super::ping::{micros, path_json, path_text};
 use super::recv::{received_json, received_text};
-use super::{local_socket, skills, status, task, trust};
+use super::{local_socket, mainline, skills, status, task, trust};
 use crate::args::{NodeArgs, ServiceName, UpArgs};
 use crate::control;
 use crate::error::CliError;
@@ -95,6 +95,10 @@ pub(crate) fn run(context: &Context, args: &UpArgs) -> Result<(), CliError> {
 /// Keeps the node's record, if it is wanted.
 fn records(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<Records>, CliError> {
     if !args.records.records {
+        if args.records.mainline.mainline {
+            let cause = "without --records there is nothing to keep on the Mainline DHT";
+            return Err(CliError::usage("records", cause, "add --records, or leave --mainline out"));
+        }
         return Ok(None);
     }
     let settings = &context.settings;
@@ -108,7 +112,9 @@ fn records(context: &Context, args: &UpArgs, node: &Node) -> Result<Option<Recor
     config.refresh = args.records.record_refresh;
     config.friends = !args.records.no_friends;
     config.hostname = settings.name(&args.node);
-    config.private = args.node.private;
+    // As the node is at the hub, by the file, too: what is private must not be shown to everybody.
+    config.private = settings.visibility(&args.node) == Visibility::Private;
+    config.directory = mainline::open(context, &args.records.mainline, settings.bind(&args.node))?;
     let records = Records::start(node, config).map_err(|error| {
         CliError::failure(
             "records",
@@ -168,6 +174,7 @@ fn records_json(records: &Records) -> Value {
         "last_error": status.last_error,
         "remembered": status.remembered,
         "friends_answered": status.answered,
+        "directory": status.directory.as_ref().map(mainline::describe),
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pilotage_registry::book::server::{Book, BookConfig};
+use pilotage_registry::book::server::{Book, BookConfig, Former};
 use pilotage_registry::book::shelf::{SharedShelf, Shelf};
 use pilotage_registry::claims::ClaimLog;
 use pilotage_registry::claims::local::{LocalConfig, LocalLog};
@@ -55,8 +55,12 @@ pub(super) fn open(
     let path = path(args, store);
     let log = Arc::new(file(args, &path, claims.clone())?);
     let replica = replica(args, store, at, &log)?;
-    let config = BookConfig { replica: Some(replica), ..BookConfig::default() };
     let cluster = claims.is_some();
+    // The key of this hub's own file signed heads while it was alone. Those who know it are told whose do now.
+    let signer = log.clone();
+    let sign = Arc::new(move |message: &[u8]| signer.sign(message));
+    let former = cluster.then(|| Former { key: log.node_key(), sign });
+    let config = BookConfig { replica: Some(replica), former, ..BookConfig::default() };
     let shelf: Arc<dyn Shelf> = match claims {
         Some(claims) => Arc::new(SharedShelf::new(claims, log.clone())),
         None => log.clone(),

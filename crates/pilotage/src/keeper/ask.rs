@@ -58,7 +58,7 @@ impl Keeper {
         let acquaintances = self.shared.upgrade().and_then(|shared| shared.acquaintances.get().cloned());
         let Some(acquaintances) = acquaintances else { return judge_by_hub(lookup, answer) };
         if silent {
-            let known = acquaintances.by_address(address).map(|known| known.key);
+            let known = acquaintances.caller(address).map(|known| known.key);
             let known = known.filter(|key| lookup.key.is_none() || lookup.key == Some(*key));
             return known.map_or_else(|| judge_by_hub(lookup, answer), Verdict::Accept);
         }

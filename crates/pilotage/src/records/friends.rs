@@ -104,7 +104,7 @@ pub(super) fn ask(inner: &Arc<Inner>, query: &Query) -> Option<Known> {
     let mut friends: Vec<Peer> = Vec::new();
     let tunnels = node.peers().into_iter().filter(|tunnel| tunnel.established);
     friends.extend(tunnels.map(|tunnel| Peer::Address(tunnel.peer)));
-    for (network, id, endpoints) in lock(&inner.cache).agents() {
+    for (network, id, endpoints) in lock(&inner.cache).agents(unix().as_secs()) {
         let address = Address { network, node: id };
         let wanted = matches!(query, Query::Address { node, .. } if *node == id);
         if let Some(at) = endpoints.first()

@@ -4,15 +4,17 @@
 //! registry's nodes, refreshes it and sends heartbeats. Peers that the node meets are remembered with their records, so
 //! that it finds them again when no registry answers; and it tells friends who ask (port [`FRIEND_PORT`]).
 //!
-//! One thread does all that blocks; another one serves friends.
+//! One thread does all that blocks; another one serves friends. A [`Directory`] that everybody can read, if one is given, is told
+//! the record of a public node, and is the last place to look.
 
+mod directory;
 mod friends;
 mod publish;
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -23,12 +25,15 @@ use pilotage_registry::replica::cache::{Cache, Known};
 use pilotage_registry::replica::follow::Follower;
 use pilotage_registry::replica::owner_key;
 use pilotage_wire::record::Record;
-use pilotage_wire::{Address, NetworkId};
+use pilotage_wire::{Address, NetworkId, addressing};
 
+pub use directory::{Directory, DirectoryStatus, DirectoryUse, Sign};
 pub use pilotage_registry::replica::follow::{Change, Position};
+pub use pilotage_registry::replica::public::{Public, Tally};
 
 use crate::acquaintances::{Acquaintance, Acquaintances};
 use crate::node::Node;
+use crate::resolve::Source;
 use crate::shared::Phase;
 
 /// Where friends are asked about records.
@@ -59,6 +64,8 @@ pub struct RecordsConfig {
     pub private: bool,
     /// Whether friends are answered and asked. Default: true.
     pub friends: bool,
+    /// Where everybody can read the record, and the last place to look. Default: none.
+    pub directory: Option<Arc<dyn Directory>>,
 }
 
 impl RecordsConfig {
@@ -75,6 +82,7 @@ impl RecordsConfig {
             summary: None,
             private: false,
             friends: true,
+            directory: None,
         }
     }
 }
@@ -96,6 +104,8 @@ pub struct RecordsStatus {
     pub remembered: usize,
     /// Questions of friends that were answered with a record.
     pub answered: u64,
+    /// The directory, if one was given.
+    pub directory: Option<DirectoryUse>,
 }
 
 /// Keeps a node's record. The threads end with the last clone, or with the node.
@@ -112,6 +122,10 @@ struct Inner {
     met: Mutex<VecDeque<Address>>,
     /// What friends did not know, and when they were asked.
     unknown: Mutex<VecDeque<(Query, Instant)>>,
+    /// What the directory was asked, what came of it, and how many ask it behind the scenes.
+    asked: Mutex<directory::Asked>,
+    tally: Mutex<Tally>,
+    afresh: AtomicUsize,
     wake: Condvar,
     stop: AtomicBool,
     node: Mutex<Option<Node>>,
@@ -156,6 +170,9 @@ impl Records {
             cache: Mutex::new(cache),
             met: Mutex::default(),
             unknown: Mutex::default(),
+            asked: Mutex::default(),
+            tally: Mutex::default(),
+            afresh: AtomicUsize::new(0),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
             node: Mutex::new(Some(node.clone())),
@@ -179,6 +196,7 @@ impl Records {
     pub fn status(&self) -> RecordsStatus {
         let mut status = lock(&self.inner.status).clone();
         status.remembered = lock(&self.inner.cache).len();
+        status.directory = directory::status(&self.inner);
         status
     }
 
@@ -197,12 +215,52 @@ impl Records {
 struct Remembered(Arc<Inner>);
 
 impl Remembered {
+    /// Whom we know, or our friends do.
     fn find(&self, query: &Query) -> Option<Acquaintance> {
-        let now = unix().as_secs();
         // Friends are asked without the lock: what they say goes into the cache.
-        let kept = lock(&self.0.cache).get(query, now);
-        usable(kept.or_else(|| friends::ask(&self.0, query))?)
+        let kept = lock(&self.0.cache).get(query, unix().as_secs());
+        match kept {
+            Some(known) => usable(known, Source::Remembered),
+            None => usable(friends::ask(&self.0, query)?, Source::Friend),
+        }
     }
+
+    /// Likewise, and the directory is the last place to look. Whether who is remembered has moved is looked up there for the
+    /// next time.
+    fn find_publicly(&self, query: &Query, pinned: Option<[u8; 32]>) -> Option<Acquaintance> {
+        let known = match query {
+            Query::Address { network, node } => {
+                self.of_key(Address { network: *network, node: *node }, pinned)
+            }
+            _ => None,
+        };
+        if let Some(known) = known.or_else(|| self.find(query)) {
+            if known.source == Source::Remembered {
+                directory::ask_afresh(&self.0, query, known.key);
+            }
+            return Some(known);
+        }
+        let name = self.0.config.directory.as_ref()?.name();
+        usable(directory::ask(&self.0, query, pinned)?, Source::Directory(name))
+    }
+
+    /// A peer whose key we know, but no claim of its address: it was found by its key before.
+    fn of_key(&self, address: Address, pinned: Option<[u8; 32]>) -> Option<Acquaintance> {
+        let key = pinned.filter(|_| self.0.config.directory.is_some())?;
+        let query = Query::Agent { id: addressing::agent_id(&key), network: address.network };
+        let known = lock(&self.0.cache).get(&query, unix().as_secs())?;
+        (known.record.node == address.node).then(|| usable(known, Source::Remembered))?
+    }
+
+    fn pinned(&self, address: Address) -> Option<[u8; 32]> {
+        let node = lock(&self.0.node).clone()?;
+        let book = node.inner.shared.book();
+        book.get(address.node).map(|pin| pin.key)
+    }
+}
+
+fn query_of(address: Address) -> Query {
+    Query::Address { network: address.network, node: address.node }
 }
 
 /// What a record demands of those who call its agent: whoever speaks with keys of PILA at least is nothing less than the draft's
@@ -211,28 +269,37 @@ pub(super) fn demanded(record: &Record) -> Mode {
     if record.min_sec >= 2 { Mode::S1 } else { Mode::Draft }
 }
 
-fn usable(known: Known) -> Option<Acquaintance> {
+fn usable(known: Known, source: Source) -> Option<Acquaintance> {
     let record = known.record;
     if record.tombstone.is_some() {
         return None;
     }
     let address = Address { network: record.network, node: record.node };
-    Some(Acquaintance { address, key: record.key, endpoints: record.endpoints })
+    Some(Acquaintance { address, key: record.key, endpoints: record.endpoints, source })
 }
 
 impl Acquaintances for Remembered {
     fn by_name(&self, name: &str) -> Option<Acquaintance> {
-        self.find(&Query::Hostname { network: NetworkId(0), name: name.to_owned() })
+        let query = Query::Hostname { network: NetworkId(0), name: name.to_owned() };
+        self.find_publicly(&query, None)
     }
 
     fn by_address(&self, address: Address) -> Option<Acquaintance> {
-        self.find(&Query::Address { network: address.network, node: address.node })
+        self.find_publicly(&query_of(address), self.pinned(address))
+    }
+
+    fn caller(&self, address: Address) -> Option<Acquaintance> {
+        self.find(&query_of(address))
     }
 
     fn least(&self, address: Address, key: &[u8; 32]) -> Mode {
-        let query = Query::Address { network: address.network, node: address.node };
-        let known = lock(&self.0.cache).get(&query, unix().as_secs());
-        known.filter(|known| known.record.key == *key).map_or(Mode::Draft, |known| demanded(&known.record))
+        let (cache, now) = (lock(&self.0.cache), unix().as_secs());
+        // Who was found by its key alone has no claim of its address here.
+        let by_key =
+            || cache.get(&Query::Agent { id: addressing::agent_id(key), network: address.network }, now);
+        let known = cache.get(&query_of(address), now).or_else(by_key);
+        let theirs = |known: &Known| known.record.key == *key && known.record.node == address.node;
+        known.filter(theirs).map_or(Mode::Draft, |known| demanded(&known.record))
     }
 
     fn met(&self, address: Address) {

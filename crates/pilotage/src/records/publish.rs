@@ -17,6 +17,7 @@ use pilotage_registry::replica::owner_key;
 use pilotage_wire::record::{HostnameRef, MAX_ENDPOINTS, Record};
 use pilotage_wire::{Address, NetworkId, addressing};
 
+use super::directory::{Alone, show};
 use super::{Inner, RETRY, demanded, lock, unix, write};
 use crate::node::Node;
 
@@ -25,9 +26,9 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// A node that did not answer is asked last for so long.
 const MUTE: Duration = Duration::from_secs(60);
 /// Salts that are tried until an address is free.
-const SALTS: usize = 16;
+pub(super) const SALTS: usize = 16;
 /// A record is signed anew after half of its life.
-const LIFE: u32 = 86_400;
+pub(super) const LIFE: u32 = 86_400;
 const DAY: u64 = 86_400;
 /// Keys of registry nodes that were believed.
 const NODES: &str = "registry-nodes";
@@ -49,6 +50,7 @@ struct Session {
 pub(super) fn run(inner: &Arc<Inner>) {
     let began = Instant::now();
     let mut session: Option<Session> = None;
+    let mut alone = Alone::default();
     let mut next = began;
     while !inner.stopped() {
         remember_met(inner, session.as_ref());
@@ -60,6 +62,9 @@ pub(super) fn run(inner: &Arc<Inner>) {
                     Ok(opened) => session = Some(opened),
                     Err(why) => {
                         inner.failed(why);
+                        if let Err(why) = node_of(inner).and_then(|node| alone.step(inner, &node)) {
+                            tracing::debug!(%why, "not shown to everybody");
+                        }
                         next = Instant::now() + RETRY;
                     }
                 },
@@ -126,10 +131,7 @@ fn open(inner: &Arc<Inner>, now: u64) -> Result<Session, String> {
     if pinned.is_empty() {
         write(&inner.config.dir.join(NODES), &info.node).map_err(|error| error.to_string())?;
     } else if !pinned.contains(&info.node) {
-        return Err(format!(
-            "{registry} signs with a key that is not trusted; if its operator has changed the key, remove {}",
-            inner.config.dir.join(NODES).display()
-        ));
+        follow(inner, &mut client)?;
     }
     lock(&inner.cache).trust(info.node);
     let (claim, salt) = claim_address(&mut client, &node, info.pow_bits)?;
@@ -146,6 +148,7 @@ fn open(inner: &Arc<Inner>, now: u64) -> Result<Session, String> {
     let seq = unix().as_millis() as u64;
     let said = endpoints(&node, inner.config.private);
     let record = sign(inner, &node, salt, hostname.clone(), &said, seq)?;
+    show(inner, &node, &record);
     // The registry itself, where names are looked up; then the replicas.
     let claims = Vec::new();
     match client.register(&claims, Some(&record)).map_err(|error| error.to_string())?.1 {
@@ -166,6 +169,27 @@ fn open(inner: &Arc<Inner>, now: u64) -> Result<Session, String> {
     lock(&inner.status).address = address.map(|node| Address { network: NETWORK, node });
     let issued = unix().as_secs();
     Ok(Session { finder, agent, claim, salt, hostname, said, issued, seq })
+}
+
+/// A registry signs with another key than before: it is followed if it has become a cluster by its old key's word
+/// (spec/registry2.md §6.5), unless the keys were given.
+fn follow(inner: &Inner, client: &mut BookClient) -> Result<(), String> {
+    let (registry, file) = (&inner.config.registry, inner.config.dir.join(NODES));
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce).map_err(|error| format!("no random numbers: {error}"))?;
+    let followed = inner.config.trusted.is_empty()
+        && client
+            .follow(nonce)
+            .map_err(|error| format!("{registry} signs with another key than before: {error}"))?;
+    if !followed {
+        return Err(format!(
+            "{registry} signs with a key that is not trusted, and no key that is has handed over to it; if its operator says that the key is new, remove {}",
+            file.display()
+        ));
+    }
+    tracing::info!(%registry, "the registry has become a cluster, as its old key says");
+    client.nodes().iter().for_each(|key| lock(&inner.cache).trust(*key));
+    write(&file, client.nodes().as_flattened()).map_err(|error| error.to_string())
 }
 
 /// A registry of one node, which has no map.
@@ -225,7 +249,7 @@ fn granted(client: &mut BookClient, claim: &Claim) -> Result<Option<u64>, String
 }
 
 /// Where the node can be reached: as the beacon sees it, then by its own addresses.
-fn endpoints(node: &Node, private: bool) -> Vec<SocketAddr> {
+pub(super) fn endpoints(node: &Node, private: bool) -> Vec<SocketAddr> {
     if private {
         return Vec::new();
     }
@@ -239,7 +263,7 @@ fn endpoints(node: &Node, private: bool) -> Vec<SocketAddr> {
     found
 }
 
-fn sign(
+pub(super) fn sign(
     inner: &Inner,
     node: &Node,
     salt: u16,
@@ -292,6 +316,7 @@ impl Session {
         self.seq = (self.seq + 1).max(unix().as_millis() as u64);
         let record = sign(inner, &node, self.salt, self.hostname.clone(), &here, self.seq)?;
         (self.said, self.issued) = (here, unix().as_secs());
+        show(inner, &node, &record);
         self.agent.publish(now, Publication { claim: self.claim.clone(), record });
         Ok(())
     }

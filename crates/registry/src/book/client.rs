@@ -85,6 +85,11 @@ pub enum BookError {
         "the registry's log is not signed by the key that is expected (--registry-key); the answer was refused"
     )]
     Unsigned,
+    /// It says that it has become a cluster, and the key that is known has not signed that.
+    #[error(
+        "the registry says that its key has handed over to others, which that key has not signed; the answer was refused"
+    )]
+    NotHandedOver,
     /// Two heads that cannot both be true, signed by the same node: proof that it lies.
     #[error("the registry has signed two different logs of the same size; it lies to someone, do not use it")]
     Equivocation(Box<(SignedHead, SignedHead)>),
@@ -209,6 +214,56 @@ impl BookClient {
     #[must_use]
     pub fn nodes(&self) -> &[[u8; 32]] {
         &self.nodes
+    }
+
+    /// Whose signatures make a head now, as the registry says: to be believed on the first day only, or to be shown.
+    ///
+    /// # Errors
+    /// [`BookError`].
+    pub fn named(&mut self) -> Result<Vec<[u8; 32]>, BookError> {
+        let info = self.info()?;
+        self.ask_nodes(info.node)
+    }
+
+    /// Follows a registry of one node, whose key is the only one known, to the keys of the cluster that it has become: if the
+    /// old key says so, and the cluster's log continues every head that was seen before. False if nobody says so; then, and
+    /// after an error, the old key is the one that counts. `nonce`: unpredictable, never used before.
+    ///
+    /// # Errors
+    /// [`BookError`]: it is not proven, or cannot be now.
+    pub fn follow(&mut self, nonce: [u8; 32]) -> Result<bool, BookError> {
+        let [from] = self.nodes[..] else { return Ok(false) };
+        let handover = match self.call(&Request::Handover { from, nonce })? {
+            Reply::Handover(handover) => handover,
+            // An older registry does not know the question.
+            Reply::NotFound | Reply::Error { transient: false, .. } => return Ok(false),
+            other => return Err(self.unexpected(other)),
+        };
+        if !handover.verify(&from, &nonce) {
+            return Err(BookError::NotHandedOver);
+        }
+        let before = (self.nodes.clone(), self.quorum, self.heads.clone());
+        self.quorum = handover.nodes.len() / 2 + 1;
+        self.nodes = handover.nodes;
+        let continued = self.heads_continue();
+        if continued.is_err() {
+            (self.nodes, self.quorum, self.heads) = before;
+        }
+        continued.map(|()| true)
+    }
+
+    /// Whether the log continues all heads that are known, under the keys that count now.
+    fn heads_continue(&mut self) -> Result<(), BookError> {
+        for partition in 0..self.heads.len() {
+            let Some(old) = self.heads[partition].take().filter(|old| old.head.size > 0) else { continue };
+            let (head, proof) = self.head_of_at_least(&old, old.head.size)?;
+            self.continues(&old, &head, &proof)?;
+            if head.head.partition != old.head.partition {
+                return Err(BookError::Mismatch("partition"));
+            }
+            self.heads[partition] = Some(head);
+        }
+        Ok(())
     }
 
     /// Whose signatures count, as the registry says; only the one that answers if it is an older one or only listens.

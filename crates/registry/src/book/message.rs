@@ -7,6 +7,7 @@ mod replica;
 pub use replica::{Ask, Attest, Hello, MAX_EVENTS, MAX_LISTED, OwnerKey, Told, Welcome, Whose};
 
 use super::MAX_MESSAGE;
+use super::handover::Handover;
 use crate::claims::{CLAIM_MAX, MAX_HEAD_SIGNATURES, Outcome, PARTITIONS, Proof, SignedHead, Subject};
 use pilotage_wire::record::MAX_RECORD;
 use pilotage_wire::{NetworkId, NodeId};
@@ -110,6 +111,13 @@ pub enum Request {
     },
     /// Whose signatures make a head: the registry's nodes.
     Nodes,
+    /// To whom has this key handed over?
+    Handover {
+        /// The key of the registry's only node, before.
+        from: [u8; 32],
+        /// What the answer has to be signed with.
+        nonce: [u8; 32],
+    },
     /// Of replicas, presence and watching (`spec/replica.md`).
     Replica(Ask),
 }
@@ -214,6 +222,8 @@ pub enum Reply {
     Leaves(Vec<(u64, Vec<u8>)>),
     /// To [`Request::Nodes`]: their keys, at most [`MAX_HEAD_SIGNATURES`].
     Nodes(Vec<[u8; 32]>),
+    /// To [`Request::Handover`].
+    Handover(Handover),
     /// To [`Request::Replica`].
     Replica(Told),
 }
@@ -287,6 +297,9 @@ impl Request {
                 out.extend(limit.to_be_bytes());
             }),
             Self::Nodes => frame(out, number, 5, |_| {}),
+            Self::Handover { from, nonce } => {
+                frame(out, number, 6, |out| out.extend_from_slice([*from, *nonce].as_flattened()));
+            }
             Self::Replica(ask) => frame(out, number, ask.kind(), |out| ask.put(out)),
         }
     }
@@ -319,6 +332,7 @@ impl Request {
                 limit: u16::from_be_bytes(read.array()?),
             },
             5 => Self::Nodes,
+            6 => Self::Handover { from: read.array()?, nonce: read.array()? },
             replica::FIRST..=replica::LAST => Self::Replica(Ask::read(kind, &mut read)?),
             _ => return Err(Malformed("kind of request")),
         };
@@ -361,10 +375,10 @@ impl Reply {
                     bytes(out, leaf);
                 }
             }),
-            Self::Nodes(keys) => frame(out, number, 7, |out| {
-                let keys = &keys[..keys.len().min(MAX_HEAD_SIGNATURES)];
-                out.push(keys.len() as u8);
-                out.extend_from_slice(keys.as_flattened());
+            Self::Nodes(keys) => frame(out, number, 7, |out| put_keys(out, keys)),
+            Self::Handover(handover) => frame(out, number, 8, |out| {
+                put_keys(out, &handover.nodes);
+                out.extend_from_slice(&handover.signature);
             }),
             Self::Replica(told) => frame(out, number, told.kind(), |out| told.put(out)),
         }
@@ -411,18 +425,19 @@ impl Reply {
                 let leaves = (0..count).map(|_| Ok((read.u64()?, read.bytes(CLAIM_MAX)?)));
                 Self::Leaves(leaves.collect::<Result<_, _>>()?)
             }
-            7 => {
-                let count = usize::from(read.u8()?);
-                if count > MAX_HEAD_SIGNATURES {
-                    return Err(Malformed("too many nodes"));
-                }
-                Self::Nodes((0..count).map(|_| read.array()).collect::<Result<_, _>>()?)
-            }
+            7 => Self::Nodes(read.keys()?),
+            8 => Self::Handover(Handover { nodes: read.keys()?, signature: read.array()? }),
             replica::FIRST..=replica::LAST => Self::Replica(Told::read(kind, &mut read)?),
             _ => return Err(Malformed("kind of reply")),
         };
         if read.0.is_empty() { Ok(reply) } else { Err(Malformed("length of a reply")) }
     }
+}
+
+fn put_keys(out: &mut Vec<u8>, keys: &[[u8; 32]]) {
+    let keys = &keys[..keys.len().min(MAX_HEAD_SIGNATURES)];
+    out.push(keys.len() as u8);
+    out.extend_from_slice(keys.as_flattened());
 }
 
 fn bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -494,6 +509,14 @@ impl Reader<'_> {
             1 => Ok(true),
             _ => Err(Malformed("flag")),
         }
+    }
+
+    fn keys(&mut self) -> Result<Vec<[u8; 32]>, Malformed> {
+        let count = usize::from(self.u8()?);
+        if count > MAX_HEAD_SIGNATURES {
+            return Err(Malformed("too many nodes"));
+        }
+        (0..count).map(|_| self.array()).collect()
     }
 
     fn partition(&mut self) -> Result<u8, Malformed> {
@@ -592,6 +615,7 @@ mod tests {
             Request::Head { partition: 15, from: 8 },
             Request::Leaves { partition: 0, from: 9, limit: 100 },
             Request::Nodes,
+            Request::Handover { from: [7; 32], nonce: [8; 32] },
         ];
         let part = |proof| ClaimPart { index: 8, claim: vec![5; 150], proof };
         let replies = [
@@ -613,6 +637,7 @@ mod tests {
             Reply::Head { head: head(), proof: Proof(vec![[9; 32]; 3]) },
             Reply::Leaves(vec![(5, vec![1; 150]), (6, vec![2; 150])]),
             Reply::Nodes(vec![[1; 32], [2; 32]]),
+            Reply::Handover(Handover { nodes: vec![[1; 32], [2; 32]], signature: [3; 64] }),
         ];
         let mut stream = Vec::new();
         requests.iter().zip(10..).for_each(|(request, number)| request.encode(number, &mut stream));

@@ -4,6 +4,7 @@
 //! follow each other without waiting, and are answered in any order.
 //!
 //! * [`message`]: the bytes, sans-IO.
+//! * [`handover`]: a key that names its successors, sans-IO.
 //! * [`server`] (feature `server`): worker threads that answer questions at once, and hand writes to threads that check
 //!   signatures and from there to the [`shelf::Shelf`].
 //! * [`shelf`] (feature `server`): what is served, from one process or from a cluster.
@@ -14,6 +15,7 @@
 pub mod client;
 #[cfg(feature = "client")]
 pub mod compare;
+pub mod handover;
 pub mod message;
 #[cfg(feature = "server")]
 pub mod server;

@@ -15,7 +15,7 @@ mod verify;
 
 use super::message::Reply;
 use super::shelf::{Look, Shelf};
-use crate::replica::node::Replica;
+use crate::replica::node::{Replica, Sign};
 use conn::Conn;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -51,6 +51,23 @@ pub struct BookConfig {
     pub slow_reader: Duration,
     /// What keeps records for others, and knows who is alive. Default: none.
     pub replica: Option<Arc<Replica>>,
+    /// The key that signed heads before this hub became one of a cluster. Default: none.
+    pub former: Option<Former>,
+}
+
+/// A key that signs heads no more, and may only say who does.
+#[derive(Clone)]
+pub struct Former {
+    /// The key.
+    pub key: [u8; 32],
+    /// Signs with it.
+    pub sign: Sign,
+}
+
+impl std::fmt::Debug for Former {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Former").field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 impl Default for BookConfig {
@@ -64,6 +81,7 @@ impl Default for BookConfig {
             idle: Duration::from_secs(300),
             slow_reader: Duration::from_secs(30),
             replica: None,
+            former: None,
         }
     }
 }

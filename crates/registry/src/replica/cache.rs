@@ -2,13 +2,13 @@
 //!
 //! One file per agent: replies to [`Request::Resolve`](crate::book::message::Request), as they were verified. They are
 //! verified again when they are read, and by each friend who asks. Bounds: [`MAX_AGENTS`]; the one that was met longest ago
-//! goes first.
+//! goes first. A file whose record has expired is kept while a claim in it is in force: the claim still says whose key it is.
 
 use super::{owner_key, owner_of};
 use crate::book::client::{BookError, Found, check_claim, check_fits};
 use crate::book::message::{ClaimPart, OwnerKey, Query, Reply, next_frame};
 use crate::claims::{Proof, ProofError, SignedHead, Subject, verify_inclusion};
-use crate::record::{self, check_time};
+use crate::record::{self, Unbelievable, check_time, replaces};
 use pilotage_wire::record::{Rank, Record};
 use pilotage_wire::{NetworkId, NodeId};
 use std::collections::HashMap;
@@ -30,6 +30,8 @@ const EXTENSION: &str = "prec";
 struct Proven {
     subject: Subject,
     index: u64,
+    /// Unix seconds.
+    expires: u64,
     claim: Vec<u8>,
     proof: Proof,
     head: SignedHead,
@@ -130,7 +132,8 @@ impl Cache {
                 return None;
             };
             let parsed = record::verify(&record).ok()?;
-            check_time(&parsed, unix).ok()?;
+            // An expired one is not used, but its claims may be in force.
+            check_time(&parsed, unix).or_else(only_expired).ok()?;
             let proven = claim.and_then(|part| self.prove(&part, &parsed, unix).ok());
             let entry = found.get_or_insert_with(|| Entry {
                 record: parsed,
@@ -144,7 +147,9 @@ impl Cache {
             entry.claims.extend(proven);
             bytes = &bytes[len..];
         }
-        found.filter(|_| bytes.is_empty())
+        let useful =
+            |entry: &Entry| check_time(&entry.record, unix).is_ok() || entry.claim_in_force(unix).is_some();
+        found.filter(|entry| bytes.is_empty() && useful(entry))
     }
 
     /// Whether a claim is the record's, in force, and in a log that a trusted node signed.
@@ -166,7 +171,8 @@ impl Cache {
         if head.signed_by(&self.nodes) == 0 {
             return Err(BookError::Unsigned);
         }
-        Ok(Proven { subject: claim.subject, index: part.index, claim: part.claim.clone(), proof, head })
+        let (index, expires) = (part.index, u64::from(claim.expires));
+        Ok(Proven { subject: claim.subject, index, expires, claim: part.claim.clone(), proof, head })
     }
 
     /// Remembers what was found. Records of private agents are kept too, and given to nobody.
@@ -176,6 +182,7 @@ impl Cache {
         let proven = proven.map(|((claim, index), (proof, head))| Proven {
             subject: claim.subject.clone(),
             index: *index,
+            expires: u64::from(claim.expires),
             claim: claim.encode(),
             proof: proof.clone(),
             head: head.clone(),
@@ -206,7 +213,7 @@ impl Cache {
             claims: Vec::new(),
             met,
         });
-        if Rank::of(&bytes) > Rank::of(&entry.bytes) {
+        if follows(&entry.record, &entry.bytes, &bytes) {
             (entry.record, entry.bytes) = (record, bytes);
         }
         entry.met = met;
@@ -230,28 +237,44 @@ impl Cache {
         }
     }
 
-    fn find(&self, query: &Query) -> Option<&Entry> {
+    fn find(&self, query: &Query, unix: u64) -> Option<&Entry> {
         match query {
             Query::Agent { id, network } => self.entries.get(&owner_key(id, *network)),
             Query::Address { .. } | Query::Hostname { .. } => {
                 let subject = query.subject()?;
-                self.entries.values().find(|entry| entry.claims.iter().any(|claim| claim.subject == subject))
+                let answers = |claim: &Proven| claim.subject == subject && claim.expires >= unix;
+                self.entries.values().find(|entry| entry.claims.iter().any(answers))
             }
         }
+    }
+
+    /// The key of the agent that answers a question, by a claim in force; its record may have expired.
+    #[must_use]
+    pub fn key(&self, query: &Query, unix: u64) -> Option<[u8; 32]> {
+        self.find(query, unix).map(|entry| entry.record.key)
+    }
+
+    /// What is remembered of an agent, though it may have expired: what is older than this is not news.
+    #[must_use]
+    pub fn last(&self, key: &[u8; 32], network: NetworkId) -> Option<Known> {
+        let id = pilotage_wire::addressing::agent_id(key);
+        let entry = self.entries.get(&owner_key(&id, network))?;
+        Some(Known { record: entry.record.clone(), bytes: entry.bytes.clone() })
     }
 
     /// The agent that answers a question, while its record and claim are good.
     #[must_use]
     pub fn get(&self, query: &Query, unix: u64) -> Option<Known> {
-        let entry = self.find(query)?;
+        let entry = self.find(query, unix)?;
         check_time(&entry.record, unix).ok()?;
         Some(Known { record: entry.record.clone(), bytes: entry.bytes.clone() })
     }
 
-    /// Agents that are remembered: network, node id and endpoints of each, the last met first.
+    /// Agents whose records are good: network, node id and endpoints of each, the last met first.
     #[must_use]
-    pub fn agents(&self) -> Vec<(NetworkId, NodeId, Vec<std::net::SocketAddr>)> {
-        let mut entries: Vec<&Entry> = self.entries.values().collect();
+    pub fn agents(&self, unix: u64) -> Vec<(NetworkId, NodeId, Vec<std::net::SocketAddr>)> {
+        let good = |entry: &&Entry| check_time(&entry.record, unix).is_ok();
+        let mut entries: Vec<&Entry> = self.entries.values().filter(good).collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.met));
         entries
             .iter()
@@ -262,8 +285,9 @@ impl Cache {
     /// What a friend is answered: never about private agents.
     #[must_use]
     pub fn answer(&self, query: &Query, unix: u64) -> Reply {
-        let found =
-            self.find(query).filter(|entry| !entry.record.private && check_time(&entry.record, unix).is_ok());
+        let found = self
+            .find(query, unix)
+            .filter(|entry| !entry.record.private && check_time(&entry.record, unix).is_ok());
         let Some(entry) = found else { return Reply::NotFound };
         let subject = query.subject();
         let claim = entry.claims.iter().find(|claim| Some(&claim.subject) == subject.as_ref());
@@ -303,7 +327,21 @@ impl Cache {
     }
 }
 
+/// Whether the new record takes the place of the old one, of the same agent.
+pub(super) fn follows(old: &Record, old_bytes: &[u8], new: &[u8]) -> bool {
+    Rank::of(old_bytes).zip(Rank::of(new)).is_some_and(|(held, come)| replaces(old, held, come))
+}
+
+/// That it has expired is no error here.
+fn only_expired(why: Unbelievable) -> Result<(), Unbelievable> {
+    if why == Unbelievable::Expired { Ok(()) } else { Err(why) }
+}
+
 impl Entry {
+    fn claim_in_force(&self, unix: u64) -> Option<&Proven> {
+        self.claims.iter().find(|claim| claim.expires >= unix)
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let record = Some(self.bytes.clone());

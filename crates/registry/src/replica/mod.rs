@@ -12,6 +12,7 @@
 //! * [`agent`] (feature `client`): an agent's refresh and heartbeats.
 //! * [`follow`] (feature `client`): following changes.
 //! * [`cache`] (feature `client`): verified records on disk, and answers for friends.
+//! * [`public`] (feature `client`): records in places that anybody can read and write.
 
 #[cfg(feature = "client")]
 pub mod agent;
@@ -25,6 +26,8 @@ pub mod follow;
 #[cfg(feature = "server")]
 pub mod node;
 pub mod presence;
+#[cfg(feature = "client")]
+pub mod public;
 #[cfg(feature = "store")]
 pub mod store;
 pub mod watch;

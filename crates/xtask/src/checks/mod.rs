@@ -29,6 +29,9 @@ enum Outcome {
     Skipped(String),
 }
 
+/// What is off by default. Only the program itself has it.
+pub(crate) const OPTIONAL: &str = "pilotage-cli/mainline";
+
 type Check = fn(&Options) -> Result<Outcome, Failure>;
 
 const CHECKS: &[(&str, Check)] = &[
@@ -39,6 +42,10 @@ const CHECKS: &[(&str, Check)] = &[
     ("deny", |_| licence::run_cargo_deny()),
     ("fmt", |_| tool(&mut cargo(), &["fmt", "--all", "--", "--check"])),
     ("clippy", |_| tool(&mut cargo(), &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+    ("clippy-optional", |_| {
+        let scope = ["clippy", "--workspace", "--bins", "--features", OPTIONAL, "--test", "mainline"];
+        tool(&mut cargo(), &[&scope[..], &["--", "-D", "warnings"]].concat())
+    }),
     ("docs", |_| {
         let mut command = cargo();
         command.env("RUSTDOCFLAGS", "-D warnings");

@@ -1,5 +1,6 @@
 //! Answers to questions: from the state at once, or later if a head needs signatures or the node has to catch up first.
 
+use super::super::handover::Handover;
 use super::super::message::{ClaimPart, MAX_LEAVES, Query, Reply, Request};
 use super::super::shelf::{Look, Shelf};
 use super::verify::Check;
@@ -33,7 +34,19 @@ pub(super) fn decide<'a>(
         Request::Resolve { query, proof } => resolve(shared, look, place, query, proof),
         Request::Replica(ask) => replica::decide(shared, look, place, ask),
         Request::Head { partition, from } => head(shared, place, partition, from),
+        Request::Handover { from, nonce } => Some(handover(shared, &from, &nonce)),
         other => Some(simple(&*shared.shelf, other).unwrap_or_else(|error| failed(&error))),
+    }
+}
+
+/// What the key of before says to who asks for it, and to nobody else.
+fn handover(shared: &Shared, from: &[u8; 32], nonce: &[u8; 32]) -> Reply {
+    let signers = shared.shelf.log().signers();
+    match shared.config.former.as_ref().filter(|former| former.key == *from && !signers.is_empty()) {
+        Some(former) => {
+            Reply::Handover(Handover::new(from, nonce, signers, |message| (former.sign)(message)))
+        }
+        None => Reply::NotFound,
     }
 }
 
