@@ -27,6 +27,9 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest wait between two tries. Short, since without a prekey four datagrams in a row must arrive; with [`PENDING_MAX`] it
 /// still reaches peers twice as far away.
 const RETRY_MAX: Duration = Duration::from_secs(4);
+/// The same with all that chance may add.
+pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(5);
+const _: () = assert!(RETRY_LONGEST.as_millis() >= RETRY_MAX.as_millis() * 5 / 4);
 /// How long we try.
 const GIVE_UP: Duration = Duration::from_secs(90);
 /// Tries of our own after which the peer's initiation is answered although ours has precedence.
@@ -116,6 +119,7 @@ pub struct Association {
     pending: Vec<Initiation>,
     attempt: u32,
     relayed: bool,
+    first_wait: Duration,
     wait: Duration,
     retry_at: Option<Instant>,
     give_up_at: Option<Instant>,
@@ -137,6 +141,7 @@ impl Association {
             pending: Vec::new(),
             attempt: 0,
             relayed: false,
+            first_wait: RETRY_FIRST,
             wait: RETRY_FIRST,
             retry_at: None,
             give_up_at: None,
@@ -255,7 +260,8 @@ impl Association {
         }
         self.attempt = 0;
         self.relayed = begin.relayed;
-        self.wait = begin.rtt.map_or(RETRY_FIRST, |rtt| (3 * rtt).clamp(RETRY_MIN, RETRY_MAX));
+        self.first_wait = begin.rtt.map_or(RETRY_FIRST, |rtt| (3 * rtt).clamp(RETRY_MIN, RETRY_MAX));
+        self.wait = self.first_wait;
         let early = begin.early.map_or(&[][..], |early| early.0);
         let datagram = self.initiate(node, early, cx)?;
         self.give_up_at = Some(cx.now + GIVE_UP);
@@ -279,10 +285,7 @@ impl Association {
         }
         self.pending.push(initiation);
         self.attempt += 1;
-        // Up to a quarter longer, so that many peers of a restarted one do not come in step.
-        let jitter = u32::from_be_bytes(cx.random()) % 256;
-        self.retry_at = Some(cx.now + self.wait + self.wait / 4 * jitter / 256);
-        self.wait = (self.wait * 2).min(RETRY_MAX);
+        self.wait_for_answer(cx);
         Ok(datagram)
     }
 
@@ -332,7 +335,24 @@ impl Association {
             .open_cookie(&reply.nonce, &reply.sealed, &initiation.mac1())
             .ok_or(Refusal::Unauthentic)?;
         self.cookie = Some((cookie, cx.now));
-        Ok(initiation.repeat(&cookie))
+        let again = initiation.repeat(&cookie);
+        if again.is_some() {
+            self.wait_anew(cx);
+        }
+        Ok(again)
+    }
+
+    /// The peer answered, and may be so busy that it loses what we send next: that is not asked for as rarely as one who is silent.
+    fn wait_anew(&mut self, cx: &mut Cx<'_>) {
+        self.wait = self.first_wait;
+        self.wait_for_answer(cx);
+    }
+
+    /// When the next try is due. Up to a quarter later, so that many peers of a restarted one do not come in step.
+    fn wait_for_answer(&mut self, cx: &mut Cx<'_>) {
+        let jitter = u32::from_be_bytes(cx.random()) % 256;
+        self.retry_at = Some(cx.now + self.wait + self.wait / 4 * jitter / 256);
+        self.wait = (self.wait * 2).min(RETRY_MAX);
     }
 
     /// A PILN that names one of our indices: a PILI for the new prekey.
@@ -359,6 +379,7 @@ impl Association {
         if !taken && self.peer.prekey == used {
             return Err(Refusal::Replay);
         }
+        self.wait = self.first_wait;
         // Early data was written for another prekey's reader; it is sent when the session is up.
         self.initiate(node, &[], cx).map(Some)
     }
