@@ -2,6 +2,7 @@
 
 mod cluster;
 mod congestion;
+mod datagram;
 mod draft;
 mod explain;
 mod find;
@@ -20,6 +21,7 @@ use pilotage::Peer;
 
 pub(crate) use self::cluster::{ClusterArgs, HubAction, HubFiles, MapArgs};
 pub(crate) use self::congestion::Congestion;
+pub(crate) use self::datagram::DatagramArgs;
 pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
     TaskArgs,
@@ -137,6 +139,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Send a text, JSON or bytes to a peer's inbox (port 1001)
     Message(MessageArgs),
+    /// Send one datagram to a port of a peer, in the first packet of a handshake if it may be, and print the answer
+    Datagram(DatagramArgs),
     /// List what came into the inbox
     Inbox(InboxArgs),
     /// Print the events of a topic at a peer as they come (port 1002)

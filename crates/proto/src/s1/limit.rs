@@ -324,7 +324,11 @@ mod tests {
         assert_eq!((100_000..110_000).filter(|n| returning.admits(class(*n), at(600))).count(), 10_000);
         let later = (300_000..310_000).filter(|n| returning.admits(class(*n), at(1_000))).count();
         assert_eq!(later, 10_000, "the first of the next second");
-        assert_eq!((300_000..310_000).filter(|n| returning.admits(class(*n), at(1_100))).count(), 10_000, "and noted");
+        assert_eq!(
+            (300_000..310_000).filter(|n| returning.admits(class(*n), at(1_100))).count(),
+            10_000,
+            "and noted"
+        );
         // Known for the longest wait of a caller at least, and forgotten after two.
         assert_eq!((0..10_000).filter(|n| returning.admits(class(n + 500_000), at(4_990))).count(), 10_000);
         assert_eq!((190_000..200_000).filter(|n| returning.admits(class(*n), at(4_999))).count(), 10_000);

@@ -145,7 +145,9 @@ fn who_has_a_cookie_asks_again_soon() {
     for _ in 0..4 {
         let now = due(&a).expect("a try is due");
         (a.now, b.now) = (now, now);
-        let Timeout::Send(next) = a.run(|peer, node, cx| peer.handle_timeout(node, cx)) else { panic!("a try") };
+        let Timeout::Send(next) = a.run(|peer, node, cx| peer.handle_timeout(node, cx)) else {
+            panic!("a try")
+        };
         pili = next;
     }
     assert!(due(&a).expect("a try") - a.now >= Duration::from_secs(4));
