@@ -31,7 +31,7 @@ pub(crate) use self::find::{CallArgs, FindArgs, SkillArgs, WishArgs};
 pub(crate) use self::gateway::{ForwardArgs, GatewayArgs, GatewayLimits, ServeArgs, Socks5Args};
 pub(crate) use self::hub::{BeaconArgs, BeaconSharing, HubArgs};
 pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
-pub(crate) use self::protection::{NetworkSecret, Protection};
+pub(crate) use self::protection::{NetworkSecret, Protection, Upgrade};
 pub(crate) use self::record::{
     RecordAction, RecordArgs, RecordHeadsArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs, RegistryKeys,
     WatchArgs,
@@ -223,6 +223,9 @@ pub(crate) struct NodeArgs {
     /// Protection of tunnels [default: auto]
     #[arg(long, value_enum, value_name = "MODE", env = "PILOTAGE_SECURE_MODE")]
     pub(crate) secure_mode: Option<Protection>,
+    /// A second secret in sessions of S1, against recording now and quantum computers later [default: off]
+    #[arg(long, value_enum, value_name = "CHOICE", env = "PILOTAGE_POST_QUANTUM")]
+    pub(crate) post_quantum: Option<Upgrade>,
     /// Secret of a network, the same at all its nodes: sessions of S1 in it are for those who have it. The file holds 64 hex digits
     #[arg(
         long = "network-secret",

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pilotage_wire::s1::frames::Upgrade;
 use pilotage_wire::s1::handshake::{CookieReply, EARLY_MAX, Flags, NewPrekey, Reset, Response};
 use pilotage_wire::s1::payload::{Observed, PrekeyCertificate};
 use pilotage_wire::s1::{Malformed, TOKEN_LEN};
@@ -12,6 +13,7 @@ use super::keys::Secret;
 use super::node::{Node, UNCONFIRMED_KEPT, check_early};
 use super::prekey::PeerPrekey;
 use super::session::{OpenError, Opened, Role, SealError, Session};
+use super::upgrade::PostQuantum;
 use super::{Cx, Refusal};
 
 /// How long packets of the session before are opened.
@@ -262,7 +264,9 @@ impl Association {
         self.relayed = begin.relayed;
         self.first_wait = begin.rtt.map_or(RETRY_FIRST, |rtt| (3 * rtt).clamp(RETRY_MIN, RETRY_MAX));
         self.wait = self.first_wait;
-        let early = begin.early.map_or(&[][..], |early| early.0);
+        // What has to be under upgraded keys cannot leave before there are any.
+        let allowed = begin.early.filter(|_| node.post_quantum != PostQuantum::Require);
+        let early = allowed.map_or(&[][..], |early| early.0);
         let datagram = self.initiate(node, early, cx)?;
         self.give_up_at = Some(cx.now + GIVE_UP);
         Ok(Some(datagram))
@@ -271,7 +275,11 @@ impl Association {
     fn initiate(&mut self, node: &mut Node, early: &[u8], cx: &mut Cx<'_>) -> Result<Vec<u8>, Refusal> {
         node.rotate_prekey(cx);
         let index = node.allocate(self.slot, cx)?;
-        let flags = Flags { early: !early.is_empty(), relayed: self.relayed, post_quantum: false };
+        let flags = Flags {
+            early: !early.is_empty(),
+            relayed: self.relayed,
+            post_quantum: node.post_quantum.is_on(),
+        };
         let fresh = |at: &Instant| cx.now.saturating_duration_since(*at) < COOKIE_LIFE;
         let cookie = self.cookie.filter(|(_, at)| fresh(at)).map(|(cookie, _)| cookie);
         let made = Initiation::new(node, &self.peer, index, flags, early, cookie.as_ref(), cx);
@@ -308,7 +316,7 @@ impl Association {
         }
         // That of the network that we said we are in.
         let psk = node.psk(initiation.network).unwrap_or(&self.psk);
-        let finished = initiation.finish(&response, psk, node, cx.now)?;
+        let finished = initiation.finish(&response, psk, node, cx)?;
         let up = Up {
             early_accepted: initiation.early.then_some(finished.early_accepted),
             observed: finished.observed,
@@ -557,7 +565,14 @@ impl Association {
         let previous = self.previous.as_ref().map(|(_, until)| *until);
         let next = self.next.iter().map(|next| next.until).min();
         let current = self.current.as_ref().map(|session| session.ends_at());
-        [current, previous, next, self.retry_at, self.give_up_at].into_iter().flatten().min()
+        let upgrade = self.current.as_ref().and_then(|session| session.upgrade_at());
+        [current, upgrade, previous, next, self.retry_at, self.give_up_at].into_iter().flatten().min()
+    }
+
+    /// UPGRADE came in a packet of the session that sends. Whether the steps of [`Session::upgrade_steps`] are to be sent now; `None` if it is
+    /// against the protocol.
+    pub fn on_upgrade_step(&mut self, step: &Upgrade<'_>, cx: &mut Cx<'_>) -> Option<bool> {
+        self.current.as_mut()?.on_upgrade_step(step, &mut |bytes| cx.rng.fill_bytes(bytes))
     }
 
     /// Does what is due.
