@@ -2,6 +2,7 @@
 
 mod cluster;
 mod congestion;
+mod datagram;
 mod draft;
 mod explain;
 mod find;
@@ -20,6 +21,7 @@ use pilotage::Peer;
 
 pub(crate) use self::cluster::{ClusterArgs, HubAction, HubFiles, MapArgs};
 pub(crate) use self::congestion::Congestion;
+pub(crate) use self::datagram::DatagramArgs;
 pub(crate) use self::draft::{
     AnnounceArgs, InboxArgs, MessageArgs, PublishArgs, ResolveArgs, ServiceName, SubscribeArgs, TaskAction,
     TaskArgs,
@@ -29,7 +31,7 @@ pub(crate) use self::find::{CallArgs, FindArgs, SkillArgs, WishArgs};
 pub(crate) use self::gateway::{ForwardArgs, GatewayArgs, GatewayLimits, ServeArgs, Socks5Args};
 pub(crate) use self::hub::{BeaconArgs, BeaconSharing, HubArgs};
 pub(crate) use self::network::{JoinRule, NetworkAction, NetworkArgs};
-pub(crate) use self::protection::{NetworkSecret, Protection};
+pub(crate) use self::protection::{NetworkSecret, Protection, Upgrade};
 pub(crate) use self::record::{
     MainlineArgs, RecordAction, RecordArgs, RecordHeadsArgs, RecordPublishArgs, RecordShowArgs, RecordsArgs,
     RegistryKeys, WatchArgs,
@@ -137,6 +139,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Send a text, JSON or bytes to a peer's inbox (port 1001)
     Message(MessageArgs),
+    /// Send one datagram to a port of a peer, in the first packet of a handshake if it may be, and print the answer
+    Datagram(DatagramArgs),
     /// List what came into the inbox
     Inbox(InboxArgs),
     /// Print the events of a topic at a peer as they come (port 1002)
@@ -219,6 +223,9 @@ pub(crate) struct NodeArgs {
     /// Protection of tunnels [default: auto]
     #[arg(long, value_enum, value_name = "MODE", env = "PILOTAGE_SECURE_MODE")]
     pub(crate) secure_mode: Option<Protection>,
+    /// A second secret in sessions of S1, against recording now and quantum computers later [default: off]
+    #[arg(long, value_enum, value_name = "CHOICE", env = "PILOTAGE_POST_QUANTUM")]
+    pub(crate) post_quantum: Option<Upgrade>,
     /// Secret of a network, the same at all its nodes: sessions of S1 in it are for those who have it. The file holds 64 hex digits
     #[arg(
         long = "network-secret",

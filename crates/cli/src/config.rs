@@ -10,7 +10,9 @@ use pilotage::Visibility;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::args::{Congestion, Global, MainlineArgs, NetworkSecret, NodeArgs, Protection, parse_pin};
+use crate::args::{
+    Congestion, Global, MainlineArgs, NetworkSecret, NodeArgs, Protection, Upgrade, parse_pin,
+};
 use crate::error::CliError;
 
 /// Largest configuration file that is read.
@@ -58,6 +60,8 @@ pub(crate) struct ConfigFile {
     congestion: Option<Congestion>,
     /// Protection of tunnels.
     secure_mode: Option<Protection>,
+    /// The post-quantum upgrade of sessions.
+    post_quantum: Option<Upgrade>,
     /// Secrets of networks, `NUMBER=FILE`.
     network_secrets: Option<OneOrMany>,
     /// Use the Mainline DHT.
@@ -230,6 +234,10 @@ impl Settings {
         args.secure_mode.or(self.file.secure_mode).unwrap_or(Protection::Auto)
     }
 
+    pub(crate) fn post_quantum(&self, args: &NodeArgs) -> Upgrade {
+        args.post_quantum.or(self.file.post_quantum).unwrap_or(Upgrade::Off)
+    }
+
     /// Secrets of networks: those of the command line, else those of the file.
     pub(crate) fn network_secrets(&self, args: &NodeArgs) -> Result<Vec<NetworkSecret>, CliError> {
         if !args.network_secrets.is_empty() {
@@ -303,6 +311,8 @@ impl Settings {
         let usual = NodeArgs::default();
         let secure = self.secure_mode(&usual);
         put("secure_mode", json!(secure), of("secure_mode", self.file.secure_mode.is_some()));
+        let upgrade = self.post_quantum(&usual);
+        put("post_quantum", json!(upgrade), of("post_quantum", self.file.post_quantum.is_some()));
         let secrets = self.file.network_secrets.as_ref().map(OneOrMany::list).unwrap_or_default();
         put("network_secrets", json!(secrets), of("network_secrets", self.file.network_secrets.is_some()));
         put("lan", json!(self.lan(&usual)), of("lan", self.file.lan.is_some()));

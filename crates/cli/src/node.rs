@@ -65,6 +65,7 @@ pub(crate) fn start_with(context: &Context, args: &NodeArgs, hub_required: bool)
     config.rekey_after = args.rekey_after.unwrap_or(config.rekey_after);
     config.congestion = settings.congestion(args).into();
     builder = builder.config(config).secure_mode(settings.secure_mode(args).into());
+    builder = builder.post_quantum(settings.post_quantum(args).into());
     for secret in settings.network_secrets(args)? {
         let (network, secret) = secret.read()?;
         builder = builder.network_secret(network, secret);

@@ -12,7 +12,10 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use common::{Lab, Running, STEP, data, event, lines};
+use pilotage_services::bench::DatagramMessage;
 use serde_json::Value;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -94,6 +97,56 @@ fn ping_send_and_bench_go_through_the_running_node() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(event(&lines(&output.stdout), "bench")["rtt_us"]["count"], 20);
     drop(alice);
+}
+
+/// The benchmark service answers datagrams. A node that was started again knows its peer's prekey: what may come twice leaves with its first
+/// packet.
+#[test]
+fn a_datagram_and_its_answer_go_through_the_running_node() {
+    let (lab, mut alice, _, _bob, bob_ready) = lab();
+    let question = |run| DatagramMessage::Query { run }.encode();
+    let send = |run: u32, more: &[&str]| {
+        let output =
+            lab.run("alice", &[&["datagram", "bob", "1011", "--wait", "20s"], more].concat(), &question(run));
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let all = lines(&output.stdout);
+        assert_eq!(event(&all, "sent")["bytes"], question(run).len());
+        let answer = event(&all, "answer");
+        assert_eq!((&answer["peer"], &answer["port"]), (&bob_ready["address"], &1011.into()));
+        assert!(answer["rtt_us"].as_u64().unwrap() > 0);
+        let data = BASE64.decode(answer["data"].as_str().unwrap()).unwrap();
+        let report = DatagramMessage::decode(&data).expect("a report");
+        assert_eq!(report, DatagramMessage::Report { run, datagrams: 0, bytes: 0 });
+    };
+    let status = || -> Value {
+        let output = lab.run_tool("alice", &["status"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    };
+    send(1, &[]);
+    // There is a session: nothing is early.
+    send(2, &["--idempotent"]);
+    assert_eq!(status()["counters"]["early_sent"], 0);
+    // What is learned in S1 is kept.
+    let deadline = std::time::Instant::now() + STEP;
+    while status()["peers"][0]["mode"] != "s1" {
+        assert!(std::time::Instant::now() < deadline, "{}", status());
+        thread::sleep(SECOND / 10);
+    }
+    alice.signal("-TERM");
+    alice.wait(STEP);
+    let (_alice, _) = lab.up("alice");
+    send(3, &["--idempotent"]);
+    assert_eq!(status()["counters"]["early_sent"], 1);
+    // Without --wait it is done when there is a session that carries it.
+    let output = lab.run("alice", &["datagram", "bob", "9", "hello"], b"");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(event(&lines(&output.stdout), "sent")["idempotent"], false);
+    // Nobody answers at that port; and what no path carries is refused.
+    let output = lab.run("alice", &["datagram", "bob", "9", "hello", "--wait", "200ms"], b"");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let output = lab.run("alice", &["datagram", "bob", "9", "-"], &[7; 5_000]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("send at most so many"), "{output:?}");
 }
 
 #[test]

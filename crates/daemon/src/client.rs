@@ -99,7 +99,12 @@ impl Client {
             Request::Dial { to } => return self.dial(to),
             Request::Send { connection, data } => return self.send(connection, data),
             Request::Close { connection } => self.close(connection),
-            Request::SendTo { to, data } => return datagrams::send(shared, self.source_port(), to, data),
+            Request::SendTo { to, data } => {
+                return datagrams::send(shared, self.source_port(), to, (data, false));
+            }
+            Request::SendIdempotent { to, data } => {
+                return datagrams::send(shared, self.source_port(), to, (data, true));
+            }
             Request::Info => return self.json(JsonKind::Info, report::info(shared)),
             Request::Health => return self.json(JsonKind::Health, report::health(shared)),
             Request::SetWebhook(url) => {

@@ -42,11 +42,20 @@ pub(crate) fn run(tap: &Arc<DatagramTap>, shared: &Weak<Shared>) {
     }
 }
 
-/// Sends one datagram, or one to every member of a network.
-pub(crate) fn send(shared: &Shared, port: u16, to: SocketAddress, data: &[u8]) -> Result<(), String> {
+/// Sends one datagram, or one to every member of a network. `idempotent`: it may be delivered twice.
+pub(crate) fn send(
+    shared: &Shared,
+    port: u16,
+    to: SocketAddress,
+    (data, idempotent): (&[u8], bool),
+) -> Result<(), String> {
     let tap = shared.tap.as_ref().ok_or("sendto: another program of this process takes the datagrams")?;
+    let send_from = |to| match idempotent {
+        true => tap.send_idempotent_from(port, to, data),
+        false => tap.send_from(port, to, data),
+    };
     if !to.address.is_broadcast() {
-        return tap.send_from(port, to, data).map_err(|error| format!("sendto {to}: {error}"));
+        return send_from(to).map_err(|error| format!("sendto {to}: {error}"));
     }
     let network = to.address.network;
     if network.0 == 0 {
@@ -59,7 +68,7 @@ pub(crate) fn send(shared: &Shared, port: u16, to: SocketAddress, data: &[u8]) -
     let mut failures = Vec::new();
     for node in members.into_iter().filter(|node| *node != shared.node.address().node) {
         let to = SocketAddress { address: Address { network, node }, port: to.port };
-        if let Err(error) = tap.send_from(port, to, data) {
+        if let Err(error) = send_from(to) {
             failures.push(format!("{to}: {error}"));
         }
     }

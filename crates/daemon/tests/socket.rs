@@ -170,7 +170,7 @@ fn datagrams_reach_every_client_with_both_ports() {
             assert!(from.port >= 49_152);
             reply_to = Some(from);
         }
-        one.put(&Request::SendTo { to: reply_to.expect("source"), data: b"answer" });
+        one.put(&Request::SendIdempotent { to: reply_to.expect("source"), data: b"answer" });
         let Got::RecvFrom { port, data, .. } = sender.get() else { panic!("no answer") };
         assert_eq!((Some(port), data.as_slice()), (reply_to.map(|from| from.port), &b"answer"[..]));
         // A service of the node keeps its datagrams for itself.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use pilotage_carriage::{UrlError, WssUrl};
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::s1::{Limits, Secret};
+use pilotage_proto::s1::{Limits, PostQuantum, Secret};
 use pilotage_proto::{Config, ConnectError, Endpoint, PeerConfig, PeerPolicy, SecureMode};
 use pilotage_wire::addressing::fingerprint128;
 use pilotage_wire::{Address, NetworkId};
@@ -27,6 +27,7 @@ use crate::keeper::{Budget, HEARTBEAT, Keeper, Mailbox, adopt, derived_address, 
 use crate::lan::Lan;
 use crate::node::{Node, NodeInner};
 use crate::portmap::{self, Router};
+use crate::secure::Wanted;
 use crate::shared::{Core, Shared};
 use crate::slot::Direction;
 use crate::state::{AddressMemory, PeerBook, StateDir};
@@ -65,6 +66,7 @@ pub struct NodeBuilder {
     network_secrets: Vec<(NetworkId, Secret)>,
     secure_streams: bool,
     secure_early: bool,
+    post_quantum: PostQuantum,
 }
 
 impl Default for NodeBuilder {
@@ -93,6 +95,7 @@ impl Default for NodeBuilder {
             network_secrets: Vec::new(),
             secure_streams: true,
             secure_early: true,
+            post_quantum: PostQuantum::Off,
         }
     }
 }
@@ -332,6 +335,25 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether sessions of S1 get a second secret, by ML-KEM-768, so that who records them now reads them with no quantum computer
+    /// later (spec/secure.md §9.5). Default: [`PostQuantum::Off`]. It costs 2.5 KB and half a millisecond for each session. With
+    /// [`PostQuantum::Require`], which needs [`SecureMode::S1`], nobody who does not do it has a session with this node, nothing
+    /// of an application leaves before it is done, and there is no early data.
+    pub fn post_quantum(mut self, post_quantum: PostQuantum) -> Self {
+        self.post_quantum = post_quantum;
+        self
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            mode: self.secure,
+            limits: self.secure_limits,
+            streams: self.secure_streams,
+            early: self.secure_early,
+            post_quantum: self.post_quantum,
+        }
+    }
+
     /// Binds the socket, starts the node's threads and, if a registry is configured, registers.
     ///
     /// Blocks for the registry at most some seconds.
@@ -339,6 +361,7 @@ impl NodeBuilder {
     /// # Errors
     /// Say what failed and what to do next.
     pub fn start(mut self) -> Result<Node, StartError> {
+        crate::secure::check(self.secure, self.post_quantum)?;
         let state = self.state_dir.as_deref().map(StateDir::open).transpose()?;
         let identity = self.find_identity(state.as_ref())?;
         let Kept { book, addresses } = self.read_state(state.as_ref(), &identity)?;
@@ -360,8 +383,7 @@ impl NodeBuilder {
         let carrier = prepared.as_ref().map(|prepared| prepared.carrier.clone());
         let mut core = self.core(&identity, known_as, &socket, &beacons, carrier.clone())?;
         let secrets = std::mem::take(&mut self.network_secrets);
-        let secure = (self.secure, self.secure_limits, (self.secure_streams, self.secure_early));
-        crate::secure::enable(&mut core.endpoint, secure, secrets, state.as_ref())?;
+        crate::secure::enable(&mut core.endpoint, self.wanted(), secrets, state.as_ref())?;
         let shared = Arc::new(Shared::new(core, local, post, book, mailbox.clone(), carrier));
         let lan = self.find_others(&identity, local, known_as)?;
         let driver = Driver::new(shared.clone(), state).spawn(Watch::new(socket.clone(), poll)?)?;

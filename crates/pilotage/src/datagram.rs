@@ -178,7 +178,7 @@ impl DatagramSocket {
 
 /// What delivering a datagram twice would do.
 #[derive(Debug, Clone, Copy)]
-enum Repeat {
+pub(crate) enum Repeat {
     Never,
     Harmless,
 }

@@ -238,6 +238,14 @@ pub enum StartError {
         /// The file that holds the pins.
         pins: PathBuf,
     },
+    /// The post-quantum upgrade cannot be had so.
+    #[error("post-quantum {choice}: {reason}")]
+    PostQuantum {
+        /// What was asked for.
+        choice: &'static str,
+        /// Why not, and what to do.
+        reason: &'static str,
+    },
     /// The operating system refused a thread, a poller or random bytes.
     #[error("start: {0} – next: check the limits of this process")]
     System(#[from] io::Error),

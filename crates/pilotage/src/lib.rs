@@ -92,7 +92,7 @@ pub use tap::DatagramTap;
 pub use pilotage_nat::portmap::{Mapping, Protocol as MappingProtocol};
 pub use pilotage_nat::{BeaconStatus, Dependence, NatBehaviour};
 pub use pilotage_proto::crypto::{Identity, verify};
-pub use pilotage_proto::s1::{Limits as SecureLimits, PeerPrekey, Suite};
+pub use pilotage_proto::s1::{Limits as SecureLimits, PeerPrekey, PostQuantum, Suite};
 pub use pilotage_proto::{
     Config as ProtoConfig, ConnectError, ConnectionId, ConnectionInfo, ConnectionState, ConnectionStats,
     ControllerKind, DatagramIn, EARLY_DATAGRAM_MAX, EndpointStats, Mode, PathInfo, PathKind, PeerConfig,

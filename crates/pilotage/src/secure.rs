@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use pilotage_proto::s1::{Limits, Secret};
+use pilotage_proto::s1::{Limits, PostQuantum, Secret};
 use pilotage_proto::{Endpoint, Mode, PeerConfig, SecureConfig, SecureMode};
 use pilotage_wire::NetworkId;
 
@@ -10,10 +10,34 @@ use crate::builder::random;
 use crate::error::StartError;
 use crate::state::{PeerBook, StateDir};
 
+/// What the builder was told.
+pub(crate) struct Wanted {
+    pub(crate) mode: SecureMode,
+    pub(crate) limits: Limits,
+    pub(crate) streams: bool,
+    pub(crate) early: bool,
+    pub(crate) post_quantum: PostQuantum,
+}
+
+/// Whether the choices go together.
+pub(crate) fn check(mode: SecureMode, post_quantum: PostQuantum) -> Result<(), StartError> {
+    let reason = match post_quantum {
+        PostQuantum::Off => return Ok(()),
+        _ if !PostQuantum::BUILT => {
+            "this program was built without it; use one with the feature post-quantum"
+        }
+        PostQuantum::Require if mode != SecureMode::S1 => {
+            "tunnels of the draft have no such upgrade; choose the secure mode s1 as well"
+        }
+        _ => return Ok(()),
+    };
+    Err(StartError::PostQuantum { choice: post_quantum.name(), reason })
+}
+
 /// Switches S1 on, before the first peer is introduced.
 pub(crate) fn enable(
     endpoint: &mut Endpoint,
-    (mode, limits, (streams, early)): (SecureMode, Limits, (bool, bool)),
+    Wanted { mode, limits, streams, early, post_quantum }: Wanted,
     network_secrets: Vec<(NetworkId, Secret)>,
     state: Option<&StateDir>,
 ) -> Result<(), StartError> {
@@ -26,8 +50,14 @@ pub(crate) fn enable(
         None => random()?,
     };
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    let config =
-        SecureConfig { limits, streams, early, network_secrets, ..SecureConfig::new(mode, unix_ms, device) };
+    let config = SecureConfig {
+        limits,
+        streams,
+        early,
+        post_quantum,
+        network_secrets,
+        ..SecureConfig::new(mode, unix_ms, device)
+    };
     endpoint.enable_s1(Instant::now(), config, &random()?);
     Ok(())
 }

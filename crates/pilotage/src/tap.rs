@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pilotage_proto::{ConnectError, ConnectionId, ConnectionInfo, DatagramIn, SendDatagramError};
 use pilotage_wire::SocketAddress;
 
-use crate::datagram::send_error;
+use crate::datagram::{Repeat, send_error};
 use crate::error::{ListenError, closed};
 use crate::node::{Node, NodeInner};
 use crate::peer::Peer;
@@ -70,10 +70,23 @@ impl DatagramTap {
     /// # Errors
     /// As there.
     pub fn send_from(&self, port: u16, to: SocketAddress, data: &[u8]) -> io::Result<()> {
-        match self.try_send(port, to, data) {
+        self.send(port, to, data, Repeat::Never)
+    }
+
+    /// As [`Self::send_from`], for a message that may be delivered twice: see
+    /// [`DatagramSocket::send_idempotent`](crate::DatagramSocket::send_idempotent).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send_idempotent_from(&self, port: u16, to: SocketAddress, data: &[u8]) -> io::Result<()> {
+        self.send(port, to, data, Repeat::Harmless)
+    }
+
+    fn send(&self, port: u16, to: SocketAddress, data: &[u8], repeat: Repeat) -> io::Result<()> {
+        match self.try_send(port, to, data, repeat) {
             Err(SendDatagramError::Connect(ConnectError::UnknownPeer)) => {
                 self.node.introduce(&Peer::Address(to.address)).map_err(io::Error::from)?;
-                self.try_send(port, to, data).map_err(send_error)
+                self.try_send(port, to, data, repeat).map_err(send_error)
             }
             result => result.map_err(send_error),
         }
@@ -101,13 +114,23 @@ impl DatagramTap {
         }
     }
 
-    fn try_send(&self, port: u16, to: SocketAddress, data: &[u8]) -> Result<(), SendDatagramError> {
+    fn try_send(
+        &self,
+        port: u16,
+        to: SocketAddress,
+        data: &[u8],
+        repeat: Repeat,
+    ) -> Result<(), SendDatagramError> {
         let shared = &self.node.shared;
         let mut core = shared.lock();
         if core.phase != Phase::Open {
             return Err(ConnectError::Closing.into());
         }
-        let result = core.endpoint.send_datagram(Instant::now(), to, port, data);
+        let (now, endpoint) = (Instant::now(), &mut core.endpoint);
+        let result = match repeat {
+            Repeat::Never => endpoint.send_datagram(now, to, port, data),
+            Repeat::Harmless => endpoint.send_datagram_idempotent(now, to, port, data),
+        };
         shared.finish(core);
         result
     }

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use common::{SECOND, builder, pattern, within};
-use pilotage::{Identity, Mode, Node, Peer, SecureLimits, SecureMode, Suite};
+use pilotage::{Identity, Mode, Node, Peer, PostQuantum, SecureLimits, SecureMode, Suite};
 
 /// A node with a known key, so that others can name it.
 fn identity(n: u8) -> Identity {
@@ -298,6 +298,45 @@ fn idempotent_messages_and_their_answers_come_first() {
             clocks.iter().all(|clock| clock.recv_timeout(Duration::from_millis(50)).is_none()),
             "once each"
         );
+    });
+}
+
+/// Where both would like it, a session has the post-quantum upgrade; who demands it has no session with others, and demands S1.
+#[test]
+fn sessions_are_upgraded_where_both_would_like_it() {
+    within(60 * SECOND, || {
+        let node =
+            |n: u8, choice| builder().identity(identity(n)).secure_mode(SecureMode::S1).post_quantum(choice);
+        let server = node(50, PostQuantum::On).start().expect("server");
+        let plain = node(51, PostQuantum::Off).start().expect("server");
+        for server in [&server, &plain] {
+            let listener = server.listen(7).expect("free");
+            std::thread::spawn(move || {
+                while let Ok(mut stream) = listener.accept() {
+                    let mut buf = [0; 5];
+                    if stream.read_exact(&mut buf).is_ok() {
+                        let _ = stream.write_all(&buf);
+                    }
+                }
+            });
+        }
+        let mut client = node(52, PostQuantum::Require);
+        for (node, n) in [(&server, 50), (&plain, 51)] {
+            client = client.peer(node.address(), node.local_addr(), Some(identity(n).public_key()));
+        }
+        let client = client.start().expect("client");
+        let mut stream = client.connect(server.address(), 7).expect("a session");
+        stream.write_all(b"hello").expect("sent");
+        let mut buf = [0; 5];
+        stream.read_exact(&mut buf).expect("echoed");
+        assert_eq!(&buf, b"hello");
+        let upgraded = |node: &Node| node.peers().iter().any(|peer| peer.post_quantum && peer.phase > 0);
+        assert!(upgraded(&client) && upgraded(&server));
+        let refused = client.connect(plain.address(), 7).map(drop).expect_err("no session");
+        assert!(refused.to_string().contains("key exchange"), "{refused}");
+        let error =
+            node(53, PostQuantum::Require).secure_mode(SecureMode::Auto).start().expect_err("no choice");
+        assert!(error.to_string().contains("secure mode s1"), "{error}");
     });
 }
 

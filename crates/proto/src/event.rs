@@ -365,6 +365,8 @@ pub struct TunnelInfo {
     pub keys_since: Option<Instant>,
     /// Number of the key phase that we send in; 0 in the draft's mode, which has none.
     pub phase: u64,
+    /// Whether the keys in use need a secret of ML-KEM-768, too.
+    pub post_quantum: bool,
     /// The path in use, once there is one.
     pub path: Option<PathInfo>,
     /// Open connections in it.

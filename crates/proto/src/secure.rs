@@ -12,7 +12,7 @@ use rand_core::{Rng, SeedableRng};
 
 use crate::config::Config;
 use crate::crypto::Identity;
-use crate::s1::{self, Limits, Node, NodeConfig, Secret, Suite};
+use crate::s1::{self, Limits, Node, NodeConfig, PostQuantum, Secret, Suite};
 
 /// How a tunnel is protected. A greater one is safer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,6 +86,8 @@ pub struct SecureConfig {
     /// Whether connections within S1 are streams of its own frame layer (spec/secure.md §11), with peers that have it: the
     /// default. Without, packets of the draft travel in S1's frames.
     pub streams: bool,
+    /// The post-quantum upgrade of sessions (spec/secure.md §9.5).
+    pub post_quantum: PostQuantum,
     /// Whether datagrams are taken from a peer's first packet (spec/secure.md §6.4). They are from whom they say, but for whoever stole our
     /// prekey; the sender stated that they may be delivered twice.
     pub early: bool,
@@ -103,6 +105,7 @@ impl SecureConfig {
             limits: Limits::default(),
             network_secrets: Vec::new(),
             streams: true,
+            post_quantum: PostQuantum::Off,
             early: true,
         }
     }
@@ -117,6 +120,8 @@ pub(crate) struct Secure {
     pub(crate) streams: bool,
     /// Early data is taken.
     pub(crate) early: bool,
+    /// The upgrade of sessions.
+    pub(crate) post_quantum: PostQuantum,
     /// Whose tunnel an index is that a peer chose. For stateless resets.
     pub(crate) remotes: HashMap<u32, u32>,
     /// Streams that we kept with any peer before, and do not any more, were over then (§11.2).
@@ -137,8 +142,10 @@ impl Secure {
         cfg: &Config,
         now: Instant,
     ) -> Self {
-        let SecureConfig { mode, unix_ms, device, salt, suites, limits, network_secrets, streams, early } =
-            config;
+        let post_quantum = config.post_quantum;
+        let SecureConfig {
+            mode, unix_ms, device, salt, suites, limits, network_secrets, streams, early, ..
+        } = config;
         // No streams and no windows: packets of the draft only (spec/secure.md §12.6).
         let legacy_only = TransportParameters {
             max_datagram: u16::MAX,
@@ -159,6 +166,7 @@ impl Secure {
             transport: if streams { crate::mux::parameters(cfg) } else { legacy_only },
             device,
             limits,
+            post_quantum,
             psks: network_secrets,
         };
         let node = Node::new(config, &mut s1::Cx { now, unix_ms, rng: &mut rng });
@@ -167,6 +175,7 @@ impl Secure {
             mode,
             streams,
             early,
+            post_quantum,
             remotes: HashMap::new(),
             lives_since: now,
             salt,

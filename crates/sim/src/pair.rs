@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pilotage_nat::{BeaconConfig, BeaconEngine};
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::s1::Limits;
+use pilotage_proto::s1::{Limits, PostQuantum};
 use pilotage_proto::{
     Config, Endpoint, Event, Mode, PeerConfig, PeerPolicy, RecvMeta, SecureConfig, SecureMode, TransmitBuf,
 };
@@ -103,6 +103,8 @@ pub struct Modes {
     pub limits: Limits,
     /// Whether the hosts speak S1 without its own streams: the draft's packets in its frames.
     pub legacy: [bool; 2],
+    /// The post-quantum upgrade at each.
+    pub post_quantum: [PostQuantum; 2],
     /// What the second host's wall clock differs, seconds.
     pub skew: i64,
     /// The least mode that A accepts from B.
@@ -180,7 +182,9 @@ impl Pair {
         self.rng.fill_bytes(&mut seed);
         let limits = self.modes.limits;
         let streams = !self.modes.legacy[i];
-        let config = SecureConfig { limits, streams, ..SecureConfig::new(mode, unix_ms as u64, device) };
+        let post_quantum = self.modes.post_quantum[i];
+        let config =
+            SecureConfig { limits, streams, post_quantum, ..SecureConfig::new(mode, unix_ms as u64, device) };
         assert!(self.hosts[i].endpoint.enable_s1(self.now, config, &seed));
     }
 

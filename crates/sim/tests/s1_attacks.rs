@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::s1::{Association, Begin, Cx, Limits, Node, NodeConfig, Secret, Suite};
+use pilotage_proto::s1::{Association, Begin, Cx, Limits, Node, NodeConfig, PostQuantum, Secret, Suite};
 use pilotage_proto::{Config, ConnectionId, Event, Mode, PeerConfig, PeerPolicy, ReadError, SecureMode};
 use pilotage_sim::{Link, Modes, Pair, Side, pattern, seeds};
 use pilotage_wire::packet::{Flags, HEADER_LEN, Header, Protocol};
@@ -87,6 +87,7 @@ impl Rogue {
             transport,
             device: Secret::new([7; 32]),
             limits: Limits::default(),
+            post_quantum: PostQuantum::Off,
             psks: Vec::new(),
         };
         let node = Node::new(config, &mut Cx { now, unix_ms: UNIX_MS, rng: &mut rng });

@@ -2,8 +2,22 @@
 //! made by `verify.py` beside it from the specification's table, not by this codec.
 
 use pilotage_wire::s1::ack::encode_ack;
-use pilotage_wire::s1::frames::{Frame, Frames};
+use pilotage_wire::s1::frames::{Frame, Frames, HALF_CIPHERTEXT, HALF_KEY, Upgrade};
 use pilotage_wire::s1::stream::Stream;
+
+/// Halves as the file has them.
+static KEY: [u8; HALF_KEY] = pattern(1);
+static CIPHERTEXT: [u8; HALF_CIPHERTEXT] = pattern(7);
+
+const fn pattern<const N: usize>(factor: usize) -> [u8; N] {
+    let mut out = [0; N];
+    let mut at = 0;
+    while at < N {
+        out[at] = (at * factor % 251) as u8;
+        at += 1;
+    }
+    out
+}
 
 fn cases() -> Vec<(String, Vec<u8>)> {
     let text = include_str!("../../../spec/vectors/s1/frames.json");
@@ -49,6 +63,9 @@ fn named(name: &str) -> Option<Frame<'static>> {
         "close" => Frame::Close { code: 7, reason: "ga los" },
         "record" => Frame::Record(b"PREC"),
         "rekey" => Frame::Rekey,
+        "upgrade, second half of a key" => Frame::Upgrade(Upgrade::Key(true, &KEY)),
+        "upgrade, first half of a ciphertext" => Frame::Upgrade(Upgrade::Ciphertext(false, &CIPHERTEXT)),
+        "upgrade, done" => Frame::Upgrade(Upgrade::Done),
         "datagram to the end" => {
             Frame::Datagram { source: 7, destination: 1_001, data: b"hello", to_end: true }
         }
@@ -70,7 +87,7 @@ fn every_frame_has_the_bytes_of_the_vectors() {
         Frames::check(bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
         let read: Vec<_> = Frames::new(bytes).map(|frame| frame.expect("checked")).collect();
         let [read] = read[..] else { panic!("{name}: {} frames", read.len()) };
-        let mut buf = [0; 200];
+        let mut buf = [0; 700];
         let len = match (named(name), read) {
             (Some(expected), _) => {
                 assert_eq!(read, expected, "{name}");
@@ -103,6 +120,6 @@ fn every_frame_has_the_bytes_of_the_vectors() {
     let mut kinds: Vec<u8> = cases.iter().map(|(_, bytes)| bytes[0]).collect();
     kinds.retain(|kind| *kind < 0x20);
     kinds.dedup();
-    let all: Vec<u8> = (0..=0x14).chain(0x18..=0x1B).collect();
+    let all: Vec<u8> = (0..=0x14).chain([0x16]).chain(0x18..=0x1B).collect();
     assert_eq!(kinds, all, "each type is there");
 }

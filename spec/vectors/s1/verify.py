@@ -1,4 +1,4 @@
-"""Makes every byte of handshakes.json, others.json and frames.json again, from secure.md alone.
+"""Makes every byte of handshakes.json, others.json and frames.json again, from secure.md alone, and what upgrade.json has behind ML-KEM.
 
 A second implementation, independent of the Rust one. Needs Python 3.11 with `cryptography` and `blake3`:
     python3 verify.py
@@ -192,6 +192,19 @@ def check_others(case):
     assert v["mac2"] == mac(v["cookie"] + bytes(16), v["mac2_input"])
 
 
+def check_upgrade(case):
+    """From the secret of ML-KEM-768 on; its own values are those of FIPS 203 (`key`, `ciphertext`, `secret` of `seed` and `message`)."""
+    v = {name: bytes.fromhex(value) for name, value in case.items() if isinstance(value, str)}
+    assert (len(v["seed"]), len(v["message"]), len(v["key"]), len(v["ciphertext"])) == (64, 32, 1184, 1088)
+    assert hashlib.sha256(v["key"] + v["ciphertext"]).digest() == v["transcript"]
+    for phase in case["phases"]:
+        following = expand(bytes.fromhex(phase["traffic_0"]), b"pilotage s1 update")
+        traffic = expand(hm(following, v["secret"] + v["transcript"]), b"pilotage s1 post-quantum")
+        assert traffic.hex() == phase["traffic_1"]
+        assert expand(traffic, b"pilotage s1 key").hex() == phase["key_1"]
+        assert expand(traffic, b"pilotage s1 iv", 12).hex() == phase["iv_1"]
+
+
 def variable(n):
     for size, tag in ((1, 0), (2, 1), (4, 2), (8, 3)):
         if n < 1 << 8 * size - 2:
@@ -218,6 +231,8 @@ if __name__ == "__main__":
         print("handshake", handshake["name"], "and", len(handshake["packets"]), "packets: ok")
     check_others(json.loads((HERE / "others.json").read_text()))
     print("PILC, PILN, PILX, mac2: ok")
+    check_upgrade(json.loads((HERE / "upgrade.json").read_text()))
+    print("post-quantum upgrade: ok")
     frames = json.loads((HERE / "frames.json").read_text())["frames"]
     for frame in frames:
         check_frame(frame)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use pilotage::{NetworkId, SecureMode};
+use pilotage::{NetworkId, PostQuantum, SecureMode};
 use serde::{Deserialize, Serialize};
 
 use crate::error::CliError;
@@ -27,6 +27,28 @@ impl From<Protection> for SecureMode {
             Protection::Draft => Self::Draft,
             Protection::Auto => Self::Auto,
             Protection::S1 => Self::S1,
+        }
+    }
+}
+
+/// Whether sessions of S1 get a secret by ML-KEM-768, too (`spec/secure.md`, section 9.5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Upgrade {
+    /// No
+    Off,
+    /// With peers that do it, too
+    On,
+    /// Or no session; needs --secure-mode s1
+    Require,
+}
+
+impl From<Upgrade> for PostQuantum {
+    fn from(choice: Upgrade) -> Self {
+        match choice {
+            Upgrade::Off => Self::Off,
+            Upgrade::On => Self::On,
+            Upgrade::Require => Self::Require,
         }
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 mod completions;
 mod config;
+pub(crate) mod datagram;
 pub(crate) mod doctor;
 mod events;
 mod find;
@@ -73,6 +74,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Connect(args) => pipe::connect(context, &args),
         Command::Bench(args) => bench::run(context, &args),
         Command::Message(args) => message::run(context, &args),
+        Command::Datagram(args) => datagram::run(context, &args),
         Command::Inbox(args) => message::inbox(context, &args),
         Command::Subscribe(args) => events::subscribe(context, &args),
         Command::Publish(args) => events::publish(context, &args),

@@ -137,6 +137,7 @@ fn peer_json(node: &Node, peer: &TunnelInfo) -> Value {
         "suite": peer.suite.map(Suite::name),
         "key_age_us": peer.keys_since.map(|since| micros(since.elapsed())),
         "key_phase": peer.phase,
+        "post_quantum": peer.post_quantum,
         "connections": peer.connections,
         "path": peer.path.as_ref().map(path_json),
         "reason": status.map(|status| status.reason),
@@ -241,13 +242,14 @@ fn text(reply: &Value) -> String {
     lines.join("\n")
 }
 
-/// `draft`, or `s1 aes-256-gcm keys 12 s phase 0`.
+/// `draft`, or `s1 aes-256-gcm keys 12 s phase 0`, or with the post-quantum upgrade `s1 aes-256-gcm ml-kem-768 keys 12 s phase 1`.
 fn protection_text(peer: &Value) -> String {
     let Some(mode) = peer["mode"].as_str() else { return "-".into() };
     let Some(suite) = peer["suite"].as_str() else { return mode.into() };
     let age = Duration::from_micros(peer["key_age_us"].as_u64().unwrap_or(0));
     let phase = peer["key_phase"].as_u64().unwrap_or(0);
-    format!("{mode} {suite} keys {} phase {phase}", format_duration(age))
+    let upgraded = if peer["post_quantum"] == true { " ml-kem-768" } else { "" };
+    format!("{mode} {suite}{upgraded} keys {} phase {phase}", format_duration(age))
 }
 
 fn hub_text(hub: &Value) -> String {

@@ -7,6 +7,7 @@
 //! | `ping` peer, timeout_us | rtt_us, path |
 //! | `trace` peer, timeout_us, wait_us | report |
 //! | `doctor` peer or null | report |
+//! | `datagram` peer, port, data in base64, idempotent, wait_us | peer, took_us, answer in base64 or null, from_port, rtt_us |
 //! | `connect` peer, port | id, peer; then frames |
 //! | `listen` port | port; then a line with id and peer for each stream that comes, until the connection ends |
 //! | `accept` id | id, peer; then frames |
@@ -23,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use pilotage::{ListenError, Listener, Node, Peer, Stream};
 use serde_json::{Value, json};
 
@@ -30,7 +33,7 @@ use super::Reply;
 use super::frames::{FrameReader, Piece, write_data, write_end, write_failed, write_flushed};
 use crate::cmd::ping::{micros, path_json};
 use crate::cmd::send::stats_json;
-use crate::cmd::{doctor, trace};
+use crate::cmd::{datagram, doctor, trace};
 use crate::error::CliError;
 use crate::node;
 
@@ -87,6 +90,7 @@ impl Streams {
             "ping" => self.ping(request).map(Reply::Line),
             "trace" => self.trace(request).map(Reply::Line),
             "doctor" => self.doctor(request).map(Reply::Line),
+            "datagram" => self.datagram(request).map(Reply::Line),
             "stream" => self.describe(request).map(Reply::Line),
             "connect" => self.connect(request),
             "listen" => self.listen(request),
@@ -107,6 +111,16 @@ impl Streams {
         Ok(json!({
             "rtt_us": micros(reply.rtt), "path": reply.path.as_ref().map(path_json), "reason": reply.reason,
         }))
+    }
+
+    fn datagram(&self, request: &Value) -> Result<Value, CliError> {
+        let data = request["data"].as_str().and_then(|text| BASE64.decode(text).ok());
+        let data =
+            data.ok_or_else(|| CliError::usage("control socket", "no data in base64", "tell what to send"))?;
+        let wait = request["wait_us"].as_u64().map_or(Duration::ZERO, Duration::from_micros);
+        let idempotent = request["idempotent"] == true;
+        let message = datagram::Message { port: port(request)?, data, idempotent, wait };
+        datagram::exchange(&self.node, &peer(request)?, &message)
     }
 
     fn trace(&self, request: &Value) -> Result<Value, CliError> {

@@ -10,6 +10,10 @@ use std::sync::Arc;
 use std::sync::Weak;
 use std::time::Duration;
 
+#[cfg(unix)]
+use base64::Engine as _;
+#[cfg(unix)]
+use base64::engine::general_purpose::STANDARD as BASE64;
 use pilotage::{Address, Listener, Node, PathInfo, Peer};
 use pilotage_services::Duplex;
 use pilotage_services::find::Reach;
@@ -17,7 +21,7 @@ use pilotage_services::gateway::{Acceptor, DialError, Dialer};
 use serde_json::{Value, json};
 
 use crate::args::NodeArgs;
-use crate::cmd::{Context, doctor, trace};
+use crate::cmd::{Context, datagram, doctor, trace};
 use crate::control;
 use crate::error::CliError;
 use crate::node;
@@ -143,6 +147,21 @@ impl Session {
                 let rtt = Duration::from_micros(reply["rtt_us"].as_u64().unwrap_or_default());
                 let reason = reply["reason"].as_str().map(str::to_owned);
                 Ok(Pong { rtt, path: channel::path_from_json(&reply["path"]), reason })
+            }
+        }
+    }
+
+    /// Sends a datagram, and waits for its answer (`cmd::datagram`).
+    pub(crate) fn datagram(&self, peer: &Peer, message: &datagram::Message) -> Result<Value, CliError> {
+        match self {
+            Self::Own(node) => datagram::exchange(node, peer, message),
+            #[cfg(unix)]
+            Self::Daemon(daemon) => {
+                let request = json!({
+                    "cmd": "datagram", "peer": peer.to_string(), "port": message.port, "data": BASE64.encode(&message.data),
+                    "idempotent": message.idempotent, "wait_us": crate::cmd::ping::micros(message.wait),
+                });
+                daemon.ask(&request, message.wait + datagram::MAX_SESSION + RESOLVE)
             }
         }
     }

@@ -13,6 +13,8 @@ mod aead;
 mod exchange;
 #[cfg(not(feature = "fuzzing"))]
 mod identity;
+#[cfg(feature = "post-quantum")]
+pub(crate) mod kem;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod toy;
 #[cfg(not(feature = "fuzzing"))]

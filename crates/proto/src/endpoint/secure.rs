@@ -311,6 +311,10 @@ impl Endpoint {
             }
             Frame::RetireIndex(seq) => tunnel.on_retire_index(seq, &mut cx),
             Frame::PathChallenge(data) => tunnel.queue_frame(route, &Frame::PathResponse(data), now),
+            Frame::Upgrade(step) if !tunnel.on_upgrade(&step, route, &mut cx) => {
+                self.end_with(now, index, MALFORMED);
+                return false;
+            }
             Frame::Rekey => tunnel.renew_s1(&mut cx),
             Frame::Close { .. } => {
                 tunnel.close_streams(&cx);

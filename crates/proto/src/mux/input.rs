@@ -71,7 +71,8 @@ impl Mux {
                 | Frame::RetireIndex(_)
                 | Frame::Close { .. }
                 | Frame::Record(_)
-                | Frame::Rekey => rest.others = true,
+                | Frame::Rekey
+                | Frame::Upgrade(_) => rest.others = true,
                 // Of a former life, or of one that we know nothing of yet: as if it had been lost.
                 _ if !known => taken = false,
                 Frame::Stream(piece) => {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pilotage_wire::s1::frames::Upgrade;
 use pilotage_wire::s1::handshake::{CookieReply, EARLY_MAX, Flags, NewPrekey, Reset, Response};
 use pilotage_wire::s1::payload::{Observed, PrekeyCertificate};
 use pilotage_wire::s1::{Malformed, TOKEN_LEN};
@@ -12,6 +13,7 @@ use super::keys::Secret;
 use super::node::{Node, UNCONFIRMED_KEPT, check_early};
 use super::prekey::PeerPrekey;
 use super::session::{OpenError, Opened, Role, SealError, Session};
+use super::upgrade::PostQuantum;
 use super::{Cx, Refusal};
 
 /// How long packets of the session before are opened.
@@ -27,6 +29,9 @@ const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Longest wait between two tries. Short, since without a prekey four datagrams in a row must arrive; with [`PENDING_MAX`] it
 /// still reaches peers twice as far away.
 const RETRY_MAX: Duration = Duration::from_secs(4);
+/// The same with all that chance may add.
+pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(5);
+const _: () = assert!(RETRY_LONGEST.as_millis() >= RETRY_MAX.as_millis() * 5 / 4);
 /// How long we try.
 const GIVE_UP: Duration = Duration::from_secs(90);
 /// Tries of our own after which the peer's initiation is answered although ours has precedence.
@@ -116,6 +121,7 @@ pub struct Association {
     pending: Vec<Initiation>,
     attempt: u32,
     relayed: bool,
+    first_wait: Duration,
     wait: Duration,
     retry_at: Option<Instant>,
     give_up_at: Option<Instant>,
@@ -137,6 +143,7 @@ impl Association {
             pending: Vec::new(),
             attempt: 0,
             relayed: false,
+            first_wait: RETRY_FIRST,
             wait: RETRY_FIRST,
             retry_at: None,
             give_up_at: None,
@@ -255,8 +262,11 @@ impl Association {
         }
         self.attempt = 0;
         self.relayed = begin.relayed;
-        self.wait = begin.rtt.map_or(RETRY_FIRST, |rtt| (3 * rtt).clamp(RETRY_MIN, RETRY_MAX));
-        let early = begin.early.map_or(&[][..], |early| early.0);
+        self.first_wait = begin.rtt.map_or(RETRY_FIRST, |rtt| (3 * rtt).clamp(RETRY_MIN, RETRY_MAX));
+        self.wait = self.first_wait;
+        // What has to be under upgraded keys cannot leave before there are any.
+        let allowed = begin.early.filter(|_| node.post_quantum != PostQuantum::Require);
+        let early = allowed.map_or(&[][..], |early| early.0);
         let datagram = self.initiate(node, early, cx)?;
         self.give_up_at = Some(cx.now + GIVE_UP);
         Ok(Some(datagram))
@@ -265,7 +275,11 @@ impl Association {
     fn initiate(&mut self, node: &mut Node, early: &[u8], cx: &mut Cx<'_>) -> Result<Vec<u8>, Refusal> {
         node.rotate_prekey(cx);
         let index = node.allocate(self.slot, cx)?;
-        let flags = Flags { early: !early.is_empty(), relayed: self.relayed, post_quantum: false };
+        let flags = Flags {
+            early: !early.is_empty(),
+            relayed: self.relayed,
+            post_quantum: node.post_quantum.is_on(),
+        };
         let fresh = |at: &Instant| cx.now.saturating_duration_since(*at) < COOKIE_LIFE;
         let cookie = self.cookie.filter(|(_, at)| fresh(at)).map(|(cookie, _)| cookie);
         let made = Initiation::new(node, &self.peer, index, flags, early, cookie.as_ref(), cx);
@@ -279,10 +293,7 @@ impl Association {
         }
         self.pending.push(initiation);
         self.attempt += 1;
-        // Up to a quarter longer, so that many peers of a restarted one do not come in step.
-        let jitter = u32::from_be_bytes(cx.random()) % 256;
-        self.retry_at = Some(cx.now + self.wait + self.wait / 4 * jitter / 256);
-        self.wait = (self.wait * 2).min(RETRY_MAX);
+        self.wait_for_answer(cx);
         Ok(datagram)
     }
 
@@ -305,7 +316,7 @@ impl Association {
         }
         // That of the network that we said we are in.
         let psk = node.psk(initiation.network).unwrap_or(&self.psk);
-        let finished = initiation.finish(&response, psk, node, cx.now)?;
+        let finished = initiation.finish(&response, psk, node, cx)?;
         let up = Up {
             early_accepted: initiation.early.then_some(finished.early_accepted),
             observed: finished.observed,
@@ -332,7 +343,24 @@ impl Association {
             .open_cookie(&reply.nonce, &reply.sealed, &initiation.mac1())
             .ok_or(Refusal::Unauthentic)?;
         self.cookie = Some((cookie, cx.now));
-        Ok(initiation.repeat(&cookie))
+        let again = initiation.repeat(&cookie);
+        if again.is_some() {
+            self.wait_anew(cx);
+        }
+        Ok(again)
+    }
+
+    /// The peer answered, and may be so busy that it loses what we send next: that is not asked for as rarely as one who is silent.
+    fn wait_anew(&mut self, cx: &mut Cx<'_>) {
+        self.wait = self.first_wait;
+        self.wait_for_answer(cx);
+    }
+
+    /// When the next try is due. Up to a quarter later, so that many peers of a restarted one do not come in step.
+    fn wait_for_answer(&mut self, cx: &mut Cx<'_>) {
+        let jitter = u32::from_be_bytes(cx.random()) % 256;
+        self.retry_at = Some(cx.now + self.wait + self.wait / 4 * jitter / 256);
+        self.wait = (self.wait * 2).min(RETRY_MAX);
     }
 
     /// A PILN that names one of our indices: a PILI for the new prekey.
@@ -359,6 +387,7 @@ impl Association {
         if !taken && self.peer.prekey == used {
             return Err(Refusal::Replay);
         }
+        self.wait = self.first_wait;
         // Early data was written for another prekey's reader; it is sent when the session is up.
         self.initiate(node, &[], cx).map(Some)
     }
@@ -536,7 +565,14 @@ impl Association {
         let previous = self.previous.as_ref().map(|(_, until)| *until);
         let next = self.next.iter().map(|next| next.until).min();
         let current = self.current.as_ref().map(|session| session.ends_at());
-        [current, previous, next, self.retry_at, self.give_up_at].into_iter().flatten().min()
+        let upgrade = self.current.as_ref().and_then(|session| session.upgrade_at());
+        [current, upgrade, previous, next, self.retry_at, self.give_up_at].into_iter().flatten().min()
+    }
+
+    /// UPGRADE came in a packet of the session that sends. Whether the steps of [`Session::upgrade_steps`] are to be sent now; `None` if it is
+    /// against the protocol.
+    pub fn on_upgrade_step(&mut self, step: &Upgrade<'_>, cx: &mut Cx<'_>) -> Option<bool> {
+        self.current.as_mut()?.on_upgrade_step(step, &mut |bytes| cx.rng.fill_bytes(bytes))
     }
 
     /// Does what is due.

@@ -1,7 +1,5 @@
 //! A handshake that we began: PILI out, PILR in (spec/secure.md §4, §6.6).
 
-use std::time::Instant;
-
 use pilotage_wire::NetworkId;
 use pilotage_wire::s1::handshake::{Flags, INITIATION_MAX, Response, initiation_header};
 use pilotage_wire::s1::payload::{Observed, Payload1, Payload2};
@@ -16,6 +14,7 @@ use super::node::{Node, prologue};
 use super::noise::Initiator;
 use super::prekey::{PeerPrekey, prekey_id};
 use super::session::{Parts, Role, Session};
+use super::upgrade::PostQuantum;
 use super::{Cx, Refusal};
 
 /// One PILI and what completes it.
@@ -29,6 +28,8 @@ pub(super) struct Initiation {
     pub(super) prekey: [u8; 32],
     /// It carries early data.
     pub(super) early: bool,
+    /// It asks for the upgrade.
+    upgrade: bool,
     datagram: Vec<u8>,
     /// It was sent again with a cookie.
     repeated: bool,
@@ -94,6 +95,7 @@ impl Initiation {
             network: node.address.network,
             prekey: peer.prekey,
             early: !early.is_empty(),
+            upgrade: flags.post_quantum,
             datagram,
             repeated: false,
         })
@@ -128,7 +130,7 @@ impl Initiation {
         response: &Response<'_>,
         psk: &Secret,
         node: &Node,
-        now: Instant,
+        cx: &mut Cx<'_>,
     ) -> Result<Finished, Refusal> {
         let (payload, split) = self
             .noise
@@ -137,10 +139,16 @@ impl Initiation {
         let payload = payload.first_chunk().ok_or(Refusal::Unauthentic)?;
         let payload = Payload2::decode(payload)?;
         // The header is not sealed; what it says must be what is.
-        if (payload.sender, payload.early_accepted) != (response.sender, response.early_accepted)
+        if payload.sender != response.sender
+            || (payload.early_accepted, payload.post_quantum)
+                != (response.early_accepted, response.post_quantum)
             || payload.early_accepted && !self.early
+            || payload.post_quantum && !self.upgrade
         {
             return Err(Refusal::Unauthentic);
+        }
+        if node.post_quantum == PostQuantum::Require && !payload.post_quantum {
+            return Err(Refusal::PostQuantum);
         }
         let offered = node.suites.ids().contains(&payload.suite);
         let suite = Suite::from_id(payload.suite).filter(|_| offered);
@@ -153,8 +161,12 @@ impl Initiation {
             transport: payload.transport,
             limits: node.limits,
         };
+        let mut session = Session::new(&split, parts, cx.now);
+        if payload.post_quantum {
+            session.agree_on_upgrade(&mut |bytes| cx.rng.fill_bytes(bytes));
+        }
         Ok(Finished {
-            session: Session::new(&split, parts, now),
+            session,
             early_accepted: payload.early_accepted,
             observed: payload.observed,
             time_ms: payload.time_ms,

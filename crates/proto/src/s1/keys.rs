@@ -123,6 +123,18 @@ pub(crate) fn export(exporter: &Secret, label: &[u8], context: &[u8], out: &mut 
     fits
 }
 
+/// What an upgrade adds: the secret of ML-KEM and the hash of what was exchanged for it, mixed with what the present phase gives. In a frame of
+/// its own as well.
+#[inline(never)]
+fn mix(next: &[u8; 32], secret: &[u8; 32], transcript: &[u8; 32], out: &mut [u8; 32]) {
+    let mut input = Zeroizing::new([0; 64]);
+    input[..32].copy_from_slice(secret);
+    input[32..].copy_from_slice(transcript);
+    let (mut prk, hkdf) = Hkdf::<Sha256>::extract(Some(next), input.as_ref());
+    hkdf.expand(b"pilotage s1 post-quantum", out).expect("32 bytes");
+    prk.as_mut_slice().zeroize();
+}
+
 /// One phase of one direction.
 #[derive(Debug)]
 pub(crate) struct Phase {
@@ -150,6 +162,15 @@ impl Phase {
     /// The phase after this one. One way: from its secret nobody finds back.
     pub(crate) fn next(&self, suite: Suite) -> Self {
         Self::new(expand_secret(&self.traffic.0, &[b"pilotage s1 update"]), suite)
+    }
+
+    /// The phase after this one, with what an upgrade adds.
+    pub(crate) fn upgraded(&self, suite: Suite, secret: &Secret, transcript: &[u8; 32]) -> Self {
+        let next = expand_secret(&self.traffic.0, &[b"pilotage s1 update"]);
+        let mut out = Secret::new([0; 32]);
+        mix(&next.0, &secret.0, transcript, &mut out.0);
+        burn();
+        Self::new(out, suite)
     }
 
     fn nonce(&self, number: u64) -> [u8; NONCE_LEN] {

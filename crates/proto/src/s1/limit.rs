@@ -18,9 +18,13 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const COOKIE_BURST: u32 = 100;
 /// PILCs in one second to whoever asks; beyond, only to who asks again.
 pub const COOKIES_AT_ONCE: u32 = 10_000;
-/// Classes of sources that are told apart then: 512 KiB for each of two seconds.
-const RETURNING_BITS: usize = 1 << 22;
-const RETURNING_PERIOD: Duration = Duration::from_secs(1);
+/// Classes of sources that are told apart then: 2 MiB for each of two periods.
+const RETURNING_BITS: usize = 1 << 24;
+/// A source is remembered for one to two periods. No shorter than the longest wait of a caller between two tries
+/// ([`super::association::RETRY_LONGEST`]): else one whose first tries were lost in the queue of the socket would be new each time.
+const RETURNING_PERIOD: Duration = super::association::RETRY_LONGEST;
+/// What is answered without being known is counted by this.
+const SECOND: Duration = Duration::from_secs(1);
 /// Initiations with a right `mac1` in one second beyond which cookies are asked for.
 pub const BUSY_RATE: u32 = 500;
 /// Unconfirmed sessions beyond which cookies are asked for.
@@ -143,18 +147,20 @@ impl Rates {
 }
 
 /// Who asks again under a great flood. An answer costs three times what it costs to throw a frame away; most forged frames are from
-/// addresses that never come back, and whoever really calls comes back after half a second.
+/// addresses that never come back, and whoever really calls comes back after half a second at first, after five at last.
 #[derive(Debug)]
 pub(crate) struct Returning {
-    /// One bit for each of [`RETURNING_BITS`] classes of sources, of this second and of the one before. Empty until needed.
+    /// One bit for each of [`RETURNING_BITS`] classes of sources, of this period and of the one before. Empty until needed.
     halves: [Vec<u64>; 2],
     turned: Instant,
+    /// Answers left of this second to whoever asks.
     left: u32,
+    second: Instant,
 }
 
 impl Returning {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { halves: Default::default(), turned: now, left: COOKIES_AT_ONCE }
+        Self { halves: Default::default(), turned: now, left: COOKIES_AT_ONCE, second: now }
     }
 
     /// A great flood is on: nobody is answered without having asked before.
@@ -166,21 +172,26 @@ impl Returning {
     /// Whether to answer. `class` is a keyed hash of the source: nobody else can tell which sources share one.
     pub(crate) fn admits(&mut self, class: u64, now: Instant) -> bool {
         self.turn(now);
-        if self.left > 0 {
-            self.left -= 1;
-            return true;
-        }
+        let free = self.left > 0;
+        self.left = self.left.saturating_sub(1);
         if self.halves[0].is_empty() {
+            if free {
+                return true;
+            }
             self.halves = [(); 2].map(|()| vec![0; RETURNING_BITS / 64]);
         }
+        // Noted also if it is answered anyway: it comes back with its cookie when none are left.
         let at = (class % RETURNING_BITS as u64) as usize;
         let (word, bit) = (at / 64, 1 << (at % 64));
         let known = self.halves.iter().any(|half| half[word] & bit != 0);
         self.halves[0][word] |= bit;
-        known
+        free || known
     }
 
     fn turn(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.second) >= SECOND {
+            (self.second, self.left) = (now, COOKIES_AT_ONCE);
+        }
         let since = now.saturating_duration_since(self.turned);
         if since >= RETURNING_PERIOD {
             self.halves.swap(0, 1);
@@ -188,7 +199,7 @@ impl Returning {
             if since >= 2 * RETURNING_PERIOD {
                 self.halves[1].fill(0);
             }
-            (self.turned, self.left) = (now, COOKIES_AT_ONCE);
+            self.turned = now;
         }
     }
 }
@@ -308,17 +319,47 @@ mod tests {
         let at = |ms| start + Duration::from_millis(ms);
         let class = |n: u64| n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 20;
         let first = (0..200_000).filter(|n| returning.admits(class(*n), at(0))).count();
-        let (least, most) = (COOKIES_AT_ONCE as usize, COOKIES_AT_ONCE as usize + 10_000);
+        let (least, most) = (COOKIES_AT_ONCE as usize, COOKIES_AT_ONCE as usize + 5_000);
         assert!((least..most).contains(&first), "{first}: of the rest few share a class");
         assert_eq!((100_000..110_000).filter(|n| returning.admits(class(*n), at(600))).count(), 10_000);
-        // Known for a second at least, and forgotten after two.
         let later = (300_000..310_000).filter(|n| returning.admits(class(*n), at(1_000))).count();
         assert_eq!(later, 10_000, "the first of the next second");
-        assert_eq!((190_000..200_000).filter(|n| returning.admits(class(*n), at(1_100))).count(), 10_000);
-        assert_eq!((0..10_000).filter(|n| returning.admits(class(*n), at(4_000))).count(), 10_000);
-        let known = (110_000..120_000).filter(|n| returning.admits(class(*n), at(4_100))).count();
+        assert_eq!(
+            (300_000..310_000).filter(|n| returning.admits(class(*n), at(1_100))).count(),
+            10_000,
+            "and noted"
+        );
+        // Known for the longest wait of a caller at least, and forgotten after two.
+        assert_eq!((0..10_000).filter(|n| returning.admits(class(n + 500_000), at(4_990))).count(), 10_000);
+        assert_eq!((190_000..200_000).filter(|n| returning.admits(class(*n), at(4_999))).count(), 10_000);
+        assert_eq!((180_000..190_000).filter(|n| returning.admits(class(*n), at(5_000))).count(), 10_000);
+        assert_eq!((0..10_000).filter(|n| returning.admits(class(n + 600_000), at(14_900))).count(), 10_000);
+        assert_eq!((180_000..190_000).filter(|n| returning.admits(class(*n), at(14_990))).count(), 10_000);
+        let known = (110_000..120_000).filter(|n| returning.admits(class(*n), at(14_995))).count();
         assert!(known < 500, "{known}");
         assert_eq!(returning.halves.iter().map(Vec::len).sum::<usize>(), 2 * RETURNING_BITS / 64);
+    }
+
+    /// Whenever the halves turn: who asked is known five seconds later, as often as it takes.
+    #[test]
+    fn who_waits_as_long_as_a_caller_does_is_still_known() {
+        let start = Instant::now();
+        for phase in (0..RETURNING_PERIOD.as_millis() as u64).step_by(250) {
+            let mut returning = Returning::new(start);
+            let at = |ms| start + Duration::from_millis(ms);
+            let spend = |returning: &mut Returning, ms: u64| {
+                for n in 0..u64::from(COOKIES_AT_ONCE) {
+                    returning.admits((n + ms) << 8, at(ms));
+                }
+            };
+            spend(&mut returning, phase);
+            assert!(!returning.admits(7, at(phase)));
+            for n in 1..5 {
+                let later = phase + n * RETURNING_PERIOD.as_millis() as u64 - 1;
+                spend(&mut returning, later);
+                assert!(returning.is_full(at(later)) && returning.admits(7, at(later)), "{phase} {n}");
+            }
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod node;
 mod noise;
 mod prekey;
 mod session;
+mod upgrade;
 mod window;
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -39,6 +40,7 @@ pub use limit::{BUSY_RATE, BUSY_UNCONFIRMED, COOKIES_AT_ONCE, STRIKES_MAX, TABLE
 pub use node::{Accepted, INDICES_MAX, Incoming, Node, NodeConfig, UNCONFIRMED_MAX, Verdict};
 pub use prekey::{LIFE, LIVE_MAX, PeerPrekey, Prekey, prekey_id};
 pub use session::{Limits, OpenError, Opened, Role, SPARES_MAX, SealError, Session};
+pub use upgrade::PostQuantum;
 
 use std::time::Instant;
 
@@ -101,6 +103,9 @@ pub enum Refusal {
     /// The two sides have no suite in common.
     #[error("s1: no common suite")]
     Suite,
+    /// We demand the post-quantum upgrade, and the peer does not do it.
+    #[error("s1: the peer does not do the post-quantum upgrade that this node demands")]
+    PostQuantum,
     /// An answer to nothing that we sent.
     #[error("s1: answers nothing")]
     Unexpected,

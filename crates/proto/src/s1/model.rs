@@ -51,6 +51,8 @@ pub(crate) struct World {
     pub(crate) ups: u64,
     pub(crate) early: u64,
     pub(crate) resets: u64,
+    /// Packets opened in sessions that had the upgrade.
+    pub(crate) upgraded: u64,
 }
 
 /// Short lives, so that a few hundred steps see every limit.
@@ -89,6 +91,7 @@ pub(crate) fn config(number: u8, limits: Limits) -> NodeConfig {
         transport: transport(),
         device: Secret::new([number ^ 0x55; 32]),
         limits,
+        post_quantum: PostQuantum::Off,
         psks: Vec::new(),
     }
 }
@@ -111,6 +114,7 @@ impl World {
             ups: 0,
             early: 0,
             resets: 0,
+            upgraded: 0,
         };
         for number in 0..NODES {
             let side = world.boot(number, 0);
@@ -125,6 +129,10 @@ impl World {
         let mut rng = ChaCha20Rng::from_seed([number as u8 ^ life << 2; 32]);
         let mut config = config(number as u8 + 1, limits());
         config.seq += u64::from(life);
+        // Two of the three would like the upgrade.
+        if number < 2 {
+            config.post_quantum = PostQuantum::On;
+        }
         let mut cx = Cx { now: self.now, unix_ms: self.unix_ms, rng: &mut rng };
         let node = Node::new(config, &mut cx);
         Side { node, peers: (0..NODES).map(|_| None).collect(), rng, lives: life }
@@ -273,7 +281,12 @@ impl World {
                 let up = self.with(to, peer, |a, node, cx| a.handle_response(node, bytes, cx));
                 if let Some(Ok(_)) = up {
                     self.ups += 1;
+                    let now = self.now;
+                    self.with(to, peer, |a, _, _| {
+                        a.current_mut().expect("up").begin_upgrade(now, None);
+                    });
                     self.send(to, peer, 0);
+                    self.upgrade(to, peer, true);
                 }
             }
             (Some(Kind::Cookie), Some(peer)) => {
@@ -328,7 +341,7 @@ impl World {
         self.with(to, peer, |a, node, _| a.adopt(node, accepted.session, accepted.early.is_some(), now));
         if let Some(early) = accepted.early {
             self.early += 1;
-            self.arrived(peer, to, &early);
+            self.arrived(peer, to, (&early, false));
         }
         self.put(to, from, accepted.datagram);
     }
@@ -339,12 +352,16 @@ impl World {
         if let Some(Ok(opened)) = opened {
             self.opened += 1;
             let frames = bytes[opened.start..opened.end].to_vec();
-            self.arrived(peer, to, &frames);
+            let current =
+                self.with(to, peer, |a, _, _| a.current().is_some_and(|s| s.id() == opened.session));
+            let upgraded = self.with(to, peer, |a, _, _| a.current().is_some_and(Session::is_post_quantum));
+            self.upgraded += u64::from(upgraded == Some(true));
+            self.arrived(peer, to, (&frames, current == Some(true)));
         }
     }
 
     /// Genuine, for us, and for the first time.
-    fn arrived(&mut self, from: usize, to: usize, frames: &[u8]) {
+    fn arrived(&mut self, from: usize, to: usize, (frames, current): (&[u8], bool)) {
         for frame in Frames::new(frames) {
             match frame.expect("a genuine packet is well-formed") {
                 Frame::Datagram { data, .. } => {
@@ -362,11 +379,47 @@ impl World {
                     });
                     assert_eq!(good, Some(true));
                 }
+                Frame::Upgrade(step) if current => {
+                    let send =
+                        self.with(to, from, |a, _, cx| a.on_upgrade_step(&step, cx)).expect("two nodes");
+                    if send.expect("a genuine step is no error") {
+                        self.upgrade(to, from, false);
+                    }
+                }
                 Frame::RetireIndex(seq) => {
                     self.with(to, from, |a, node, _| a.retire_index(node, seq));
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// The steps of the upgrade, if they are due or wanted.
+    fn upgrade(&mut self, from: usize, to: usize, due: bool) {
+        let now = self.now;
+        let sealed = self.with(from, to, |a, _, _| {
+            let Some(session) = a.current_mut() else { return Vec::new() };
+            if due && !session.upgrade_is_due(now) {
+                return Vec::new();
+            }
+            let frames: Vec<_> = session
+                .upgrade_steps()
+                .into_iter()
+                .map(|step| {
+                    let mut buf = vec![0; 700];
+                    let len = Frame::Upgrade(step).encode(&mut buf[HEADER_LEN..]).expect("room");
+                    (buf, len)
+                })
+                .collect();
+            let seal = |(mut buf, len): (Vec<u8>, usize)| {
+                let (total, _) = a.seal(&mut buf, len, now).ok()?;
+                buf.truncate(total);
+                Some(buf)
+            };
+            frames.into_iter().filter_map(seal).collect()
+        });
+        for bytes in sealed.unwrap_or_default() {
+            self.put(from, to, bytes);
         }
     }
 
@@ -401,6 +454,7 @@ impl World {
                 if let Some(Some(Timeout::Send(pili))) = due {
                     self.put(from, to, pili);
                 }
+                self.upgrade(from, to, true);
             }
         }
     }

@@ -21,6 +21,7 @@ use super::limit::{BUSY_UNCONFIRMED, Load, Rates, Returning, Strikes, TABLE_MAX,
 use super::noise::Responder;
 use super::prekey::{PeerPrekey, Prekey, Prekeys};
 use super::session::{Limits, Parts, Role, Session};
+use super::upgrade::PostQuantum;
 use super::{Cx, Refusal};
 use crate::crypto::Identity;
 
@@ -58,6 +59,8 @@ pub struct NodeConfig {
     pub device: Secret,
     /// Life of keys.
     pub limits: Limits,
+    /// The upgrade of sessions.
+    pub post_quantum: PostQuantum,
     /// Secrets of networks: who does not have that of the initiator's network has no session with it.
     pub psks: Vec<(NetworkId, Secret)>,
 }
@@ -72,6 +75,7 @@ pub struct Node {
     pub(super) suites: SuiteList,
     pub(super) transport: TransportParameters,
     pub(super) limits: Limits,
+    pub(super) post_quantum: PostQuantum,
     psks: Vec<(NetworkId, Secret)>,
     pub(super) prekeys: Prekeys,
     caps: u64,
@@ -122,6 +126,8 @@ pub struct Incoming {
     early_fresh: bool,
     strike: [u8; 16],
     suite: Suite,
+    /// Both sides would like the upgrade.
+    upgrade: bool,
     initiator_index: u32,
     source: Source,
 }
@@ -186,8 +192,19 @@ pub struct Accepted {
 impl Node {
     /// Makes an endpoint's part, with a first prekey.
     pub fn new(config: NodeConfig, cx: &mut Cx<'_>) -> Self {
-        let NodeConfig { identity, address, salt, caps, seq, suites, transport, device, limits, psks } =
-            config;
+        let NodeConfig {
+            identity,
+            address,
+            salt,
+            caps,
+            seq,
+            suites,
+            transport,
+            device,
+            limits,
+            post_quantum,
+            psks,
+        } = config;
         let mut secret = cx.random();
         let unix_s = cx.unix_ms / 1_000;
         let prekey = Prekey::new(&identity, secret, seq, caps, unix_s);
@@ -201,6 +218,7 @@ impl Node {
             suites,
             transport,
             limits,
+            post_quantum,
             psks,
             prekeys: Prekeys::new(prekey, unix_s),
             caps,
@@ -493,6 +511,10 @@ impl Node {
         let Payload1 { identity, certificate, .. } = payload;
         self.verify(&PeerPrekey { identity, prekey: noise.initiator, certificate }, cx)?;
         let suite = Suite::choose(&self.suites, &payload.suites).ok_or(Refusal::Suite)?;
+        let upgrade = self.post_quantum.is_on() && initiation.flags.post_quantum;
+        if self.post_quantum == PostQuantum::Require && !upgrade {
+            return Err(Refusal::PostQuantum);
+        }
         self.is_new(noise.initiator, (payload.time_ms, payload.counter), cx)?;
         Ok(Incoming {
             early_fresh: !early.is_empty() && self.early_is_fresh(payload.time_ms, cx.now),
@@ -501,6 +523,7 @@ impl Node {
             noise,
             payload,
             suite,
+            upgrade,
             initiator_index: initiation.sender,
             source: *source,
         })
@@ -554,11 +577,14 @@ impl Node {
         let local = self.allocate(slot, cx)?;
         // Once more by the clock: it may have waited for a look-up, longer than the register remembers.
         let fresh = incoming.early_fresh && self.early_is_fresh(incoming.payload.time_ms, cx.now);
-        let take_early = take_early && fresh && self.strikes.strike(incoming.strike, cx.now);
-        let Incoming { noise, payload, early, suite, initiator_index, source, .. } = incoming;
+        // Early data is never under the upgraded keys.
+        let wanted = take_early && self.post_quantum != PostQuantum::Require;
+        let take_early = wanted && fresh && self.strikes.strike(incoming.strike, cx.now);
+        let Incoming { noise, payload, early, suite, upgrade, initiator_index, source, .. } = incoming;
         let answer = Payload2 {
             suite: suite.id(),
             early_accepted: take_early,
+            post_quantum: upgrade,
             sender: local,
             transport: self.transport,
             reset_token: self.reset_token(local),
@@ -566,7 +592,7 @@ impl Node {
             time_ms: cx.unix_ms,
             record_seq: self.prekeys.newest().certificate.seq,
         };
-        let mut datagram = response_header(take_early, local, initiator_index).to_vec();
+        let mut datagram = response_header((take_early, upgrade), local, initiator_index).to_vec();
         datagram.reserve(RESPONSE_LEN);
         let mut secret = cx.random();
         let ephemeral = DhKey::from_bytes(secret);
@@ -586,7 +612,10 @@ impl Node {
             transport: payload.transport,
             limits: self.limits,
         };
-        let session = Session::new(&split, parts, cx.now);
+        let mut session = Session::new(&split, parts, cx.now);
+        if upgrade {
+            session.agree_on_upgrade(&mut |bytes| cx.rng.fill_bytes(bytes));
+        }
         let displaced = self.note_unconfirmed(local, cx.now);
         let early = take_early.then(|| early.to_vec());
         Ok(Accepted { datagram, session, early, displaced })

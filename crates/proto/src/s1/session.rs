@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use pilotage_wire::s1::TOKEN_LEN;
 use pilotage_wire::s1::data::{self, HEADER_LEN, Header, OVERHEAD, SAMPLE_LEN};
+use pilotage_wire::s1::frames::Upgrade as Step;
 use pilotage_wire::s1::payload::TransportParameters;
 use subtle::ConstantTimeEq;
 
 use super::aead::{HeaderKey, Suite};
 use super::keys::{self, Phase, Schedule, Secret};
 use super::noise::Split;
+use super::upgrade::{Then, Upgrade};
 use super::window::{Place, Window};
 
 /// Indices of the peer that wait to be used, at one time.
@@ -166,6 +168,8 @@ pub struct Session {
     transport: TransportParameters,
     spares: Vec<(u64, u32, [u8; TOKEN_LEN])>,
     remote_seq: u64,
+    /// There is no phase 1 without it, where the two sides agreed on one.
+    upgrade: Option<Box<Upgrade>>,
 }
 
 /// What a session is made of.
@@ -225,7 +229,65 @@ impl Session {
             transport,
             spares: Vec::new(),
             remote_seq: 0,
+            upgrade: None,
         }
+    }
+
+    // --- the post-quantum upgrade (spec/secure.md §9.5) ---
+
+    /// Both sides agreed on the upgrade.
+    pub(super) fn agree_on_upgrade(&mut self, random: &mut dyn FnMut(&mut [u8])) {
+        self.upgrade = Upgrade::new(self.role, random).map(Box::new);
+    }
+
+    /// The initiator's first step is due now.
+    pub fn begin_upgrade(&mut self, now: Instant, rtt: Option<Duration>) {
+        if let Some(upgrade) = self.upgrade.as_mut().filter(|_| self.role == Role::Initiator) {
+            upgrade.begin(now, rtt);
+        }
+    }
+
+    /// Whether both directions have keys that need the secret of ML-KEM.
+    pub fn is_post_quantum(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_done())
+    }
+
+    /// When steps of the upgrade are to be sent again.
+    pub(super) fn upgrade_at(&self) -> Option<Instant> {
+        self.upgrade.as_ref().and_then(|upgrade| upgrade.deadline())
+    }
+
+    /// Whether they are now.
+    pub fn upgrade_is_due(&mut self, now: Instant) -> bool {
+        self.upgrade.as_mut().is_some_and(|upgrade| upgrade.is_due(now))
+    }
+
+    /// What is to be said about the upgrade, each in a packet of its own.
+    pub fn upgrade_steps(&self) -> Vec<Step<'_>> {
+        self.upgrade.as_ref().map(|upgrade| upgrade.steps(self.role)).unwrap_or_default()
+    }
+
+    /// UPGRADE came. Whether [`Self::upgrade_steps`] are to be sent now; `None` if it is against the protocol.
+    pub(super) fn on_upgrade_step(
+        &mut self,
+        step: &Step<'_>,
+        random: &mut dyn FnMut(&mut [u8]),
+    ) -> Option<bool> {
+        match self.upgrade.as_mut()?.on_step(step, self.role, random) {
+            Then::Nothing => Some(false),
+            Then::Send => Some(true),
+            Then::Advance => {
+                // The ciphertext has come in phase 0, so the peer's phase 0 is known; and it has the secret.
+                self.advance_sender();
+                Some(true)
+            }
+            Then::Refuse => None,
+        }
+    }
+
+    /// Phase 0 is not left without the secret on which the two sides agreed, nor before the initiator has it.
+    fn awaits_upgrade(&self) -> bool {
+        self.upgrade.is_some() && self.send.phase_number == 0
     }
 
     /// The suite chosen.
@@ -337,7 +399,7 @@ impl Session {
         let send = &self.send;
         let followed = self.receive.phase_number == send.phase_number && self.receive.opened;
         send.next >= self.limits.refuse_packets.min(1 << 32)
-            || (send.phase_packets >= self.limits.phase_packets && !followed)
+            || (send.phase_packets >= self.limits.phase_packets && (!followed || self.awaits_upgrade()))
             || self.age(now) >= self.limits.refuse_after
     }
 
@@ -402,7 +464,7 @@ impl Session {
             || send.phase_packets >= self.limits.update_packets
             || send.phase_bytes >= self.limits.update_bytes;
         let followed = self.receive.phase_number == send.phase_number && self.receive.opened;
-        if due && followed {
+        if due && followed && !self.awaits_upgrade() {
             self.advance_sender();
         }
     }
@@ -410,7 +472,10 @@ impl Session {
     #[cold]
     fn advance_sender(&mut self) {
         let send = &mut self.send;
-        send.phase = send.phase.next(self.suite);
+        // Without the secret of an upgrade there is no next phase; nobody asks for it then.
+        let next = next_phase(&send.phase, send.phase_number, self.upgrade.as_deref(), self.suite);
+        let Some(next) = next else { return };
+        send.phase = next;
         send.phase_number += 1;
         send.phase_began = None;
         send.phase_packets = 0;
@@ -452,7 +517,7 @@ impl Session {
         let opened = if current {
             receive.phase.open(number, &bytes, body)
         } else {
-            match receive.other_phase(number, self.suite, now) {
+            match receive.other_phase(number, self.suite, self.upgrade.as_deref(), now) {
                 Some(phase) => phase.open(number, &bytes, body),
                 None => None,
             }
@@ -500,6 +565,10 @@ impl Session {
         receive.opened = true;
         if self.send.phase_number < self.receive.phase_number {
             self.advance_sender();
+        }
+        if let Some(upgrade) = self.upgrade.as_mut().filter(|upgrade| !upgrade.is_done()) {
+            // The peer sends in phase 1, and so do we.
+            upgrade.finish();
         }
     }
 
@@ -553,6 +622,11 @@ impl Session {
     }
 
     #[cfg(all(test, not(feature = "fuzzing")))]
+    pub(super) fn upgrade_secret(&self) -> Option<&[u8; 32]> {
+        self.upgrade.as_ref()?.secret().map(|(secret, _)| secret.as_bytes())
+    }
+
+    #[cfg(all(test, not(feature = "fuzzing")))]
     pub(super) fn packet_keys(&self) -> [Secret; 2] {
         [self.send.phase.key_bytes(), self.receive.phase.key_bytes()]
     }
@@ -563,6 +637,16 @@ impl Session {
     }
 }
 
+/// The phase after one. Phase 1 of a session with an upgrade needs the secret: `None` as long as it is not known.
+fn next_phase(phase: &Phase, number: u64, upgrade: Option<&Upgrade>, suite: Suite) -> Option<Phase> {
+    match upgrade {
+        Some(upgrade) if number == 0 => {
+            upgrade.secret().map(|(secret, transcript)| phase.upgraded(suite, secret, transcript))
+        }
+        _ => Some(phase.next(suite)),
+    }
+}
+
 impl Receiver {
     /// A number below the lowest of the present phase belongs to the one before.
     fn is_late(&self, number: u64) -> bool {
@@ -570,7 +654,13 @@ impl Receiver {
     }
 
     /// The phase of a packet whose phase bit is not the present one's.
-    fn other_phase(&mut self, number: u64, suite: Suite, now: Instant) -> Option<&Phase> {
+    fn other_phase(
+        &mut self,
+        number: u64,
+        suite: Suite,
+        upgrade: Option<&Upgrade>,
+        now: Instant,
+    ) -> Option<&Phase> {
         if self.previous.as_ref().is_some_and(|(_, at)| now.saturating_duration_since(*at) > PREVIOUS_KEPT) {
             self.previous = None;
         }
@@ -578,7 +668,7 @@ impl Receiver {
             return self.previous.as_ref().map(|(phase, _)| phase);
         }
         if self.next.is_none() {
-            self.next = Some(Box::new(self.phase.next(suite)));
+            self.next = next_phase(&self.phase, self.phase_number, upgrade, suite).map(Box::new);
         }
         self.next.as_deref()
     }

@@ -34,8 +34,6 @@ const RETRY_MAX: Duration = Duration::from_millis(500);
 const RELAY_FROM: u32 = 1;
 /// From this try on the application is asked whether it knows a newer address.
 const WANT_ADDRESS_FROM: u32 = 2;
-/// So many of the addresses that the application named besides the introduced one are asked.
-const NAMED_FIRST: usize = 4;
 /// Key exchange frames that wait to be sent, and those of the draft among them: a first call asks in both modes at once.
 const OUTBOX_MAX: usize = 16;
 const PILA_MAX: usize = 8;
@@ -257,11 +255,6 @@ impl Tunnel {
     /// The present keys are those that we asked for.
     pub(super) fn exchange_asked(&self) -> bool {
         self.exchange.asked
-    }
-
-    /// Addresses that the application named, the first of them.
-    pub(super) fn first_named(&self) -> Vec<SocketAddr> {
-        self.agent.first_addresses(NAMED_FIRST).collect()
     }
 
     /// The key pair that new sessions are derived from: the newest that the peer was told of.

@@ -5,12 +5,15 @@
 //! does. What is waited for is known to be under way, and not for long: whoever withholds it delays a call by less than two
 //! round trips.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::{Tunnel, TunnelCx};
 use crate::connection::{Connection, Dialect};
 use crate::secure::Mode;
 
+/// So many of the addresses that the application named besides the introduced one are asked.
+const NAMED_FIRST: usize = 4;
 /// Round trip that is taken for one that nobody has measured.
 const RTT_UNKNOWN: Duration = Duration::from_millis(100);
 /// Longest wait for one answer.
@@ -76,6 +79,11 @@ impl Tunnel {
             secured.hold_until = None;
             self.blocked = false;
         }
+    }
+
+    /// Addresses that the application named, the first of them.
+    pub(super) fn first_named(&self) -> Vec<SocketAddr> {
+        self.agent.first_addresses(NAMED_FIRST).collect()
     }
 
     fn rtt_or_guess(&self) -> Duration {

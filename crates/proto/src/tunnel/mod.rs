@@ -23,6 +23,7 @@ mod secure;
 mod session;
 mod slots;
 mod transmit;
+mod upgrade;
 mod ways;
 
 use std::collections::VecDeque;
@@ -503,6 +504,7 @@ impl Tunnel {
             suite: s1.map(|s| s.suite()),
             keys_since: s1.map(|s| s.created()).or(self.current.as_ref().map(|s| s.created)),
             phase: s1.map_or(0, |s| s.phase()),
+            post_quantum: s1.is_some_and(crate::s1::Session::is_post_quantum),
             path: self.path.info(),
             connections: self.open_count(),
         }

@@ -155,7 +155,7 @@ impl Tunnel {
     // ------------------------------------------------------------------ beginning
 
     /// Makes the association if there is none. `None` if we do not speak S1, or the peer's identity is not known.
-    fn ready_secure<'a>(
+    pub(super) fn ready_secure<'a>(
         &mut self,
         cx: &'a mut Option<Box<Secure>>,
         now: Instant,
@@ -394,6 +394,7 @@ impl Tunnel {
         if initiator {
             self.plan_proof(cx.now);
             self.tell_token(route, cx);
+            self.begin_upgrade(route, cx);
         }
         if forgotten || (known_before && !initiator) {
             // A restarted peer answers with RST, which ends streams of its former life at once.
@@ -449,8 +450,13 @@ impl Tunnel {
     /// Seals one frame into a datagram of its own, for one way. At most 64 bytes.
     pub(crate) fn queue_frame(&mut self, route: Route, frame: &Frame<'_>, now: Instant) {
         let mut bytes = vec![0; S1_OVERHEAD + 64];
-        let Some(secured) = &mut self.secure else { return };
         let Ok(len) = frame.encode(&mut bytes[S1_HEADER_LEN..S1_HEADER_LEN + 64]) else { return };
+        self.queue_sealed(route, bytes, len, now);
+    }
+
+    /// The frame of so many bytes stands where it belongs.
+    pub(super) fn queue_sealed(&mut self, route: Route, mut bytes: Vec<u8>, len: usize, now: Instant) {
+        let Some(secured) = &mut self.secure else { return };
         if !self.exchange.has_room() {
             return;
         }
@@ -614,6 +620,7 @@ impl Tunnel {
         if lost {
             self.end_s1(cx);
         }
+        self.repeat_upgrade(now);
         if self.secure.as_ref().is_some_and(|s| s.upgrade_at.is_some_and(|t| t <= now)) {
             self.try_upgrade(cx);
         }
@@ -672,7 +679,7 @@ impl Tunnel {
         if session.wants_rekey(cx.now) {
             self.begin_s1(None, cx);
         }
-        true
+        !self.waits_for_upgrade(cx)
     }
 
     /// As rule C9: we have data under way and hear nothing under the keys in use. A new handshake disturbs nothing.

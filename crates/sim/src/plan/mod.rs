@@ -11,7 +11,7 @@ mod run;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pilotage_proto::s1::Limits;
+use pilotage_proto::s1::{Limits, PostQuantum};
 use pilotage_proto::{Config, SecureMode};
 
 use crate::link::Link;
@@ -40,6 +40,8 @@ pub struct NodePlan {
     pub limits: Limits,
     /// Whether its connections in S1 are streams of S1.
     pub streams: bool,
+    /// Whether it would like the post-quantum upgrade.
+    pub post_quantum: PostQuantum,
 }
 
 /// Something bad that happens at a time.

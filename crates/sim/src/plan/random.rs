@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pilotage_proto::s1::Limits;
+use pilotage_proto::s1::{Limits, PostQuantum};
 use pilotage_proto::{Config, ControllerKind, SecureMode};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -58,8 +58,13 @@ impl Plan {
         // Dice of their own, as above.
         let mut streams = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x7374_7265_616d));
         let share = streams.one_of(&[0.0, 0.8, 1.0, 1.0]);
+        let mut upgrades = Dice(ChaCha8Rng::seed_from_u64(seed ^ 0x0075_7161_6e74_756d));
+        let upgraded = upgrades.one_of(&[0.0, 0.5, 1.0]);
         for node in &mut plan.nodes {
             node.streams = streams.chance(share);
+            if upgrades.chance(upgraded) {
+                node.post_quantum = PostQuantum::On;
+            }
             node.mode = if dice.chance(0.6) { SecureMode::Auto } else { other };
             if dice.chance(0.5) {
                 node.limits.update_packets = dice.skewed(2, 1_000);
@@ -163,7 +168,16 @@ fn node(dice: &mut Dice, rough: bool) -> NodePlan {
     }
     let ppm = if dice.chance(0.5) { dice.below(1_001) as i64 - 500 } else { 0 };
     let (up, down) = (link(dice, rough), link(dice, rough));
-    NodePlan { config, up, down, ppm, mode: SecureMode::Draft, limits: Limits::default(), streams: false }
+    NodePlan {
+        config,
+        up,
+        down,
+        ppm,
+        mode: SecureMode::Draft,
+        limits: Limits::default(),
+        streams: false,
+        post_quantum: PostQuantum::Off,
+    }
 }
 
 fn link(dice: &mut Dice, rough: bool) -> Link {

@@ -58,7 +58,7 @@ impl Plan {
         let mut world = World::new(self.seed);
         for node in &self.nodes {
             let id = world.add_node(node.config.clone(), node.up.clone(), node.down.clone(), node.ppm);
-            world.speak_s1(id, node.mode, node.limits, node.streams);
+            world.speak_s1(id, node.mode, node.limits, (node.streams, node.post_quantum));
         }
         let last = FIRST_NODE + self.nodes.len();
         if self.beacon {

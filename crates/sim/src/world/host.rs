@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pilotage_nat::{BeaconConfig, BeaconEngine};
 use pilotage_proto::crypto::Identity;
-use pilotage_proto::s1::Limits;
+use pilotage_proto::s1::{Limits, PostQuantum};
 use pilotage_proto::{Config, Endpoint, PeerConfig, PeerPolicy, SecureConfig, SecureMode, TransmitBuf};
 use pilotage_wire::addressing::first_address;
 use pilotage_wire::{Address, NetworkId, NodeId};
@@ -121,7 +121,7 @@ pub struct Node {
     pub key: [u8; 32],
     pub(super) identity_seed: [u8; 32],
     /// Which modes it speaks, and how long its keys of S1 live.
-    pub(super) secure: (SecureMode, Limits, bool),
+    pub(super) secure: (SecureMode, Limits, (bool, PostQuantum)),
     /// When the first of its processes began.
     began: Instant,
     pub(super) buf: TransmitBuf,
@@ -230,11 +230,12 @@ impl Node {
 
     /// Switches S1 on, if the node is to speak it. `seed` is the process's; nothing else is drawn.
     pub(super) fn speak_s1(&mut self, now: Instant, seed: &[u8; 32]) {
-        let (mode, limits, streams) = self.secure;
+        let (mode, limits, (streams, post_quantum)) = self.secure;
         let device = blake3::derive_key("pilotage simulator: device secret", &self.identity_seed);
         let seed = blake3::derive_key("pilotage simulator: randomness of S1", seed);
         let up = now.saturating_duration_since(self.began).as_millis() as u64;
-        let config = SecureConfig { limits, streams, ..SecureConfig::new(mode, UNIX_MS + up, device) };
+        let config =
+            SecureConfig { limits, streams, post_quantum, ..SecureConfig::new(mode, UNIX_MS + up, device) };
         self.endpoint.enable_s1(now, config, &seed);
     }
 

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use pilotage_proto::s1::Limits;
+use pilotage_proto::s1::{Limits, PostQuantum};
 use pilotage_proto::{Config, PeerConfig, SecureMode};
 use pilotage_wire::{Address, NodeId, beacon};
 use rand_chacha::ChaCha8Rng;
@@ -238,10 +238,16 @@ impl World {
     }
 
     /// Lets a node speak S1. Before anybody is introduced to it.
-    pub fn speak_s1(&mut self, id: HostId, mode: SecureMode, limits: Limits, streams: bool) {
+    pub fn speak_s1(
+        &mut self,
+        id: HostId,
+        mode: SecureMode,
+        limits: Limits,
+        (streams, post_quantum): (bool, PostQuantum),
+    ) {
         let now = self.local(id);
         if let Some(node) = self.hosts[id].node_mut() {
-            node.secure = (mode, limits, streams);
+            node.secure = (mode, limits, (streams, post_quantum));
             let seed = node.key;
             node.speak_s1(now, &seed);
         }

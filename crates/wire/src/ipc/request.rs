@@ -35,6 +35,13 @@ pub enum Request<'a> {
         /// The payload.
         data: &'a [u8],
     },
+    /// The same for a datagram that may be delivered twice: it may leave in the first packet of a handshake. Ours, not the reference's.
+    SendIdempotent {
+        /// To whom.
+        to: SocketAddress,
+        /// The payload.
+        data: &'a [u8],
+    },
     /// Everything about the daemon.
     Info,
     /// Trust between nodes.
@@ -152,6 +159,7 @@ impl<'a> Request<'a> {
             0x06 => Self::Send { connection: r.u32()?, data: r.rest },
             0x08 => Self::Close { connection: r.u32()? },
             0x0B => Self::SendTo { to: r.socket()?, data: r.rest },
+            0x8B => Self::SendIdempotent { to: r.socket()?, data: r.rest },
             0x0D => Self::Info,
             0x0F => Self::Handshake(handshake(&mut r)?),
             0x11 => Self::ResolveHostname(r.text()?),
@@ -175,6 +183,7 @@ impl<'a> Request<'a> {
             Self::Send { .. } => 0x06,
             Self::Close { .. } => 0x08,
             Self::SendTo { .. } => 0x0B,
+            Self::SendIdempotent { .. } => 0x8B,
             Self::Info => 0x0D,
             Self::Handshake(_) => 0x0F,
             Self::ResolveHostname(_) => 0x11,
@@ -200,7 +209,7 @@ impl<'a> Request<'a> {
             Self::Dial { .. } => 8,
             Self::Send { data, .. } => 4 + data.len(),
             Self::Close { .. } => 4,
-            Self::SendTo { data, .. } => 8 + data.len(),
+            Self::SendTo { data, .. } | Self::SendIdempotent { data, .. } => 8 + data.len(),
             Self::Info | Self::Deregister | Self::Health => 0,
             Self::Handshake(request) => request.payload_len(),
             Self::ResolveHostname(text)
@@ -227,7 +236,7 @@ impl<'a> Request<'a> {
                 w.put(data);
             }
             Self::Close { connection } => w.put(&connection.to_be_bytes()),
-            Self::SendTo { to, data } => {
+            Self::SendTo { to, data } | Self::SendIdempotent { to, data } => {
                 w.socket(to);
                 w.put(data);
             }

@@ -143,6 +143,7 @@ proptest! {
             Request::Bind { port },
             Request::Dial { to },
             Request::SendTo { to, data: text.as_bytes() },
+            Request::SendIdempotent { to, data: text.as_bytes() },
             Request::Handshake(HandshakeRequest::Send { node, justification: text }),
             Request::Handshake(HandshakeRequest::Approve { node }),
             Request::Handshake(HandshakeRequest::Revoke { node }),

@@ -23,6 +23,7 @@
 //! | 13 | RECORD | length v, record |
 //! | 14 | REKEY | |
 //! | 15 | LIFE | sender's 8, receiver's 8 |
+//! | 16 | UPGRADE | part 1; 592 bytes of a key (parts 0, 1), 544 of a ciphertext (2, 3), nothing (4) |
 //! | 18, 19 | DATAGRAM | source port 2, destination port 2, [length v in 19], bytes |
 //! | 1A, 1B | LEGACY | [length v in 1B], a packet of the draft |
 //! | 20 to 2F | STREAM | stream v, [ports 4], [offset v], [length v], bytes; see [`stream`](super::stream) |
@@ -41,6 +42,7 @@ pub const ACK: u8 = 0x02;
 pub const ACK_OTHER: u8 = 0x03;
 /// First type of STREAM; the low four bits are flags.
 pub const STREAM: u8 = 0x20;
+const UPGRADE: u8 = 0x16;
 const DATAGRAM: u8 = 0x18;
 /// Type of LEGACY whose packet reaches to the end.
 pub const LEGACY: u8 = 0x1A;
@@ -48,6 +50,10 @@ pub const LEGACY: u8 = 0x1A;
 pub const REASON_MAX: usize = 256;
 /// Longest record, bytes.
 pub const RECORD_MAX: usize = 900;
+/// Bytes of half an ML-KEM-768 encapsulation key.
+pub const HALF_KEY: usize = 592;
+/// Bytes of half an ML-KEM-768 ciphertext.
+pub const HALF_CIPHERTEXT: usize = 544;
 /// Most streams of one kind.
 pub const STREAMS_MAX: u64 = 1 << 60;
 
@@ -139,6 +145,8 @@ pub enum Frame<'a> {
     Record(&'a [u8]),
     /// Please begin a new handshake.
     Rekey,
+    /// A step of the post-quantum upgrade.
+    Upgrade(Upgrade<'a>),
     /// Which streams, limits and offsets the sender means: with another number of its own it has forgotten all that were
     /// before.
     Life {
@@ -169,6 +177,43 @@ pub enum Frame<'a> {
     },
     /// A piece of a stream.
     Stream(Stream<'a>),
+}
+
+/// A step of the post-quantum upgrade (`spec/secure.md §9.5`). Halves, so that each fits into any path's datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upgrade<'a> {
+    /// A half of the initiator's encapsulation key: the second, and its bytes.
+    Key(bool, &'a [u8; HALF_KEY]),
+    /// A half of the responder's ciphertext.
+    Ciphertext(bool, &'a [u8; HALF_CIPHERTEXT]),
+    /// The sender has both, and sends under keys that need them.
+    Done,
+}
+
+impl<'a> Upgrade<'a> {
+    fn write(&self, out: &mut Writer<'_>) {
+        out.u8(UPGRADE);
+        match *self {
+            Self::Key(second, half) => {
+                out.u8(second.into());
+                out.put(half);
+            }
+            Self::Ciphertext(second, half) => {
+                out.u8(2 + u8::from(second));
+                out.put(half);
+            }
+            Self::Done => out.u8(4),
+        }
+    }
+
+    fn read(read: &mut Reader<'a>) -> Result<Self, Malformed> {
+        Ok(match read.u8()? {
+            part @ (0 | 1) => Self::Key(part == 1, read.array()?),
+            part @ (2 | 3) => Self::Ciphertext(part == 3, read.array()?),
+            4 => Self::Done,
+            _ => return Err(Malformed::Value("part")),
+        })
+    }
 }
 
 impl<'a> Frame<'a> {
@@ -229,6 +274,7 @@ impl<'a> Frame<'a> {
                 out.prefixed(record);
             }
             Self::Rekey => out.u8(0x14),
+            Self::Upgrade(upgrade) => upgrade.write(&mut out),
             Self::Life { own, peer, age } => {
                 tagged(&mut out, 0x15, &own.to_be_bytes());
                 out.put(&peer.to_be_bytes());
@@ -378,6 +424,7 @@ fn read_control<'a>(kind: u8, read: &mut Reader<'a>) -> Result<Frame<'a>, Malfor
         }
         0x14 => Frame::Rekey,
         0x15 => read_life(read)?,
+        UPGRADE => Frame::Upgrade(Upgrade::read(read)?),
         _ => return Err(Malformed::Type(kind)),
     })
 }

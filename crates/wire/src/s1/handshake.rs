@@ -45,7 +45,7 @@ pub struct Flags {
     pub early: bool,
     /// The frame goes by a relay.
     pub relayed: bool,
-    /// The sender would like the post-quantum upgrade.
+    /// The sender can do the post-quantum upgrade, and would like it.
     pub post_quantum: bool,
 }
 
@@ -158,6 +158,8 @@ pub fn initiation_header(flags: Flags, sender: u32, prekey_id: &[u8; 8]) -> [u8;
 pub struct Response<'a> {
     /// The early data of the PILI was taken. Repeated in the sealed payload, which alone counts.
     pub early_accepted: bool,
+    /// The session will have the post-quantum upgrade. Repeated in the sealed payload.
+    pub post_quantum: bool,
     /// Index that frames to the responder have to name. Repeated in the sealed payload.
     pub sender: u32,
     /// The initiator's index.
@@ -182,12 +184,13 @@ impl<'a> Response<'a> {
         let datagram = exactly::<RESPONSE_LEN>(datagram, b"PILR")?;
         let mut read = Reader(&datagram[4..]);
         let flags = version_and_flags(&mut read)?;
-        if flags > 1 {
+        if flags > 3 {
             return Err(Malformed::Value("flags"));
         }
         let (sender, receiver) = (index(&mut read)?, index(&mut read)?);
         Ok(Self {
-            early_accepted: flags == 1,
+            early_accepted: flags & 1 != 0,
+            post_quantum: flags & 2 != 0,
             sender,
             receiver,
             ephemeral: read.array()?,
@@ -199,11 +202,15 @@ impl<'a> Response<'a> {
 }
 
 /// The first 16 bytes of PILR. The key, the sealed payload and the MAC follow.
-pub fn response_header(early_accepted: bool, sender: u32, receiver: u32) -> [u8; RESPONSE_HEADER_LEN] {
+pub fn response_header(
+    (early_accepted, post_quantum): (bool, bool),
+    sender: u32,
+    receiver: u32,
+) -> [u8; RESPONSE_HEADER_LEN] {
     let mut header = [0; RESPONSE_HEADER_LEN];
     header[..4].copy_from_slice(b"PILR");
     header[4] = VERSION;
-    header[5] = early_accepted.into();
+    header[5] = u8::from(early_accepted) | u8::from(post_quantum) << 1;
     header[8..12].copy_from_slice(&sender.to_be_bytes());
     header[12..].copy_from_slice(&receiver.to_be_bytes());
     header

@@ -260,6 +260,8 @@ pub struct Payload2 {
     pub suite: u8,
     /// The early data was taken.
     pub early_accepted: bool,
+    /// The session will have the post-quantum upgrade; only if PILI asked for it.
+    pub post_quantum: bool,
     /// Index that frames to the responder have to name.
     pub sender: u32,
     /// What it is ready to receive.
@@ -283,7 +285,7 @@ impl Payload2 {
     pub fn decode(bytes: &[u8; PAYLOAD_2_LEN]) -> Result<Self, Malformed> {
         let mut read = Reader(bytes);
         let (suite, flags) = (read.u8()?, read.u8()?);
-        if suite == 0 || flags > 1 {
+        if suite == 0 || flags > 3 {
             return Err(Malformed::Value(if suite == 0 { "suite" } else { "flags" }));
         }
         read.zeros::<2>("reserved")?;
@@ -293,7 +295,8 @@ impl Payload2 {
         }
         let this = Self {
             suite,
-            early_accepted: flags == 1,
+            early_accepted: flags & 1 != 0,
+            post_quantum: flags & 2 != 0,
             sender,
             transport: TransportParameters::read(&mut read)?,
             reset_token: *read.array()?,
@@ -309,7 +312,7 @@ impl Payload2 {
     pub fn encode(&self) -> [u8; PAYLOAD_2_LEN] {
         let mut out = [0; PAYLOAD_2_LEN];
         out[0] = self.suite;
-        out[1] = self.early_accepted.into();
+        out[1] = u8::from(self.early_accepted) | u8::from(self.post_quantum) << 1;
         out[4..8].copy_from_slice(&self.sender.to_be_bytes());
         out[8..24].copy_from_slice(&self.transport.to_bytes());
         out[24..40].copy_from_slice(&self.reset_token);

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::ack::{ACK_RANGES_MAX, encode_ack};
 use super::data::{self, Header};
-use super::frames::{Frame, Frames, REASON_MAX, RECORD_MAX};
+use super::frames::{Frame, Frames, HALF_CIPHERTEXT, HALF_KEY, REASON_MAX, RECORD_MAX, Upgrade};
 use super::handshake::*;
 use super::payload::*;
 use super::stream::Stream;
@@ -84,6 +84,11 @@ proptest! {
             Frame::Close { code: a, reason },
             Frame::Record(&record),
             Frame::Rekey,
+            Frame::Upgrade(Upgrade::Key(false, &[7; HALF_KEY])),
+            Frame::Upgrade(Upgrade::Key(true, &[8; HALF_KEY])),
+            Frame::Upgrade(Upgrade::Ciphertext(false, &[9; HALF_CIPHERTEXT])),
+            Frame::Upgrade(Upgrade::Ciphertext(true, &[1; HALF_CIPHERTEXT])),
+            Frame::Upgrade(Upgrade::Done),
             Frame::Life { own: u64::from_be_bytes(eight) | 1, peer: a, age: a as u32 },
         ] {
             round_trips(&frame);
@@ -187,10 +192,11 @@ proptest! {
         prop_assert_eq!((pili.sealed_payload.len(), pili.mac1, pili.mac2), (172 + early.len(), &[5; 16], &[6; 16]));
         prop_assert_eq!((pili.before_mac1.len() + 32, pili.before_mac2.len() + 16), (datagram.len(), datagram.len()));
 
-        let mut datagram = response_header(!early.is_empty(), sender, receiver).to_vec();
+        let mut datagram = response_header((!early.is_empty(), flags.post_quantum), sender, receiver).to_vec();
         datagram.extend([1; 32].iter().chain(&[2; 96]).chain(&[3; 16]));
         let pilr = Response::decode(&datagram).unwrap();
         prop_assert_eq!((pilr.sender, pilr.receiver, pilr.early_accepted), (sender, receiver, !early.is_empty()));
+        prop_assert_eq!(pilr.post_quantum, flags.post_quantum);
         prop_assert_eq!((pilr.mac1, pilr.before_mac1.len()), (&[3; 16], 144));
 
         let cookie = CookieReply { receiver, nonce, sealed };
@@ -252,7 +258,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn payload_2()(suite in 1..255u8, early_accepted: bool, sender in 1..u32::MAX, transport in transport(),
+    fn payload_2()(suite in 1..255u8, early_accepted: bool, post_quantum: bool, sender in 1..u32::MAX, transport in transport(),
         reset_token: [u8; 16], ip: [u8; 16], port: u16, kind in 0..4u8, time_ms: u64, record_seq: u64) -> Payload2 {
         let observed = match kind {
             0 => Observed::Unknown,
@@ -260,7 +266,7 @@ prop_compose! {
             2 => Observed::V6(ip, port),
             _ => Observed::Relay(NodeId(u32::from(port))),
         };
-        Payload2 { suite, early_accepted, sender, transport, reset_token, observed, time_ms, record_seq }
+        Payload2 { suite, early_accepted, post_quantum, sender, transport, reset_token, observed, time_ms, record_seq }
     }
 }
 
@@ -301,7 +307,9 @@ fn kinds_are_told_by_the_first_bytes() {
 fn strict_decoders_refuse_a_second_form() {
     let refused = |packet: &[u8]| Frames::check(packet).unwrap_err();
     assert_eq!(refused(&[]), Malformed::Truncated);
-    assert_eq!(refused(&[0x16]), Malformed::Type(0x16));
+    assert_eq!(refused(&[0x17]), Malformed::Type(0x17));
+    assert_eq!(refused(&[0x16, 5]), Malformed::Value("part"));
+    assert_eq!(refused(&[&[0x16, 1][..], &[0; 591]].concat()), Malformed::Truncated);
     assert_eq!(refused(&[0x30]), Malformed::Type(0x30));
     assert_eq!(refused(&[&[0x15][..], &[0; 20]].concat()), Malformed::Value("life"));
     // MAX_DATA 5 in two bytes.
@@ -398,7 +406,7 @@ fn errors_say_what_is_wrong() {
         Malformed::TooLong,
         Malformed::Magic,
         Malformed::Version(9),
-        Malformed::Type(0x16),
+        Malformed::Type(0x17),
         Malformed::Varint,
         Malformed::Value("flags"),
     ]
@@ -406,5 +414,5 @@ fn errors_say_what_is_wrong() {
     .map(ToString::to_string)
     .collect();
     assert!(texts.iter().all(|text| text.starts_with("s1: ")), "{texts:?}");
-    assert!(format!("{texts:?}").contains("0x16"));
+    assert!(format!("{texts:?}").contains("0x17"));
 }

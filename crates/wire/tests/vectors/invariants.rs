@@ -150,7 +150,8 @@ pub fn s1_handshake(input: &[u8]) {
         is(Kind::Initiation, true);
     }
     if let Ok(pilr) = handshake::Response::decode(input) {
-        let header = handshake::response_header(pilr.early_accepted, pilr.sender, pilr.receiver);
+        let header =
+            handshake::response_header((pilr.early_accepted, pilr.post_quantum), pilr.sender, pilr.receiver);
         assert!(input.starts_with(&header));
         is(Kind::Response, true);
     }

@@ -48,6 +48,35 @@ fn no_key_is_left_in_memory_after_the_end() {
     assert!(search(&traffic)[0] >= kept.len(), "the search sees nothing");
 }
 
+/// The same for what an upgrade makes: traffic secrets of phase 1 that need ML-KEM's.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_key_of_an_upgrade_is_left_in_memory_after_the_end() {
+    let keys = keys_of_a_closed_upgrade();
+    std::hint::black_box(scrub());
+    assert_eq!(search(&keys), [0, 0], "copies of traffic secrets or of ML-KEM's secret are left");
+}
+
+#[cfg(target_os = "linux")]
+#[inline(never)]
+fn keys_of_a_closed_upgrade() -> Vec<[u8; 32]> {
+    let start = Instant::now();
+    let side = |number| {
+        let config = NodeConfig { post_quantum: PostQuantum::On, ..config(number, Limits::default()) };
+        Side::with(config, number, start, 0)
+    };
+    let (mut a, mut b) = (side(205), side(206));
+    a.knows(&b);
+    b.knows(&a);
+    let mut keys = super::upgrade::kem_secret_on_the_way(&mut a, &mut b).map_or(Vec::new(), |key| vec![key]);
+    assert!(a.session().is_post_quantum());
+    keys.extend(a.session().secrets().map(|(secret, _)| secret.map(|byte| !byte)));
+    a.run(|peer, node, _| peer.close(node));
+    b.run(|peer, node, _| peer.close(node));
+    assert_eq!(keys.len(), 3);
+    keys
+}
+
 /// The same for a tunnel of the draft: the key that HKDF makes.
 #[cfg(target_os = "linux")]
 #[test]

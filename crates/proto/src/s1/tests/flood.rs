@@ -95,6 +95,73 @@ fn in_a_great_flood_those_who_ask_again_are_answered() {
     assert_eq!(b.node.unconfirmed(), 1);
 }
 
+/// Whose first tries were lost waits up to five seconds between two of them: it is known for as long.
+#[test]
+fn in_a_great_flood_who_lost_its_first_tries_comes_through() {
+    for seed in 0..6 {
+        let (mut a, mut b) = pair();
+        a.now += Duration::from_millis(137 * seed);
+        b.now = a.now;
+        let flood = nonsense(&b, 1);
+        let mut n = 0;
+        // The first of each second are answered, whoever they are; here all of those are forged.
+        let flooded = |b: &mut Side, n: &mut u32| {
+            for _ in 0..COOKIES_AT_ONCE + 2 * BUSY_RATE {
+                *n += 1;
+                b.judge(&flood, spoofed(*n));
+            }
+        };
+        flooded(&mut b, &mut n);
+        let begun = a.now;
+        drop(a.connect());
+        let mut tries = 1;
+        let mut judged = Vec::new();
+        while a.now - begun < Duration::from_secs(15) && b.node.unconfirmed() == 0 {
+            wait(&mut a, &mut b, 50);
+            let Timeout::Send(pili) = a.run(|peer, node, cx| peer.handle_timeout(node, cx)) else { continue };
+            flooded(&mut b, &mut n);
+            tries += 1;
+            // The queue of the socket was full.
+            if tries <= 3 {
+                continue;
+            }
+            judged.push(a.now - begun);
+            if let Verdict::Answer(pilc) = b.judge(&pili, source(1)) {
+                let proven = a.run(|peer, _, cx| peer.handle_cookie(&pilc, cx)).unwrap().expect("once more");
+                b.answer(&proven, source(1)).expect("the real one");
+            }
+        }
+        assert_eq!((judged.len(), b.node.unconfirmed()), (2, 1), "{seed}: {judged:?}");
+    }
+}
+
+/// After a sign of the peer the next try does not wait as long as for one who is silent.
+#[test]
+fn who_has_a_cookie_asks_again_soon() {
+    let due = |a: &Side| a.peer.as_ref().and_then(Association::deadline);
+    let (mut a, mut b) = pair();
+    drop(a.connect());
+    let mut pili = Vec::new();
+    for _ in 0..4 {
+        let now = due(&a).expect("a try is due");
+        (a.now, b.now) = (now, now);
+        let Timeout::Send(next) = a.run(|peer, node, cx| peer.handle_timeout(node, cx)) else {
+            panic!("a try")
+        };
+        pili = next;
+    }
+    assert!(due(&a).expect("a try") - a.now >= Duration::from_secs(4));
+    b.node.strain(b.now);
+    let Verdict::Answer(pilc) = b.judge(&pili, source(1)) else { panic!("a cookie") };
+    a.run(|peer, _, cx| peer.handle_cookie(&pilc, cx)).unwrap().expect("the PILI once more, lost");
+    let next = due(&a).expect("a try");
+    assert!(next - a.now <= Duration::from_millis(625), "{:?}", next - a.now);
+    // A copy of the PILC puts nothing off.
+    wait(&mut a, &mut b, 100);
+    assert_eq!(a.run(|peer, _, cx| peer.handle_cookie(&pilc, cx)), Ok(None));
+    assert_eq!(due(&a), Some(next));
+}
+
 /// In a great flood it is asked first who has asked before: what has no right MAC and comes again is refused for that all the same, and who
 /// has a cookie that it was just given is let in.
 #[test]

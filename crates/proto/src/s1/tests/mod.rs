@@ -10,6 +10,7 @@ mod keys;
 mod session;
 mod snow;
 mod timing;
+mod upgrade;
 mod vectors;
 mod world;
 

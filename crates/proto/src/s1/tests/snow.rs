@@ -148,6 +148,7 @@ fn snow_answers(rounds: u32) {
         let answer = Payload2 {
             suite: suite.id(),
             early_accepted: round & 2 == 2 && read.flags.early,
+            post_quantum: false,
             sender: rng.next_u32().max(1),
             transport: transport(),
             reset_token: key(&mut rng)[..16].try_into().expect("16"),
@@ -155,7 +156,7 @@ fn snow_answers(rounds: u32) {
             time_ms: rng.next_u64(),
             record_seq: rng.next_u64(),
         };
-        let header = response_header(answer.early_accepted, answer.sender, read.sender);
+        let header = response_header((answer.early_accepted, false), answer.sender, read.sender);
         let len = snow.write_message(&answer.encode(), &mut buf).expect("message 2");
         let mut pilr = [&header[..], &buf[..len]].concat();
         pilr.extend_from_slice(&PublicKeys::of(&a.node.identity_key).mac1(&pilr));

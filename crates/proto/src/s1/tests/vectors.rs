@@ -12,13 +12,15 @@ use pilotage_wire::s1::payload::{Observed, Payload1, Payload2};
 use serde_json::{Value, json};
 
 use super::super::cookie::{self, PublicKeys};
-use super::super::keys::Schedule;
+use super::super::keys::{Phase, Schedule};
 use super::super::model::transport;
 use super::super::node::prologue;
 use super::super::noise::{Initiator, Responder, Split};
 use super::super::session::Parts;
+use super::super::upgrade::transcript;
 use super::*;
 use crate::crypto::Identity;
+use crate::crypto::kem::{self, KeyPair};
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {
     hex::encode(bytes)
@@ -60,6 +62,7 @@ fn payloads(case: &Case, initiator: &Identity, prekey_i: &Prekey) -> (Payload1, 
     let two = Payload2 {
         suite: case.suite.id(),
         early_accepted: !case.early.is_empty(),
+        post_quantum: false,
         sender: 0xB1B2_B3B4,
         transport: transport(),
         reset_token: cookie::reset_token(
@@ -97,7 +100,7 @@ fn handshake(case: &Case) -> Value {
     let (answering, _) =
         Responder::begin(&prologue, &prekey_r.key, read.ephemeral, read.sealed_static, read.sealed_payload)
             .expect("its own PILI");
-    let mut pilr = response_header(flags.early, payload_2.sender, 0xA1A2_A3A4).to_vec();
+    let mut pilr = response_header((flags.early, false), payload_2.sender, 0xA1A2_A3A4).to_vec();
     let split = answering
         .finish(&DhKey::from_bytes(e_r), &case.psk, &payload_2.encode(), &mut pilr)
         .expect("good keys");
@@ -192,6 +195,33 @@ fn others() -> Value {
     })
 }
 
+/// The post-quantum upgrade: from the random bytes of both sides to the secrets of phase 1.
+fn upgrade() -> Value {
+    let mut seed = [0; 64];
+    seed[..32].copy_from_slice(&fixed("ml-kem d", "upgrade"));
+    seed[32..].copy_from_slice(&fixed("ml-kem z", "upgrade"));
+    let message = fixed("ml-kem m", "upgrade");
+    let pair = KeyPair::from_seed(seed);
+    let key = pair.public();
+    let (ciphertext, secret) = kem::encapsulate(&key, &message).expect("a key");
+    assert_eq!(pair.open(&ciphertext).as_bytes(), secret.as_bytes());
+    let transcript = transcript(&key, &ciphertext);
+    let phases = ["initiator", "responder"].map(|from| {
+        let traffic_0 = fixed("traffic", from);
+        let phase = Phase::new(Secret::new(traffic_0), Suite::Aes256Gcm);
+        let next = phase.upgraded(Suite::Aes256Gcm, &secret, &transcript);
+        let (traffic, iv) = next.parts();
+        json!({
+            "from": from, "traffic_0": hex(traffic_0), "traffic_1": hex(traffic), "iv_1": hex(iv),
+            "key_1": hex(next.key_bytes().as_bytes()),
+        })
+    });
+    json!({
+        "seed": hex(seed), "message": hex(message), "key": hex(&key[..]), "ciphertext": hex(&ciphertext[..]),
+        "secret": hex(secret.as_bytes()), "transcript": hex(transcript), "phases": phases,
+    })
+}
+
 fn check(name: &str, value: &Value) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../spec/vectors/s1").join(name);
     let text = serde_json::to_string_pretty(value).expect("JSON") + "\n";
@@ -207,6 +237,11 @@ fn check(name: &str, value: &Value) {
 #[test]
 fn handshakes_and_packets() {
     check("handshakes.json", &json!({ "cases": cases().iter().map(handshake).collect::<Vec<_>>() }));
+}
+
+#[test]
+fn the_upgrade() {
+    check("upgrade.json", &upgrade());
 }
 
 #[test]

@@ -8,12 +8,12 @@ use super::*;
 /// Steps of the ordinary run, in worlds of 400.
 const STEPS: u32 = 40_000;
 
-fn run(seed: u8, steps: u32) -> [u64; 4] {
+fn run(seed: u8, steps: u32) -> [u64; 5] {
     let mut rng = ChaCha20Rng::from_seed([seed; 32]);
     crate::audit::start();
     let mut sealed = Vec::new();
     let mut pairs = HashSet::new();
-    let mut reached = [0; 4];
+    let mut reached = [0; 5];
     for _ in 0..steps / 400 {
         let mut world = World::new(Instant::now());
         for _ in 0..400 {
@@ -24,7 +24,8 @@ fn run(seed: u8, steps: u32) -> [u64; 4] {
         for pair in sealed.drain(..) {
             assert!(pairs.insert((pair.key, pair.prefix, pair.counter)), "a key and nonce twice: {pair:?}");
         }
-        for (sum, more) in reached.iter_mut().zip([world.opened, world.ups, world.early, world.resets]) {
+        let seen = [world.opened, world.ups, world.early, world.resets, world.upgraded];
+        for (sum, more) in reached.iter_mut().zip(seen) {
             *sum += more;
         }
         // Worlds are made from the same seeds, so their keys come again: only one is compared at a time.
@@ -35,9 +36,10 @@ fn run(seed: u8, steps: u32) -> [u64; 4] {
 
 #[test]
 fn any_order_of_datagrams_and_no_key_and_nonce_twice() {
-    let [opened, ups, early, resets] = run(1, STEPS);
+    let [opened, ups, early, resets, upgraded] = run(1, STEPS);
     // The walk must have been everywhere.
     assert!(opened > 300 && ups > 100 && early > 20 && resets > 5, "{opened} {ups} {early} {resets}");
+    assert!(upgraded > 5, "{upgraded}");
 }
 
 /// `S1_STEPS=1000000 cargo test -p pilotage-proto --lib s1::tests::world -- --ignored`.
