@@ -8,7 +8,6 @@
 //!
 //! An answer is never answered, so two sides cannot keep each other busy.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use pilotage_fault as fault;
