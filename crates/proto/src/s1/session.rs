@@ -140,6 +140,9 @@ struct Receiver {
     first: u64,
     /// A packet of the phase has been opened.
     opened: bool,
+    /// What was opened of it.
+    phase_packets: u64,
+    phase_bytes: u64,
     previous: Option<(Phase, Instant)>,
     /// Made when a packet of the other phase bit first comes.
     next: Option<Box<Phase>>,
@@ -206,6 +209,8 @@ impl Session {
             phase_number: 0,
             first: 0,
             opened: false,
+            phase_packets: 0,
+            phase_bytes: 0,
             previous: None,
             next: None,
             window: Window::new(),
@@ -398,8 +403,9 @@ impl Session {
     pub fn is_exhausted(&self, now: Instant) -> bool {
         let send = &self.send;
         let followed = self.receive.phase_number == send.phase_number && self.receive.opened;
+        let goes_on = self.role == Role::Initiator && followed && !self.awaits_upgrade();
         send.next >= self.limits.refuse_packets.min(1 << 32)
-            || (send.phase_packets >= self.limits.phase_packets && (!followed || self.awaits_upgrade()))
+            || (send.phase_packets >= self.limits.phase_packets && !goes_on)
             || self.age(now) >= self.limits.refuse_after
     }
 
@@ -455,15 +461,20 @@ impl Session {
         Ok((total, number))
     }
 
-    /// The next phase, if this one is used up and the peer has followed into it.
+    /// The next phase, if this one is used up in either direction and the peer has followed into it. Only the initiator begins one: that a packet
+    /// of the responder opens in a phase is proof that the responder has opened one of ours in it, whatever is lost.
+    #[inline]
     fn maybe_update(&mut self, now: Instant) {
-        let send = &self.send;
+        if self.role == Role::Responder {
+            return;
+        }
+        let (send, receive) = (&self.send, &self.receive);
         let old =
             send.phase_began.is_some_and(|t| now.saturating_duration_since(t) >= self.limits.update_after);
         let due = old
-            || send.phase_packets >= self.limits.update_packets
-            || send.phase_bytes >= self.limits.update_bytes;
-        let followed = self.receive.phase_number == send.phase_number && self.receive.opened;
+            || send.phase_packets.max(receive.phase_packets) >= self.limits.update_packets
+            || send.phase_bytes.max(receive.phase_bytes) >= self.limits.update_bytes;
+        let followed = receive.phase_number == send.phase_number && receive.opened;
         if due && followed && !self.awaits_upgrade() {
             self.advance_sender();
         }
@@ -529,6 +540,8 @@ impl Session {
         if current {
             self.receive.opened = true;
             self.receive.first = self.receive.first.min(number);
+            self.receive.phase_packets += 1;
+            self.receive.phase_bytes += (OVERHEAD + len) as u64;
         } else {
             self.on_other_phase(number, now);
         }
@@ -563,6 +576,7 @@ impl Session {
         receive.phase_number += 1;
         receive.first = number;
         receive.opened = true;
+        (receive.phase_packets, receive.phase_bytes) = (1, 0);
         if self.send.phase_number < self.receive.phase_number {
             self.advance_sender();
         }

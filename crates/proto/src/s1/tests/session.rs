@@ -147,6 +147,54 @@ fn keys_are_updated_by_time_and_by_bytes() {
 }
 
 #[test]
+fn a_direction_that_loses_everything_for_phases_is_opened_again() {
+    for deaf in [true, false] {
+        let (mut a, mut b) = short_lived();
+        let ping = b.seal(&[1]).unwrap();
+        a.open(&ping).unwrap();
+        for _ in 0..20 {
+            wait(&mut a, &mut b, 2_000);
+            // One of the two hears, and would like to change keys each time.
+            let (to_b, to_a) = (a.seal(&[1]), b.seal(&[1]));
+            if deaf {
+                if let Ok(to_a) = to_a {
+                    a.open(&to_a).unwrap();
+                }
+            } else if let Ok(to_b) = to_b {
+                b.open(&to_b).unwrap();
+            }
+            assert!(a.session().phase().abs_diff(b.session().phase()) <= 1);
+        }
+        let (to_b, to_a) = (a.seal(&[1]), b.seal(&[1]));
+        if let Ok(to_b) = to_b {
+            b.open(&to_b).unwrap();
+        }
+        if let Ok(to_a) = to_a {
+            a.open(&to_a).unwrap();
+        }
+        assert!(deaf || a.session().phase() > 0);
+    }
+}
+
+#[test]
+fn a_responder_that_sends_much_gets_new_keys_by_the_initiator() {
+    let (mut a, mut b) = short_lived();
+    for _ in 0..30 {
+        // Far more goes one way than acknowledgements the other.
+        for _ in 0..2 {
+            let sealed = b.seal(&[1]).unwrap();
+            a.open(&sealed).unwrap();
+        }
+        if b.seal(&[1]).is_err() {
+            break;
+        }
+        let answer = a.seal(&[1]).unwrap();
+        b.open(&answer).unwrap();
+    }
+    assert!(b.session().phase() > 3, "{}", b.session().phase());
+}
+
+#[test]
 fn a_session_lives_through_many_phases_and_then_ends() {
     let (mut a, mut b) = short_lived();
     let mut sealed = 1;
