@@ -195,7 +195,7 @@ impl Link for BlockingTunnel {
     type Stream = Blocking<::pilotage::Stream>;
 
     async fn open(&self) -> Result<Self::Stream, Failure> {
-        let stream = self.0.0.connect(&self.0.1, PORT)?;
+        let stream = self.0.0.open(&self.0.1, PORT)?;
         stream.set_nodelay(true)?;
         Ok(Blocking(stream))
     }
@@ -230,7 +230,7 @@ impl Link for TokioTunnel {
     type Stream = ::pilotage::Stream;
 
     async fn open(&self) -> Result<Self::Stream, Failure> {
-        let stream = self.0.0.connect_async(&self.0.1, PORT).await?;
+        let stream = self.0.0.open_async(&self.0.1, PORT).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
     }

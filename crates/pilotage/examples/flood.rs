@@ -150,7 +150,7 @@ impl Target {
             .peer(self.address, self.at, Some(self.key))
             .start()
             .map_err(|error| error.to_string())?;
-        let stream = node.connect(Peer::At(self.address, self.at), 7).map_err(|error| error.to_string())?;
+        let stream = node.open(Peer::At(self.address, self.at), 7).map_err(|error| error.to_string())?;
         Ok((node, stream))
     }
 }

@@ -113,6 +113,15 @@ pub struct NodeStats {
     pub connections: usize,
 }
 
+/// What an attempt to connect waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    /// It may be written to.
+    Writable,
+    /// The peer's node has taken the stream.
+    Accepted,
+}
+
 impl Node {
     /// Configures a node.
     pub fn builder() -> NodeBuilder {
@@ -178,23 +187,57 @@ impl Node {
         self.inner.resolve(peer)
     }
 
-    /// Opens a stream to a port of a peer: finds the peer, agrees on keys if need be, and connects.
+    /// Opens a stream to a port of a peer: finds the peer, agrees on keys if need be, and connects. The peer's node has taken the
+    /// stream when this returns; [`Node::open`] does not wait for that.
     ///
     /// Blocks at most for the hub's answers and the configured connect timeout.
     ///
     /// # Errors
     /// Say which stage failed and what to do next.
     pub fn connect(&self, peer: impl Into<Peer>, port: u16) -> Result<Stream, ConnectFailure> {
-        let peer = peer.into();
-        let stream = self.begin_connect(&peer, port)?;
+        self.connect_as(&peer.into(), port, Ready::Accepted)
+    }
+
+    /// As [`Node::connect`], but returns as soon as the stream may be written to: with a peer that speaks streams of S1 that is at once,
+    /// and what is written first travels with the opening (spec/secure.md §11.3), one round trip earlier.
+    ///
+    /// Whether somebody listens there shows with the first read: it fails with [`ConnectionRefused`](std::io::ErrorKind::ConnectionRefused)
+    /// if not. With a peer of the draft there is no difference.
+    ///
+    /// ```
+    /// use std::io::{Read, Write};
+    /// use pilotage::{Node, Peer};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let server = Node::builder().bind("127.0.0.1:0".parse()?).start()?;
+    /// let listener = server.listen(7)?;
+    /// let client = Node::builder().bind("127.0.0.1:0".parse()?).start()?;
+    /// let mut stream = client.open(Peer::At(server.address(), server.local_addr()), 7)?;
+    /// stream.write_all(b"first")?;
+    /// let mut taken = listener.accept()?;
+    /// let mut words = [0; 5];
+    /// taken.read_exact(&mut words)?;
+    /// assert_eq!(&words, b"first");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Node::connect`].
+    pub fn open(&self, peer: impl Into<Peer>, port: u16) -> Result<Stream, ConnectFailure> {
+        self.connect_as(&peer.into(), port, Ready::Writable)
+    }
+
+    fn connect_as(&self, peer: &Peer, port: u16, ready: Ready) -> Result<Stream, ConnectFailure> {
+        let stream = self.begin_connect(peer, port)?;
         let deadline = Instant::now() + self.inner.connect_timeout + CONNECT_MARGIN;
         loop {
             let seen = stream.slot().epoch(Direction::Write);
-            if let Some(outcome) = self.connect_outcome(&stream, &peer) {
+            if let Some(outcome) = self.connect_outcome(&stream, peer, ready) {
                 return outcome.map(|()| stream);
             }
             if !self.inner.shared.wait(stream.slot(), Direction::Write, seen, Some(deadline)) {
-                return Err(self.inner.failure(ConnectError::Timeout, &peer));
+                return Err(self.inner.failure(ConnectError::Timeout, peer));
             }
         }
     }
@@ -206,7 +249,18 @@ impl Node {
     /// # Errors
     /// As [`Node::connect`].
     pub async fn connect_async(&self, peer: impl Into<Peer>, port: u16) -> Result<Stream, ConnectFailure> {
-        let peer = peer.into();
+        self.connect_async_as(peer.into(), port, Ready::Accepted).await
+    }
+
+    /// As [`Node::open`], for any async runtime.
+    ///
+    /// # Errors
+    /// As [`Node::connect`].
+    pub async fn open_async(&self, peer: impl Into<Peer>, port: u16) -> Result<Stream, ConnectFailure> {
+        self.connect_async_as(peer.into(), port, Ready::Writable).await
+    }
+
+    async fn connect_async_as(&self, peer: Peer, port: u16, ready: Ready) -> Result<Stream, ConnectFailure> {
         let stream = if self.inner.needs_hub(&peer) {
             let (node, target) = (self.clone(), peer.clone());
             let begun = blocking::run("pilotage-resolve", move || node.begin_connect(&target, port)).await;
@@ -217,9 +271,8 @@ impl Node {
         } else {
             self.begin_connect(&peer, port)?
         };
-        std::future::poll_fn(|cx| stream.poll(Direction::Write, cx, || self.connect_outcome(&stream, &peer)))
-            .await
-            .map(|()| stream)
+        let outcome = || self.connect_outcome(&stream, &peer, ready);
+        std::future::poll_fn(|cx| stream.poll(Direction::Write, cx, outcome)).await.map(|()| stream)
     }
 
     /// Sends control echoes (port 0) until one is answered, one each second.
@@ -356,14 +409,29 @@ impl Node {
     }
 
     /// `None` while the attempt is under way.
-    fn connect_outcome(&self, stream: &Stream, peer: &Peer) -> Option<Result<(), ConnectFailure>> {
-        if stream.slot().is_connected() {
+    fn connect_outcome(
+        &self,
+        stream: &Stream,
+        peer: &Peer,
+        ready: Ready,
+    ) -> Option<Result<(), ConnectFailure>> {
+        let (connected, closed) = (stream.slot().is_connected(), stream.slot().is_closed());
+        if connected && ready == Ready::Writable {
             return Some(Ok(()));
         }
-        if !stream.slot().is_closed() {
+        if !connected && !closed {
             return None;
         }
-        let core = self.inner.shared.lock();
+        let shared = &self.inner.shared;
+        let mut core = shared.lock();
+        if connected && core.endpoint.is_accepted(stream.id()) {
+            return Some(Ok(()));
+        }
+        if !closed {
+            core.endpoint.open_now(Instant::now(), stream.id());
+            shared.finish(core);
+            return None;
+        }
         let error = match core.phase {
             Phase::Closed => ConnectError::Closing,
             _ => core.endpoint.connect_error(stream.id()).unwrap_or(ConnectError::Timeout),

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use pilotage_proto::s1::Limits;
-use pilotage_proto::{Config, ConnectError, ConnectionId, Event, Mode, ReadError, SecureMode, WriteError};
+use pilotage_proto::{
+    Config, ConnectError, ConnectionId, Event, Mode, PathKind, ReadError, SecureMode, WriteError,
+};
 use pilotage_sim::{Link, Modes, Pair, Side, pattern, seeds};
 use pilotage_wire::SocketAddress;
 use pilotage_wire::s1::Kind;
@@ -240,6 +242,53 @@ fn nobody_listens_and_the_answer_says_so() {
     }
 }
 
+/// Whoever wants to know before it writes is told after one round trip, and not only by an acknowledgement that can wait.
+#[test]
+fn a_stream_without_data_is_taken_or_refused_in_a_round_trip() {
+    for (port, listens) in [(7, true), (99, false)] {
+        let mut pair = pair_of(5, far(), modes(SecureMode::S1));
+        let _ = pair.endpoint(Side::B).listen(7);
+        let mut echo = Echo::default();
+        ask(&mut pair, &mut echo, 7, b"first");
+        pair.run_for(seconds(2));
+        let (now, to) = (pair.now, port_of(&mut pair, port));
+        let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+        pair.endpoint(Side::A).open_now(now, id);
+        assert!(!pair.endpoint(Side::A).is_accepted(id), "nobody has heard of it");
+        let known = pair.run_until(seconds(5), |p| {
+            let a = p.endpoint(Side::A);
+            a.is_accepted(id) || a.connect_error(id).is_some()
+        });
+        assert!(known && pair.now.duration_since(now) < 41 * MS, "{:?}", pair.now - now);
+        assert_eq!(pair.endpoint(Side::A).is_accepted(id), listens);
+        let told = if listens { Event::Writable(id) } else { Event::Closed(id) };
+        assert!(pair.host(Side::A).events.contains(&told), "{:?}", pair.host(Side::A).events);
+    }
+}
+
+/// What came before the end is acknowledged with the end: a peer whose last words are not would repeat them to nobody.
+#[test]
+fn whoever_leaves_acknowledges_what_came() {
+    let mut pair = pair_of(5, far(), modes(SecureMode::S1));
+    let _ = pair.endpoint(Side::B).listen(7);
+    let mut echo = Echo::default();
+    ask(&mut pair, &mut echo, 7, b"first");
+    pair.run_for(seconds(2));
+    let (now, to) = (pair.now, port_of(&mut pair, 7));
+    let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+    pair.endpoint(Side::A).write(now, id, b"the last words").expect("room");
+    pair.endpoint(Side::A).shutdown(now, id).expect("open");
+    let came = pair.run_until(seconds(1), |p| p.endpoint(Side::B).accept(7).is_some());
+    assert!(came && !pair.endpoint(Side::A).is_flushed(id));
+    let now = pair.now;
+    pair.endpoint(Side::B).close_all(now);
+    pair.flush();
+    // Nothing leaves later: its process has ended.
+    pair.links[1].down = true;
+    pair.run_for(60 * MS);
+    assert!(pair.endpoint(Side::A).is_flushed(id));
+}
+
 /// More calls than the queue holds wait behind it, with all that they carry.
 #[test]
 fn a_full_accept_queue_loses_nothing() {
@@ -355,6 +404,39 @@ fn the_first_call_is_a_stream_of_s1_and_takes_no_longer_than_one_of_the_draft() 
     // Without the draft's answer, S1 is what comes.
     let alone = first_call(auto, &[b"PILA"]);
     assert!(alone.0 <= draft.0 + 2 * MS && alone.1 == Mode::S1, "{alone:?}");
+}
+
+/// A question that goes directly and over the relay has two answers, and one session comes of them, on the direct way. (It had been one
+/// initiation for each answer, and the relayed one displaced the direct one.)
+#[test]
+fn the_first_call_begins_one_session_and_goes_directly() {
+    for seed in seeds(8) {
+        let jitter = if seed == 0 { Duration::ZERO } else { 15 * MS };
+        let mut pair = Pair::with_modes(
+            seed,
+            Link { jitter, ..far() },
+            Config::default(),
+            Modes::both(SecureMode::Auto),
+        );
+        pair.add_beacon();
+        pair.run_for(seconds(1));
+        pair.record = true;
+        let _ = pair.endpoint(Side::B).listen(7);
+        let (now, to) = (pair.now, port_of(&mut pair, 7));
+        let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+        pair.endpoint(Side::A).write(now, id, b"hello").expect("room");
+        let came = pair.run_until(seconds(2), |p| p.endpoint(Side::B).accept(7).is_some());
+        assert!(came, "seed {seed}");
+        let of = |side: Side, name: &[u8; 4]| {
+            let sent = pair.recorded.iter().filter(|(by, _)| *by == side);
+            let at = |bytes: &[u8]| bytes.windows(4).position(|w| w == name).map(|at| bytes[at..].to_vec());
+            sent.filter_map(|(_, bytes)| at(bytes)).collect::<std::collections::HashSet<_>>().len()
+        };
+        assert_eq!((of(Side::A, b"PILI"), of(Side::B, b"PILR")), (2, 1), "seed {seed}");
+        pair.run_for(100 * MS);
+        let path = pair.endpoint(Side::A).connection_path(id).expect("there");
+        assert_eq!(path.kind, PathKind::Direct, "seed {seed}");
+    }
 }
 
 #[test]

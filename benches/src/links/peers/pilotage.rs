@@ -93,7 +93,7 @@ struct PilotageClient(Node);
 impl Client for PilotageClient {
     fn open(&self) -> Result<Box<dyn Duplex>, Failure> {
         let (server, _) = introduction(SERVER_SEED)?;
-        let stream = self.0.connect(NodePeer::Address(server), PORT)?;
+        let stream = self.0.open(NodePeer::Address(server), PORT)?;
         stream.set_nodelay(true)?;
         Ok(Box::new(stream))
     }

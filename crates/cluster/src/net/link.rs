@@ -100,7 +100,7 @@ impl Link {
         }
         let address = self.member.address().ok_or_else(|| CallError::Unreachable("unusable key".into()))?;
         let peer = Peer::At(address, self.member.endpoint);
-        let opened = tokio::time::timeout(CONNECT_TIMEOUT, self.net.node.connect_async(peer, PORT)).await;
+        let opened = tokio::time::timeout(CONNECT_TIMEOUT, self.net.node.open_async(peer, PORT)).await;
         let mut stream = match opened {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(CallError::Unreachable(error.to_string())),

@@ -72,7 +72,7 @@ impl<M: Machine> Inner<M> {
         let (at, key) = greeting::ask(host).await?;
         let host = Member { key, endpoint: at, weight: 1 };
         let address = host.address().ok_or("unusable key")?;
-        let connect = self.net.node.connect_async(Peer::At(address, at), PORT);
+        let connect = self.net.node.open_async(Peer::At(address, at), PORT);
         let mut stream = timeout(CHANGE, connect)
             .await
             .map_err(|_| "no stream to its UDP port")?

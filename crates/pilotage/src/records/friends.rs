@@ -131,7 +131,7 @@ fn ask_one(inner: &Arc<Inner>, node: &Node, friend: &Peer, query: &Query) -> Opt
     // A connection that does not come about in time is left to itself.
     let (send, receive) = std::sync::mpsc::sync_channel(1);
     let (node, target) = (node.clone(), friend.clone());
-    spawn("pilotage-ask", move || drop(send.send(node.connect(target, FRIEND_PORT)))).ok()?;
+    spawn("pilotage-ask", move || drop(send.send(node.open(target, FRIEND_PORT)))).ok()?;
     let mut stream = receive.recv_timeout(PATIENCE).ok()?.ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let mut out = Vec::new();

@@ -149,7 +149,7 @@ impl Endpoint {
             slots.for_each(|c| c.reset(path));
             slots.touch_all();
         }
-        self.reset_streams(index);
+        self.reset_streams(index, now);
         self.mark_dirty(index, now);
     }
 

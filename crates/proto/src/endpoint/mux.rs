@@ -265,9 +265,9 @@ impl Endpoint {
     }
 
     /// Resets all streams with a peer.
-    pub(super) fn reset_streams(&mut self, index: u32) {
+    pub(super) fn reset_streams(&mut self, index: u32, now: Instant) {
         if let Some(mux) = self.tunnel_mut(index).and_then(|t| t.mux.as_deref_mut()) {
-            mux.reset_all();
+            mux.reset_all(now);
         }
     }
 

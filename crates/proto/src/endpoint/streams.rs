@@ -307,6 +307,18 @@ impl Endpoint {
         stream.or_else(|| self.look(id).map(Connection::is_flushed)).unwrap_or(true)
     }
 
+    /// Whether the peer's node has taken the connection. One of the draft is when it is connected; a stream of S1 may be written to before.
+    pub fn is_accepted(&self, id: ConnectionId) -> bool {
+        let stream = self.stream(id).map(|s| s.connect_error().is_none() && !s.send.opening);
+        let established = |c: &Connection| matches!(c.state, State::Established | State::Done);
+        stream.or_else(|| self.look(id).map(established)).unwrap_or(false)
+    }
+
+    /// Somebody waits for [`Endpoint::is_accepted`]: a stream is opened even if nothing is written.
+    pub fn open_now(&mut self, now: Instant, id: ConnectionId) {
+        self.on_stream(now, id, |mux, slot, _| mux.open_now(slot));
+    }
+
     /// Whether the connection is established and neither finished nor failed.
     pub fn is_open(&self, id: ConnectionId) -> bool {
         let stream = self.stream(id).is_some_and(crate::mux::Stream::is_open);
@@ -542,7 +554,7 @@ impl Endpoint {
                 slots.for_each(|c| c.reset(path));
                 slots.touch_all();
             }
-            self.reset_streams(index);
+            self.reset_streams(index, now);
             self.mark_dirty(index, now);
         }
     }

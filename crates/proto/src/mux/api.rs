@@ -107,11 +107,20 @@ impl Mux {
             return Err(ReadError::Reset);
         }
         // Whoever waits for the peer to speak first has nothing to open with.
-        if stream.send.opening && stream.first_sent.is_none() && !stream.send.open_due {
+        self.open_now(slot);
+        Err(ReadError::Blocked)
+    }
+
+    /// Whoever opened the stream waits for the peer's answer to that, and may have no data for it.
+    pub(crate) fn open_now(&mut self, slot: u32) {
+        if let Some(stream) = self.streams.get_mut(slot)
+            && stream.send.opening
+            && stream.first_sent.is_none()
+            && !stream.send.open_due
+        {
             stream.send.open_due = true;
             self.streams.mark(slot);
         }
-        Err(ReadError::Blocked)
     }
 
     pub(crate) fn write(&mut self, slot: u32, data: &[u8]) -> Result<usize, WriteError> {
@@ -189,8 +198,9 @@ impl Mux {
         }
     }
 
-    /// All streams are reset and told so.
-    pub(crate) fn reset_all(&mut self) {
+    /// All streams are reset and told so. What came is acknowledged: a peer whose last words are not would repeat them to nobody.
+    pub(crate) fn reset_all(&mut self, now: Instant) {
+        self.received.say_all(now);
         for slot in self.streams.slots() {
             self.reset(slot);
         }

@@ -51,7 +51,7 @@ impl Mux {
         (local, remote): (Address, Address),
         cx: &mut Cx<'_>,
     ) -> Result<Rest, u64> {
-        let (mut rest, mut eliciting, mut taken) = (Rest::default(), false, true);
+        let (mut rest, mut eliciting, mut taken, mut bare) = (Rest::default(), false, true, false);
         let known = |(s, life, knew): &(u32, u64, bool)| {
             *s == packet.session && *knew && self.peer_life == Some(*life)
         };
@@ -77,6 +77,7 @@ impl Mux {
                 _ if !known => taken = false,
                 Frame::Stream(piece) => {
                     rest.data |= !piece.data.is_empty();
+                    bare |= piece.data.is_empty() && piece.ports.is_some();
                     taken &= self.on_piece(&piece, (local, remote), cx)?;
                 }
                 frame => self.on_control(packet, &frame, cx)?,
@@ -86,6 +87,10 @@ impl Mux {
         if taken {
             let from = (packet.session, packet.index);
             self.received.on_packet(from, packet.number, eliciting, cx.now);
+            if bare {
+                // Somebody waits to hear that the stream is there.
+                self.received.hurry(cx.now);
+            }
         }
         Ok(rest)
     }
@@ -392,7 +397,10 @@ impl Mux {
             match item {
                 Item::Stream { slot, number, offset, len, fin } => {
                     let Some(stream) = self.streams.of_item(slot, number) else { continue };
-                    if !stream.send.on_acked(offset, u64::from(len), fin) {
+                    // Somebody may wait for the peer to have taken the stream.
+                    let opened = stream.send.opening;
+                    stream.notify.writable |= opened;
+                    if !stream.send.on_acked(offset, u64::from(len), fin) && !opened {
                         continue;
                     }
                     if stream.send.write_blocked && stream.send.buf.has_worthy_room() {

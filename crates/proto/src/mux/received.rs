@@ -114,6 +114,13 @@ impl Received {
         }
     }
 
+    /// Nothing that can be said waits any more.
+    pub(crate) fn say_all(&mut self, now: Instant) {
+        for space in self.spaces.iter_mut().filter(|s| s.pending > 0) {
+            space.ack_at = Some(now);
+        }
+    }
+
     /// When an acknowledgement is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.spaces.iter().filter_map(|s| s.ack_at).min()

@@ -126,6 +126,8 @@ pub struct Association {
     retry_at: Option<Instant>,
     give_up_at: Option<Instant>,
     cookie: Option<([u8; 16], Instant)>,
+    /// Index of the initiation whose PILN was followed last. Copies of it went other ways, and are answered as well.
+    followed: Option<u32>,
 }
 
 impl Association {
@@ -148,6 +150,7 @@ impl Association {
             retry_at: None,
             give_up_at: None,
             cookie: None,
+            followed: None,
         }
     }
 
@@ -363,7 +366,8 @@ impl Association {
         self.wait = (self.wait * 2).min(RETRY_MAX);
     }
 
-    /// A PILN that names one of our indices: a PILI for the new prekey.
+    /// A PILN that names one of our indices: a PILI for the new prekey. `None` if another answer to the same initiation was followed:
+    /// one more handshake would only displace the one that is under way.
     ///
     /// # Errors
     ///
@@ -377,6 +381,9 @@ impl Association {
         let answer = NewPrekey::decode(datagram)?;
         let pending = self.pending.iter().find(|i| i.index == answer.receiver);
         let initiation = pending.filter(|i| i.mac1() == answer.cause).ok_or(Refusal::Unexpected)?;
+        if self.followed == Some(answer.receiver) {
+            return Ok(None);
+        }
         let told = PeerPrekey {
             identity: self.peer.identity,
             prekey: answer.prekey,
@@ -387,6 +394,7 @@ impl Association {
         if !taken && self.peer.prekey == used {
             return Err(Refusal::Replay);
         }
+        self.followed = Some(answer.receiver);
         self.wait = self.first_wait;
         // Early data was written for another prekey's reader; it is sent when the session is up.
         self.initiate(node, &[], cx).map(Some)

@@ -293,7 +293,12 @@ impl Tunnel {
                 return Ok(());
             }
             Kind::Cookie => secured.assoc.handle_cookie(datagram, &mut s1)?,
-            _ => secured.assoc.handle_new_prekey(node, datagram, &mut s1)?,
+            // The same question went several ways, and this is another answer to it. What followed the first one goes along a direct way
+            // as well: it may arrive there first.
+            _ => match secured.assoc.handle_new_prekey(node, datagram, &mut s1)? {
+                None if matches!(route, Route::Direct(_)) => Some(secured.initiation.clone()),
+                next => next,
+            },
         };
         if let Some(datagram) = next {
             secured.initiation.clone_from(&datagram);
