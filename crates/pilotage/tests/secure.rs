@@ -222,8 +222,10 @@ fn many_streams_in_one_tunnel_and_one_that_nobody_takes() {
             asker.join().expect("asker");
         }
         echo.join().expect("echo");
-        // The call itself costs no round trip; what the peer says to it comes with the first read.
-        let mut near = client.connect(Peer::At(server.address(), at), 99).expect("opens");
+        let failure = client.connect(Peer::At(server.address(), at), 99).expect_err("nobody listens");
+        assert_eq!(failure.kind(), std::io::ErrorKind::ConnectionRefused, "{failure}");
+        // To open costs no round trip; what the peer says to it comes with the first read.
+        let mut near = client.open(Peer::At(server.address(), at), 99).expect("opens");
         let refused = near.read(&mut [0; 1]).expect_err("nobody listens");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
     });

@@ -29,6 +29,12 @@ fn arrived_within(age: Duration, first: Instant, cx: &Cx<'_>) -> bool {
     ago + ago / 1_024 <= age + cx.path.rtt.min()
 }
 
+/// Whether a stream may be opened at a life of this age: nobody can have acted on it before. Nobody acts on one that has asked nothing.
+fn may_open_again(stream: &Stream, age: Duration, cx: &Cx<'_>) -> bool {
+    let silent = stream.send.buf.end() == 0 && !stream.send.fin_queued;
+    silent || stream.first_sent.is_none_or(|first| arrived_within(age, first, cx))
+}
+
 /// What was in a packet for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Rest {
@@ -137,8 +143,7 @@ impl Mux {
     /// Who hears us in this session is known, and has kept streams for `age`. Those that another may have had are over.
     fn on_known(&mut self, age: Duration, cx: &Cx<'_>) {
         for slot in self.streams.slots() {
-            let first = self.streams.get(slot).and_then(|stream| stream.first_sent);
-            if first.is_some_and(|first| !arrived_within(age, first, cx)) {
+            if self.streams.get(slot).is_some_and(|stream| !may_open_again(stream, age, cx)) {
                 self.reset(slot);
             }
             self.streams.mark(slot);
@@ -152,7 +157,7 @@ impl Mux {
         self.forget_peer(cx.cfg);
         for slot in self.streams.slots() {
             let Some(stream) = self.streams.get_mut(slot) else { continue };
-            let late = stream.first_sent.is_none_or(|first| arrived_within(age, first, cx));
+            let late = may_open_again(stream, age, cx);
             let untouched = stream.send.is_untouched() && stream.recv.highest == 0;
             if stream.incoming || !late || !untouched || stream.failure.is_some() {
                 self.fail(slot, Failure::Reset);

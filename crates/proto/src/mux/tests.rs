@@ -464,6 +464,9 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     let now = pair.now;
     let unsure = pair.ends[0].open(now, 9);
     pair.ends[0].mux.write(unsure, b"six").expect("room");
+    // One that asked nothing may be opened twice.
+    let silent = pair.ends[0].open(now, 10);
+    pair.ends[0].mux.open_now(silent);
     pair.flush();
     pair.now += 21 * MS;
     // A new one at the other side, with the same keys' owner.
@@ -480,8 +483,11 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     assert_eq!(pair.ends[0].mux.write(old, b"x"), Err(WriteError::Reset));
     assert_eq!(pair.ends[0].read(now, unsure, &mut [0; 9]), Err(ReadError::Reset));
     // What only the new process can have had reaches it.
-    assert_eq!(pair.ends[1].incoming.len(), 1);
-    let far = pair.ends[1].incoming[0];
+    assert_eq!(pair.ends[1].incoming.len(), 2);
+    let to = |end: &End, slot: u32| end.mux.streams.get(slot).expect("there").local.port;
+    let far =
+        pair.ends[1].incoming.iter().copied().find(|far| to(&pair.ends[1], *far) == 8).expect("the late one");
+    assert!(pair.ends[1].incoming.iter().any(|far| to(&pair.ends[1], *far) == 10), "and the silent one");
     let mut got = Vec::new();
     pair.ends[1].drain(now, far, &mut got);
     assert_eq!(got, b"two");
