@@ -281,7 +281,12 @@ fn whoever_leaves_acknowledges_what_came() {
     let came = pair.run_until(seconds(1), |p| p.endpoint(Side::B).accept(7).is_some());
     assert!(came && !pair.endpoint(Side::A).is_flushed(id));
     let now = pair.now;
+    // The first datagram with it is lost, the second arrives.
+    pair.links[1].down = true;
     pair.endpoint(Side::B).close_all(now);
+    pair.flush();
+    pair.links[1].down = false;
+    pair.endpoint(Side::B).acknowledge_again(now);
     pair.flush();
     // Nothing leaves later: its process has ended.
     pair.links[1].down = true;

@@ -88,11 +88,17 @@ impl Driver {
         core.sleep = Sleep::Awake;
         core.endpoint.close_all(Instant::now());
         let end = Instant::now() + FAREWELL;
+        let mut repeated = false;
         loop {
             let pumped;
             (core, pumped) = shared.pump(core, SEND_BATCHES, true, &mut watch.wakes);
-            if pumped == Pumped::Idle || Instant::now() >= end {
+            if Instant::now() >= end || (pumped == Pumped::Idle && repeated) {
                 break;
+            }
+            if pumped == Pumped::Idle {
+                repeated = true;
+                core.endpoint.acknowledge_again(Instant::now());
+                continue;
             }
             drop(core);
             std::thread::sleep(Duration::from_millis(1));

@@ -545,6 +545,18 @@ impl Endpoint {
 
     // ------------------------------------------------------------------ the end
 
+    /// To be called after [`Endpoint::close_all`], when everything has left: repeats the acknowledgements of what came in the last second, so that
+    /// one lost datagram leaves no peer waiting for us.
+    pub fn acknowledge_again(&mut self, now: Instant) {
+        let fresh = now.checked_sub(Duration::from_secs(1)).unwrap_or(now);
+        for index in 0..self.tunnels.len() as u32 {
+            if let Some(mux) = self.tunnel_mut(index).and_then(|t| t.mux.as_deref_mut()) {
+                mux.acknowledge_again(fresh, now);
+                self.mark_dirty(index, now);
+            }
+        }
+    }
+
     /// Resets all connections and refuses new ones; [`Endpoint::poll_transmit`] still yields what tells the peers.
     pub fn close_all(&mut self, now: Instant) {
         self.closing = true;

@@ -205,6 +205,11 @@ impl Mux {
             self.reset(slot);
         }
     }
+
+    /// Repeats the last acknowledgement, of what came since `fresh`.
+    pub(crate) fn acknowledge_again(&mut self, fresh: Instant, now: Instant) {
+        self.received.repeat(fresh, now);
+    }
 }
 
 fn writable(stream: &Stream) -> Result<(), WriteError> {

@@ -121,6 +121,14 @@ impl Received {
         }
     }
 
+    /// What was acknowledged last is acknowledged once more, if anything came since `fresh`.
+    pub(crate) fn repeat(&mut self, fresh: Instant, now: Instant) {
+        if let Some(space) = self.spaces.last_mut().filter(|s| s.largest_at >= fresh) {
+            space.pending += 1;
+            space.ack_at = Some(now);
+        }
+    }
+
     /// When an acknowledgement is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.spaces.iter().filter_map(|s| s.ack_at).min()
