@@ -25,6 +25,7 @@ pub mod engine;
 pub mod keys;
 pub mod ledger;
 pub mod placement;
+mod points;
 pub mod record;
 pub mod replica;
 #[cfg(feature = "server")]

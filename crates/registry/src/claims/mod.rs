@@ -26,6 +26,7 @@ mod merkle;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use check::check_with;
 pub use check::{Bad, check, check_all};
 pub use claim::{
     CLAIM_MAX, Claim, ClaimError, Kind, MAX_NAME, Subject, SubjectError, SubjectKey, Transfer, solve_pow,

@@ -4,6 +4,7 @@
 
 mod seal;
 
+use crate::points::usable;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey, verify_batch};
 use pilotage_wire::record::{Prekey, Record, RecordError, Rotation, Tombstone, signed};
 use pilotage_wire::s1::payload::PrekeyCertificate;
@@ -14,7 +15,7 @@ pub use seal::{key_id, open_for_network, open_for_peer, seal_for_network, seal_f
 /// How far the clock of who signs may be ahead of ours: 1 day. Seconds.
 pub const CLOCK_SLACK: u64 = 86_400;
 /// Records verified together.
-const GROUP: usize = 64;
+const GROUP: usize = 128;
 
 /// Why a record is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +102,7 @@ pub fn verify(bytes: &[u8]) -> Result<Record, Unbelievable> {
 #[must_use]
 pub fn verify_all(records: &[&[u8]], threads: usize) -> Vec<Result<Record, Unbelievable>> {
     let share = records.len().div_ceil(threads.max(1)).max(GROUP);
-    let one = |records: &[&[u8]]| -> Vec<_> { records.chunks(GROUP).flat_map(verify_group).collect() };
+    let one = |records: &[&[u8]]| verify_with(records, &mut usable);
     if records.len() <= share {
         return one(records);
     }
@@ -112,13 +113,24 @@ pub fn verify_all(records: &[&[u8]], threads: usize) -> Vec<Result<Record, Unbel
     })
 }
 
-fn verify_group(group: &[&[u8]]) -> Vec<Result<Record, Unbelievable>> {
+/// As [`verify_all`] on this thread, with keys that were read before.
+pub(crate) fn verify_with(
+    records: &[&[u8]],
+    read: &mut impl FnMut(&[u8; 32]) -> Option<VerifyingKey>,
+) -> Vec<Result<Record, Unbelievable>> {
+    records.chunks(GROUP).flat_map(|group| verify_group(group, read)).collect()
+}
+
+fn verify_group(
+    group: &[&[u8]],
+    read: &mut impl FnMut(&[u8; 32]) -> Option<VerifyingKey>,
+) -> Vec<Result<Record, Unbelievable>> {
     let mut results: Vec<Result<Record, Unbelievable>> =
         group.iter().map(|bytes| Ok(Record::decode(bytes)?)).collect();
     let mut batch = Batch::default();
     for (result, bytes) in results.iter_mut().zip(group) {
         let Ok(record) = result else { continue };
-        if !batch.add(record, bytes) {
+        if !batch.add(record, bytes, read) {
             *result = Err(Unbelievable::Key);
         }
     }
@@ -139,20 +151,25 @@ struct Batch {
 
 impl Batch {
     /// False if a key is none.
-    fn add(&mut self, record: &Record, bytes: &[u8]) -> bool {
-        let mut good = self.push(&record.key, signed(bytes), &record.signature);
+    fn add(
+        &mut self,
+        record: &Record,
+        bytes: &[u8],
+        read: &mut impl FnMut(&[u8; 32]) -> Option<VerifyingKey>,
+    ) -> bool {
+        let mut good = self.push(read(&record.key), signed(bytes), &record.signature);
         if let Some(rotation) = &record.rotation {
-            good &= self.push(&rotation.previous, record.rotation_signed(), &rotation.signature);
+            good &= self.push(read(&rotation.previous), record.rotation_signed(), &rotation.signature);
         }
         for prekey in &record.prekeys {
             let message = prekey.certificate.signed(&record.key, &prekey.key).to_vec();
-            good &= self.push(&record.key, message, &prekey.certificate.signature);
+            good &= self.push(read(&record.key), message, &prekey.certificate.signature);
         }
         good
     }
 
-    fn push(&mut self, key: &[u8; 32], message: Vec<u8>, signature: &[u8; 64]) -> bool {
-        let Some(key) = VerifyingKey::from_bytes(key).ok().filter(|key| !key.is_weak()) else { return false };
+    fn push(&mut self, key: Option<VerifyingKey>, message: Vec<u8>, signature: &[u8; 64]) -> bool {
+        let Some(key) = key else { return false };
         self.messages.push(message);
         self.proofs.push(Signature::from_bytes(signature));
         self.keys.push(key);
@@ -183,7 +200,7 @@ fn verify_one(
     signature: &[u8; 64],
     wrong: Unbelievable,
 ) -> Result<(), Unbelievable> {
-    let key = VerifyingKey::from_bytes(key).ok().filter(|key| !key.is_weak()).ok_or(Unbelievable::Key)?;
+    let key = usable(key).ok_or(Unbelievable::Key)?;
     key.verify_strict(message, &Signature::from_bytes(signature)).map_err(|_| wrong)
 }
 

@@ -4,8 +4,9 @@ use super::super::message::{ClaimAnswer, RecordAnswer, Reply};
 use super::answer::failed;
 use super::{Answer, Place, Shared, lock, replica};
 use crate::claims::local::{Published, Write, Written};
-use crate::claims::{Claim, LogError, check_all};
-use crate::record::verify_all;
+use crate::claims::{Claim, LogError, check_with};
+use crate::points::Points;
+use crate::record::verify_with;
 use crate::replica::owner_key;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -64,8 +65,9 @@ impl Checks {
 }
 
 pub(super) fn run(shared: &Arc<Shared>) {
+    let mut keys = Points::default();
     while let Some(checks) = shared.checks.take() {
-        group(shared, checks);
+        group(shared, checks, &mut keys);
     }
 }
 
@@ -78,7 +80,7 @@ struct Sorted {
     put: bool,
 }
 
-fn group(shared: &Arc<Shared>, checks: Vec<Check>) {
+fn group(shared: &Arc<Shared>, checks: Vec<Check>, keys: &mut Points) {
     let mut claims: Vec<Claim> = Vec::new();
     let mut owners = Vec::new();
     let mut sorted = Vec::with_capacity(checks.len());
@@ -96,7 +98,7 @@ fn group(shared: &Arc<Shared>, checks: Vec<Check>) {
         }
         sorted.push(Sorted { place: check.place, answers, record: check.record, put: check.put });
     }
-    let checked = check_all(&claims, shared.shelf.log().pow_bits(), 1);
+    let checked = check_with(&claims, shared.shelf.log().pow_bits(), &mut |key| keys.get(key));
     let mut good: Vec<Vec<Claim>> = sorted.iter().map(|_| Vec::new()).collect();
     for ((claim, result), (at, which)) in claims.into_iter().zip(checked).zip(owners) {
         match result {
@@ -105,7 +107,7 @@ fn group(shared: &Arc<Shared>, checks: Vec<Check>) {
         }
     }
     let records: Vec<&[u8]> = sorted.iter().filter_map(|write| write.record.as_deref()).collect();
-    let mut verified = verify_all(&records, 1).into_iter();
+    let mut verified = verify_with(&records, &mut |key| keys.get(key)).into_iter();
     let verified: Vec<_> =
         sorted.iter().map(|write| write.record.as_ref().and_then(|_| verified.next())).collect();
     for ((write, claims), verified) in sorted.into_iter().zip(good).zip(verified) {
