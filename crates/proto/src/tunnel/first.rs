@@ -55,11 +55,12 @@ impl Tunnel {
         }
     }
 
-    /// The prekey came, and an initiation with it has left.
-    pub(super) fn wait_for_response(&mut self, now: Instant) {
+    /// An initiation has left: with the prekey that came, if that was `news`, or a cookie. Copies of either put nothing off.
+    pub(super) fn wait_for_response(&mut self, news: bool, now: Instant) {
         let rtt = self.rtt_or_guess();
         if let Some(secured) = &mut self.secure
             && secured.hold_until.is_some_and(|until| until > now)
+            && news
         {
             secured.hold_until = Some(now + (rtt * 3 / 2).min(WAIT_MAX) + SLACK);
         }

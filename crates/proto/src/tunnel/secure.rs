@@ -285,6 +285,7 @@ impl Tunnel {
         let Some((secured, node, mut s1)) = self.ready_secure(cx.secure, cx.now) else {
             return Err(Refusal::Unexpected);
         };
+        let news = kind == Kind::Cookie || !secured.assoc.knows_prekey();
         let next = match kind {
             Kind::Response => {
                 let up = secured.assoc.handle_response(node, datagram, &mut s1)?;
@@ -303,7 +304,7 @@ impl Tunnel {
         if let Some(datagram) = next {
             secured.initiation.clone_from(&datagram);
             self.queue_handshake(route, datagram, cx.now);
-            self.wait_for_response(cx.now);
+            self.wait_for_response(news, cx.now);
         }
         Ok(())
     }
