@@ -222,11 +222,11 @@ impl Subject {
         let tls = format!("TLS 1.3, {suite}, X25519, ECDSA P-256 certificate, no tickets");
         match self.family() {
             Family::Pilotage if self.is_s1() => format!(
-                "secure mode S1 with {suite} (X25519, Noise IK), prekey known beforehand, aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; driver thread and application on one core",
+                "secure mode S1 with {suite} (X25519, Noise IK), prekey known beforehand, aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; a side on one core (blocking: its threads receive, tokio: a task drives the node)",
                 options.congestion.name()
             ),
             Family::Pilotage => format!(
-                "{suite} (the only suite of the draft's tunnels), aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; driver thread and application on one core",
+                "{suite} (the only suite of the draft's tunnels), aws-lc-rs, {}, max_datagram_size {datagram}, everything else by default; a side on one core (blocking: its threads receive, tokio: a task drives the node)",
                 options.congestion.name()
             ),
             Family::Ceiling => format!(

@@ -99,7 +99,7 @@ pub fn mode(setup: &Setup) -> SecureMode {
 
 /// Serves streams until the process ends.
 pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Result<(), Failure> {
-    let (_node, listener) = listen(setup)?;
+    let (node, listener) = listen(setup)?;
     announce.ready()?;
     match setup.api {
         Api::Blocking => loop {
@@ -109,6 +109,8 @@ pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Resu
             detach(async move { handler.handle(Blocking(stream)).await })?;
         },
         Api::Tokio => runtime()?.block_on(async {
+            let task = node.drive();
+            detach_task(async move { Ok(task.await?) });
             loop {
                 let stream = listener.accept_async().await?;
                 stream.set_nodelay(true)?;
@@ -124,7 +126,10 @@ pub fn drive<J: Job>(setup: &Setup, job: J) -> Result<Outcome, Failure> {
     let dialer = Dialer::new(setup)?;
     match setup.api {
         Api::Blocking => block_on(job.run(BlockingDialer(dialer), Exec::Threads)),
-        Api::Tokio => runtime()?.block_on(job.run(TokioDialer(dialer), Exec::Tokio)),
+        Api::Tokio => runtime()?.block_on(async {
+            dialer.drive();
+            job.run(TokioDialer(dialer), Exec::Tokio).await
+        }),
     }
 }
 
@@ -144,6 +149,12 @@ impl Dialer {
         self.node.close();
         self.node = client_node(&self.setup)?;
         Ok(())
+    }
+
+    /// As other stacks do, a task of the runtime receives, not a thread beside it.
+    fn drive(&self) {
+        let task = self.node.drive();
+        detach_task(async move { Ok(task.await?) });
     }
 
     fn link(&self) -> Result<Arc<(Node, Peer)>, Failure> {
@@ -216,7 +227,9 @@ impl Client for TokioDialer {
     type Link = TokioTunnel;
 
     async fn fresh(&mut self) -> Result<(), Failure> {
-        self.0.renew()
+        self.0.renew()?;
+        self.0.drive();
+        Ok(())
     }
 
     async fn dial(&self) -> Result<TokioTunnel, Failure> {

@@ -75,6 +75,8 @@ pub use builder::{DEFAULT_HUB_PORT, NodeBuilder};
 pub use carrier::{CarriageProbe, CarriageStatus};
 pub use datagram::DatagramSocket;
 pub use driver::socket::SocketInfo;
+#[cfg(all(feature = "tokio", unix))]
+pub use driver::task::Drive;
 pub use error::{ConnectFailure, FailureCause, ListenError, Stage, StartError};
 pub use events::{EVENT_CAPACITY, EventReceiver, NodeEvent};
 pub use gate::Gate;

@@ -543,6 +543,7 @@ impl NodeInner {
                 let _ = core.endpoint.shutdown(now, id);
             }
             shared.finish(core);
+            shared.post.end_driving();
             shared.wake_driver();
         } else {
             drop(core);

@@ -623,6 +623,7 @@ impl Shared {
         wakes.deliver();
         self.lifecycle.set_closed();
         self.lifecycle.signal(Direction::Read);
+        self.post.end_driving();
         self.mailbox.stop();
         if let Some(carrier) = &self.carrier {
             carrier.stop();

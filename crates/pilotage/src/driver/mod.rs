@@ -7,7 +7,7 @@
 //!    that are due, then send what all that released and wake the readers concerned, each once.
 //!
 //! While a thread of the application waits in a blocking call, it does that itself instead (see [`post`]): what it waits for
-//! then costs no switch of threads.
+//! then costs no switch of threads. Or a task of the application's executor does it for as long as that wants (see [`task`]).
 //!
 //! Every step is bounded, so a flood of datagrams cannot starve the timers; what is left over is
 //! continued in the next turn, which then does not sleep. The thread never waits for an application:
@@ -28,6 +28,8 @@ pub(crate) mod post;
 pub(crate) mod recv;
 pub(crate) mod send;
 pub(crate) mod socket;
+#[cfg(all(feature = "tokio", unix))]
+pub(crate) mod task;
 pub(crate) mod watch;
 
 use std::io;
@@ -72,7 +74,8 @@ impl Driver {
                 return;
             }
             let same = watch.wakes.streak() >= STREAK;
-            if watch.threads > 0 && same && watch.open && !shared.post.is_reserved() {
+            let shared_out = watch.threads > 0 && same && !shared.post.is_reserved();
+            if watch.open && (shared_out || shared.post.is_driven()) {
                 let urgent = watch.rest(shared);
                 shared.post.leave(watch, urgent);
                 watch = shared.post.guard();

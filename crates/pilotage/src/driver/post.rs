@@ -15,7 +15,8 @@
 //!   other things. The poller of Linux rounds its time-outs up by as much.
 //!
 //! A node on which a task (a future) ever waited is left to its driver: tasks can wait for days without a thread that blocks,
-//! and an executor's thread must not.
+//! and an executor's thread must not. Unless one of them *drives* it ([`Drive`](super::task::Drive)): then the watch lies here between two
+//! polls of that task, nobody else takes it, and a call wakes the task, until that is dropped or the node closes.
 //!
 //! # Why no wake-up is lost
 //!
@@ -29,6 +30,8 @@
 //!   without another poll, the event stays in the poller until the next holder polls, twice [`GRACE`] later at most.
 //! * *Small writes that others left to the holder* (`Shared::finish_small`) are sent by [`Watch::rest`], which says under the
 //!   core's lock that from now on nobody is awake.
+//! * *A task that drives* leaves its waker here when it asks for the watch, under the lock under which calls look for it; so
+//!   a call wakes it from then on, and what was called before is done by whoever leaves the watch to it.
 //! * *A panic* in a turn drops the [`Lead`], which puts the watch back and calls the driver.
 
 use std::fmt;
@@ -49,8 +52,10 @@ pub(crate) struct Post {
     state: Mutex<State>,
     /// The driver waits here for the watch.
     called: Condvar,
-    /// Only the driver may have the watch from now on.
+    /// Only the driver, or a task that drives, may have the watch from now on.
     reserved: AtomicBool,
+    /// A task drives: the driver leaves the watch to it.
+    driven: AtomicBool,
     rouse: Arc<Rouse>,
     /// The same, as the waker of a thread that has the watch.
     waker: Waker,
@@ -65,6 +70,30 @@ struct State {
     urgent: bool,
     /// The driver sleeps until it is called.
     deep: bool,
+    /// The task that drives.
+    task: Option<Task>,
+    /// No task may drive any more.
+    over: bool,
+}
+
+/// A task that drives, or is about to.
+struct Task {
+    number: u64,
+    waker: Waker,
+    /// It has the watch.
+    holds: bool,
+}
+
+/// What a task that wants to drive is told.
+pub(super) enum Sought {
+    /// It drives.
+    Watch(Box<Watch>),
+    /// It will be woken when it may.
+    Wait,
+    /// Another one drives.
+    Taken,
+    /// The node is closing.
+    Over,
 }
 
 /// Ends the poll of whoever has the watch.
@@ -102,6 +131,7 @@ impl Post {
             state: Mutex::default(),
             called: Condvar::new(),
             reserved: AtomicBool::new(false),
+            driven: AtomicBool::new(false),
             rouse,
             waker,
         }
@@ -124,6 +154,14 @@ impl Post {
     /// Makes somebody look at everything soon.
     pub(crate) fn call(&self) {
         let mut state = self.lock();
+        if let Some(task) = &state.task {
+            let (waker, held) = (task.waker.clone(), task.holds || state.watch.is_some());
+            drop(state);
+            if !held {
+                self.rouse.now();
+            }
+            return waker.wake();
+        }
         if state.watch.is_none() {
             drop(state);
             return self.rouse.now();
@@ -136,7 +174,7 @@ impl Post {
     /// A stream ended, and with it perhaps the interest of the thread that left the watch here: the driver takes it.
     pub(crate) fn call_if_left(&self) {
         let mut state = self.lock();
-        if state.watch.is_some() {
+        if state.watch.is_some() && state.task.is_none() {
             state.urgent = true;
             drop(state);
             self.called.notify_one();
@@ -147,6 +185,11 @@ impl Post {
         let mut state = self.lock();
         state.watch = Some(watch);
         state.left += 1;
+        if let Some(task) = &state.task {
+            let waker = task.waker.clone();
+            drop(state);
+            return waker.wake();
+        }
         state.urgent |= urgent || self.is_reserved();
         let call = state.urgent || state.deep;
         state.deep = false;
@@ -170,6 +213,11 @@ impl Post {
         // At the last look: how often it had been left, and whether it lay here.
         let mut last = (state.left, false);
         loop {
+            if state.task.is_some() {
+                state = self.called.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                last = (state.left, false);
+                continue;
+            }
             let seen = (state.left, state.watch.is_some());
             if (state.urgent || seen == last)
                 && let Some(watch) = state.watch.take()
@@ -195,6 +243,82 @@ impl Post {
                 last = looked;
             }
         }
+    }
+
+    /// A task drives, or is about to.
+    pub(super) fn is_driven(&self) -> bool {
+        self.driven.load(Ordering::Acquire)
+    }
+
+    /// A task wants to drive, or goes on. Its number tells it from others.
+    pub(super) fn seek(&self, number: u64, waker: &Waker) -> Sought {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.over {
+            return Sought::Over;
+        }
+        if state.task.is_none() {
+            self.driven.store(true, Ordering::Release);
+            self.reserved.store(true, Ordering::Release);
+        }
+        let task = state.task.get_or_insert_with(|| Task { number, waker: waker.clone(), holds: false });
+        if task.number != number {
+            return Sought::Taken;
+        }
+        if !task.waker.will_wake(waker) {
+            task.waker.clone_from(waker);
+        }
+        task.holds = state.watch.is_some();
+        state.urgent = false;
+        if let Some(watch) = state.watch.take() {
+            return Sought::Watch(watch);
+        }
+        drop(guard);
+        // Whoever has it sees at the end of the turn that a task wants it.
+        self.rouse.now();
+        Sought::Wait
+    }
+
+    /// The task that drives has been polled.
+    pub(super) fn put_back(&self, watch: Box<Watch>) {
+        let mut state = self.lock();
+        state.watch = Some(watch);
+        state.left += 1;
+        match &mut state.task {
+            Some(task) => task.holds = false,
+            // The node was closed meanwhile.
+            None => {
+                state.urgent = true;
+                drop(state);
+                self.called.notify_one();
+            }
+        }
+    }
+
+    /// The task of this number does not drive any more: the driver does.
+    pub(super) fn stop_driving(&self, number: u64) {
+        let mut state = self.lock();
+        if state.task.as_ref().is_some_and(|task| task.number == number) {
+            state.task = None;
+            self.back_to_the_driver(state);
+        }
+    }
+
+    /// The node closes: tasks may not drive it any more, because whoever waits for its end may be on their thread.
+    pub(crate) fn end_driving(&self) {
+        let mut state = self.lock();
+        state.over = true;
+        if let Some(task) = state.task.take() {
+            self.back_to_the_driver(state);
+            task.waker.wake();
+        }
+    }
+
+    fn back_to_the_driver(&self, mut state: MutexGuard<'_, State>) {
+        self.driven.store(false, Ordering::Release);
+        state.urgent = state.watch.is_some();
+        drop(state);
+        self.called.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -73,6 +73,12 @@ impl Socket {
         Ok(mio::net::UdpSocket::from_std(self.io.try_clone()?))
     }
 
+    /// A third one, for the reactor of a task that drives.
+    #[cfg(all(feature = "tokio", unix))]
+    pub(crate) fn try_clone(&self) -> io::Result<UdpSocket> {
+        self.io.try_clone()
+    }
+
     pub(crate) fn max_gso_segments(&self) -> usize {
         self.state.max_gso_segments()
     }

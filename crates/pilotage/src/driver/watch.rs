@@ -34,22 +34,26 @@ pub(crate) const WAKER: Token = Token(1);
 
 /// What a turn needs. There is one for each node, held by one thread at a time (see [`super::post`]).
 pub(crate) struct Watch {
-    socket: Arc<Socket>,
+    pub(super) socket: Arc<Socket>,
     poll: Poll,
     events: Events,
     io: mio::net::UdpSocket,
     slab: RecvSlab,
     pub(super) wakes: Wakes,
     /// The last receive did not empty the socket.
-    readable: bool,
+    pub(super) readable: bool,
     /// The poller was asked to tell when the socket has room.
-    awaits_room: bool,
+    pub(super) awaits_room: bool,
     /// The last round of sending did not finish for lack of budget.
     pub(super) unsent: bool,
     /// The node was open when somebody last looked.
     pub(super) open: bool,
     /// Threads that waited for what the present turn brought.
     pub(super) threads: usize,
+    /// The same, and tasks.
+    pub(super) woken: usize,
+    /// A task has it: those whom it wakes run after it on the same executor.
+    pub(super) by_task: bool,
 }
 
 impl Watch {
@@ -68,6 +72,8 @@ impl Watch {
             unsent: false,
             open: true,
             threads: 0,
+            woken: 0,
+            by_task: false,
         })
     }
 
@@ -80,7 +86,6 @@ impl Watch {
             // Spinning towards a close deadline: let others use this core meanwhile.
             std::thread::yield_now();
         }
-        self.threads = 0;
         shared.counters.polls.fetch_add(1, Ordering::Relaxed);
         let polled = self.poll.poll(&mut self.events, timeout);
         shared.post.awake();
@@ -102,11 +107,18 @@ impl Watch {
         if room {
             self.stop_awaiting_room();
         }
+        self.step(shared);
+        Ok(())
+    }
+
+    /// A turn without the wait.
+    pub(super) fn step(&mut self, shared: &Shared) {
+        self.threads = 0;
+        self.woken = 0;
         // Every received batch also runs the deadlines and sends; without one that is still to do.
         if !self.receive(shared) {
             self.advance(shared, false);
         }
-        Ok(())
     }
 
     /// How long to sleep: `None` ends the node, `Some(None)` sleeps without bound.
@@ -214,13 +226,18 @@ impl Watch {
         let moved = observed != core.observed;
         core.observed = observed;
         drop(core);
-        self.wakes.deliver_by(&shared.relay);
+        if self.by_task {
+            self.wakes.deliver();
+        } else {
+            self.wakes.deliver_by(&shared.relay);
+        }
         self.threads += self.wakes.threads();
+        self.woken += self.wakes.waiting();
         if moved {
             shared.lifecycle.signal(Direction::Read);
             shared.mailbox.address_changed();
         }
-        if self.wakes.waiting() > 1 {
+        if self.wakes.waiting() > 1 && !self.by_task {
             gather(shared);
         }
     }
@@ -251,7 +268,7 @@ impl Watch {
         }
     }
 
-    fn stop_awaiting_room(&mut self) {
+    pub(super) fn stop_awaiting_room(&mut self) {
         self.awaits_room = false;
         // Left registered, every datagram that leaves the socket would rouse this thread.
         if let Err(error) = self.poll.registry().reregister(&mut self.io, SOCKET, Interest::READABLE) {
