@@ -34,7 +34,7 @@ use std::thread::JoinHandle;
 
 /// Most claims and records of one transaction. Each dirties pages of two trees, down from the roots: the more there are
 /// together, the fewer pages are written for each.
-const MAX_GROUP: usize = 4 * MAX_BATCH;
+const MAX_GROUP: usize = 2 * MAX_BATCH;
 /// Most claims and records that wait for the writer.
 pub const MAX_WAITING: usize = 64 * 1_024;
 
