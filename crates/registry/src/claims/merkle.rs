@@ -67,6 +67,7 @@ impl Level {
     }
 
     /// Becomes as `newer`, of which it is a beginning.
+    #[cfg(feature = "store")]
     fn follow(&mut self, newer: &Self) {
         self.full.extend_from_slice(newer.full.get(self.full.len()..).unwrap_or(&[]));
         self.rest.clone_from(&newer.rest);

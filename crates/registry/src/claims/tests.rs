@@ -234,6 +234,7 @@ fn merkle_logs_are_those_of_rfc_6962() {
 }
 
 /// The log of the readers follows that of the writer, which may take back what it could not store.
+#[cfg(feature = "store")]
 #[test]
 fn a_log_that_follows_another_becomes_the_same() {
     let leaf = |number: u64| merkle::leaf_hash(&number.to_be_bytes());
