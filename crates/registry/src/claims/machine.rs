@@ -65,6 +65,14 @@ pub struct Applied {
     undo: Undo,
 }
 
+impl Applied {
+    /// Of each of [`Applied::granted`], in the same order, what it is for.
+    pub fn keys(&self) -> impl Iterator<Item = &SubjectKey> {
+        // What was removed comes first.
+        self.undo.entries.iter().skip(self.removed.len()).map(|(key, _)| key)
+    }
+}
+
 #[derive(Debug)]
 struct Undo {
     time: u64,
@@ -344,14 +352,14 @@ impl Claims {
     /// The whole state as bytes; equal states give equal bytes. About 40 bytes per leaf and 180 per thing held.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let leaves: usize = self.logs.iter().map(|log| log.leaves().len()).sum();
-        let mut out = Vec::with_capacity(64 + leaves * 32 + self.entries.len() * 200);
+        let leaves: u64 = self.logs.iter().map(MerkleLog::len).sum();
+        let mut out = Vec::with_capacity(64 + leaves as usize * 32 + self.entries.len() * 200);
         out.extend_from_slice(MAGIC);
         out.extend(self.time.to_be_bytes());
         out.extend(self.next_sweep.to_be_bytes());
         for log in &self.logs {
             out.extend(log.len().to_be_bytes());
-            out.extend_from_slice(log.leaves().as_flattened());
+            log.leaves().for_each(|leaf| out.extend_from_slice(leaf));
         }
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_unstable_by_key(|(key, _)| **key);
@@ -415,15 +423,27 @@ impl Claims {
         until: u64,
         hold: u64,
     ) -> Result<SubjectKey, SnapshotError> {
-        let claim = Claim::decode(bytes).map_err(SnapshotError::Claim)?;
-        let key = claim.subject.key();
-        if self.logs[usize::from(partition_of(&key))].leaf(index) != Some(&leaf_hash(bytes)) {
-            return Err(SnapshotError::Contradiction);
-        }
-        let entry = Entry { claim: bytes.into(), index, until, hold };
+        let (key, entry) = entry_in(|partition| &self.logs[partition], bytes, index, until, hold)?;
         self.count(&entry, true);
         self.entries.insert(key, entry);
         Ok(key)
+    }
+
+    /// Makes room for so many entries, as far as the bounds allow.
+    #[cfg(feature = "store")]
+    pub(super) fn reserve(&mut self, entries: usize) {
+        self.entries.reserve(entries.min(self.limits.claims));
+        self.held.reserve(entries.min(self.limits.claims));
+    }
+
+    /// Puts a partition back, of which nothing is there yet.
+    #[cfg(feature = "store")]
+    pub(super) fn restore_part(&mut self, partition: u8, part: Part) {
+        self.logs[usize::from(partition) % PARTITIONS] = part.log;
+        for (key, entry) in part.entries {
+            self.count(&entry, true);
+            self.entries.insert(key, entry);
+        }
     }
 
     /// A partition's log.
@@ -432,22 +452,10 @@ impl Claims {
         &self.logs[usize::from(partition) % PARTITIONS]
     }
 
-    /// Hashes of a partition's leaves.
-    #[cfg(feature = "store")]
-    pub(super) fn leaves(&self, partition: u8) -> &[[u8; 32]] {
-        self.logs[usize::from(partition) % PARTITIONS].leaves()
-    }
-
     /// Everything held or in quarantine, in no order.
     #[cfg(feature = "store")]
     pub(super) fn all(&self) -> impl Iterator<Item = (SubjectKey, Granted)> {
         self.entries.iter().filter_map(|(key, entry)| Some((*key, granted(entry).ok()?)))
-    }
-
-    /// Puts the next leaf of a partition back.
-    #[cfg(feature = "store")]
-    pub(super) fn restore_leaf(&mut self, partition: u8, hash: [u8; 32]) {
-        self.logs[usize::from(partition) % PARTITIONS].push(hash);
     }
 
     /// Puts the clock back.
@@ -477,6 +485,60 @@ pub enum SnapshotError {
     /// A claim inside is none.
     #[error("the snapshot of claims: {0}")]
     Claim(ClaimError),
+}
+
+/// One partition, read by itself: partitions have nothing in common but the counts per agent.
+#[cfg(feature = "store")]
+#[derive(Debug, Default)]
+pub(super) struct Part {
+    log: MerkleLog,
+    entries: Vec<(SubjectKey, Entry)>,
+}
+
+#[cfg(feature = "store")]
+impl Part {
+    /// Leaves so far.
+    pub(super) fn len(&self) -> u64 {
+        self.log.len()
+    }
+
+    /// Puts the next leaf back.
+    pub(super) fn restore_leaf(&mut self, hash: [u8; 32]) {
+        self.log.push(hash);
+    }
+
+    /// Puts the entry with this key back, after all leaves.
+    pub(super) fn restore(
+        &mut self,
+        key: &SubjectKey,
+        bytes: &[u8],
+        index: u64,
+        until: u64,
+        hold: u64,
+    ) -> Result<(), SnapshotError> {
+        let (found, entry) = entry_in(|_| &self.log, bytes, index, until, hold)?;
+        if found != *key {
+            return Err(SnapshotError::Contradiction);
+        }
+        self.entries.push((found, entry));
+        Ok(())
+    }
+}
+
+/// An entry whose leaf is in the log of its partition.
+fn entry_in<'a>(
+    log: impl FnOnce(usize) -> &'a MerkleLog,
+    bytes: &[u8],
+    index: u64,
+    until: u64,
+    hold: u64,
+) -> Result<(SubjectKey, Entry), SnapshotError> {
+    let claim = Claim::decode(bytes).map_err(SnapshotError::Claim)?;
+    let key = claim.subject.key();
+    if log(usize::from(partition_of(&key))).leaf(index) != Some(&leaf_hash(bytes)) {
+        return Err(SnapshotError::Contradiction);
+    }
+    Ok((key, Entry { claim: bytes.into(), index, until, hold }))
 }
 
 fn granted(entry: &Entry) -> Result<Granted, ClaimError> {

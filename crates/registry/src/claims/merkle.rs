@@ -5,6 +5,7 @@
 use ct_merkle::{ConsistencyProof, InclusionProof, RootHash};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 
 const HEAD_CONTEXT: &[u8; 17] = b"pilotage-head-v1\0";
 /// Bytes of a head that are signed, without the context.
@@ -16,10 +17,61 @@ const MAX_SIZE: u64 = 1 << 48;
 
 type Hash = [u8; 32];
 
-/// One log: roots of all complete subtrees, level by level; `levels[0]` are the leaves' hashes.
+/// One log: roots of all complete subtrees, level by level; `levels[0]` are the leaves' hashes. A clone shares most of its
+/// memory with what it was cloned from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct MerkleLog {
-    levels: Vec<Vec<Hash>>,
+    levels: Vec<Level>,
+}
+
+/// Hashes that are shared with other logs, together. 2 KiB.
+const CHUNK: usize = 64;
+
+/// Hashes of which only the end changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Level {
+    full: Vec<Arc<[Hash; CHUNK]>>,
+    /// Fewer than [`CHUNK`].
+    rest: Vec<Hash>,
+}
+
+impl Level {
+    fn len(&self) -> usize {
+        self.full.len() * CHUNK + self.rest.len()
+    }
+
+    fn get(&self, at: usize) -> Option<&Hash> {
+        match self.full.get(at / CHUNK) {
+            Some(chunk) => chunk.get(at % CHUNK),
+            None => self.rest.get(at.checked_sub(self.full.len() * CHUNK)?),
+        }
+    }
+
+    fn push(&mut self, hash: Hash) {
+        self.rest.push(hash);
+        if let Ok(chunk) = <[Hash; CHUNK]>::try_from(self.rest.as_slice()) {
+            self.full.push(Arc::new(chunk));
+            self.rest.clear();
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let (full, rest) = (len / CHUNK, len % CHUNK);
+        if let Some(chunk) = self.full.get(full) {
+            self.rest.clear();
+            self.rest.extend_from_slice(&chunk[..rest]);
+            self.full.truncate(full);
+        } else if full == self.full.len() {
+            self.rest.truncate(rest);
+        }
+    }
+
+    /// Becomes as `newer`, of which it is a beginning.
+    #[cfg(feature = "store")]
+    fn follow(&mut self, newer: &Self) {
+        self.full.extend_from_slice(newer.full.get(self.full.len()..).unwrap_or(&[]));
+        self.rest.clone_from(&newer.rest);
+    }
 }
 
 pub(super) fn leaf_hash(leaf: &[u8]) -> Hash {
@@ -32,20 +84,22 @@ fn node_hash(left: &Hash, right: &Hash) -> Hash {
 
 impl MerkleLog {
     pub(super) fn len(&self) -> u64 {
-        self.levels.first().map_or(0, Vec::len) as u64
+        self.levels.first().map_or(0, Level::len) as u64
     }
 
     pub(super) fn push(&mut self, leaf: Hash) {
         let mut hash = leaf;
         for level in 0.. {
             if self.levels.len() == level {
-                self.levels.push(Vec::new());
+                self.levels.push(Level::default());
             }
             let nodes = &mut self.levels[level];
+            let len = nodes.len();
+            let left = if len % 2 == 1 { nodes.get(len - 1).copied() } else { None };
             nodes.push(hash);
-            match nodes.as_slice() {
-                [.., left, right] if nodes.len().is_multiple_of(2) => hash = node_hash(left, right),
-                _ => return,
+            match left {
+                Some(left) => hash = node_hash(&left, &hash),
+                None => return,
             }
         }
     }
@@ -55,14 +109,24 @@ impl MerkleLog {
         for (level, nodes) in self.levels.iter_mut().enumerate() {
             nodes.truncate((len >> level) as usize);
         }
+        while self.levels.pop_if(|nodes| nodes.len() == 0).is_some() {}
+    }
+
+    /// Takes over what a log has more, of which this one is a beginning. Hashes nothing, and shares its memory.
+    #[cfg(feature = "store")]
+    pub(super) fn follow(&mut self, newer: &Self) {
+        self.levels.resize_with(newer.levels.len(), Level::default);
+        self.levels.iter_mut().zip(&newer.levels).for_each(|(ours, theirs)| ours.follow(theirs));
     }
 
     pub(super) fn leaf(&self, index: u64) -> Option<&Hash> {
         self.levels.first()?.get(usize::try_from(index).ok()?)
     }
 
-    pub(super) fn leaves(&self) -> &[Hash] {
-        self.levels.first().map_or(&[], Vec::as_slice)
+    pub(super) fn leaves(&self) -> impl Iterator<Item = &Hash> {
+        let full =
+            self.levels.iter().take(1).flat_map(|leaves| leaves.full.iter().flat_map(|chunk| chunk.iter()));
+        full.chain(self.levels.first().map_or(&[][..], |leaves| &leaves.rest))
     }
 
     /// Root of the first `size` leaves; of none, the hash of nothing.
@@ -78,7 +142,10 @@ impl MerkleLog {
     fn range(&self, start: u64, len: u64) -> Hash {
         if len.is_power_of_two() {
             let level = len.trailing_zeros();
-            return self.levels[level as usize][(start >> level) as usize];
+            // Callers stay below the log's length.
+            let found =
+                self.levels.get(level as usize).and_then(|nodes| nodes.get((start >> level) as usize));
+            return found.copied().unwrap_or_default();
         }
         let left = split(len);
         node_hash(&self.range(start, left), &self.range(start + left, len - left))

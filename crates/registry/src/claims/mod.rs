@@ -39,7 +39,7 @@ pub use merkle::{
 
 /// Number of partitions, each with its own Merkle log.
 pub const PARTITIONS: usize = 16;
-/// Most claims of one batch. A proposer cuts longer lists.
+/// Most claims of one batch in a log that nodes share. A proposer cuts longer lists.
 pub const MAX_BATCH: usize = 1_024;
 /// Longest lease of an address, a network id or a network name: 90 days. Seconds.
 pub const LEASE: u64 = 90 * DAY;
@@ -57,7 +57,7 @@ pub struct Batch {
     /// Unix time in seconds, by the clock of who proposed the batch. [`Claims`] never goes back: an earlier time than that
     /// of the batch before counts as that one's.
     pub time: u64,
-    /// At most [`MAX_BATCH`], each passed by [`check`].
+    /// At most [`MAX_BATCH`] where nodes share the log, each passed by [`check`].
     pub claims: Vec<Claim>,
 }
 

@@ -233,6 +233,33 @@ fn merkle_logs_are_those_of_rfc_6962() {
     assert_eq!(ours.root(38).unwrap(), heads[37].root);
 }
 
+/// The log of the readers follows that of the writer, which may take back what it could not store.
+#[cfg(feature = "store")]
+#[test]
+fn a_log_that_follows_another_becomes_the_same() {
+    let leaf = |number: u64| merkle::leaf_hash(&number.to_be_bytes());
+    let (mut writer, mut reader) = (MerkleLog::default(), MerkleLog::default());
+    // Groups that end within a chunk of 64, at its end and behind it; some of them are taken back and replaced.
+    for (round, group) in [1, 2, 60, 1, 1, 63, 64, 65, 128, 300, 7].into_iter().enumerate() {
+        let base = writer.len();
+        (0..group + 70).for_each(|number| writer.push(leaf(1 << 40 | number)));
+        let seen = reader.clone();
+        writer.truncate(base);
+        assert_eq!((&writer, &reader), (&seen, &seen), "round {round}: what was taken back is still there");
+        (base..base + group).for_each(|number| writer.push(leaf(number)));
+        reader.follow(&writer);
+        let mut fresh = MerkleLog::default();
+        (0..base + group).for_each(|number| fresh.push(leaf(number)));
+        assert_eq!((&reader, &writer), (&fresh, &fresh), "round {round}");
+        assert!(reader.leaves().copied().eq((0..base + group).map(leaf)));
+        assert_eq!((reader.leaf(base), reader.leaf(base + group)), (Some(&leaf(base)), None));
+        let root = reader.root(reader.len()).unwrap();
+        let head = TreeHead { partition: 0, size: reader.len(), root, time: 0 };
+        let proof = Proof(reader.inclusion(base, reader.len()).unwrap());
+        assert_eq!(verify_inclusion(&head, &base.to_be_bytes(), base, &proof), Ok(()));
+    }
+}
+
 #[test]
 fn wrong_proofs_prove_nothing() {
     let mut log = MerkleLog::default();

@@ -370,10 +370,15 @@ impl Shared {
     }
 
     fn changed(&self, owner: &OwnerKey, record: &[u8]) {
-        if !lock(&self.history).push(owner, record) {
-            return;
+        {
+            let mut history = lock(&self.history);
+            // Who asks from now on finds it in the history.
+            if !history.push(owner, record) || lock(&self.watchers).count == 0 {
+                return;
+            }
         }
         let mut news = lock(&self.news);
+        let first = news.owners.is_empty();
         if news.owners.len() < MAX_NEWS {
             news.owners.insert(*owner);
         } else {
@@ -381,7 +386,10 @@ impl Shared {
         }
         news.public |= !super::is_private(record);
         drop(news);
-        self.heard.notify_one();
+        // Whoever finds nothing there wakes the thread, which takes all.
+        if first {
+            self.heard.notify_one();
+        }
     }
 
     /// Tells watchers what has changed, and those who waited for long that nothing has.

@@ -191,9 +191,12 @@ fn newest(
 ) -> Result<Option<Vec<u8>>, LogError> {
     let registered = look.record(id, network)?;
     let Some(replica) = &shared.config.replica else { return Ok(registered) };
-    let put = replica.held(&owner_key(id, network)).map(|held| held.record);
-    let rank = |record: &Option<Vec<u8>>| record.as_deref().and_then(Rank::of);
-    Ok(if rank(&put) > rank(&registered) { put } else { registered })
+    // Of most agents there is one of both only. A rank is a hash of the whole record.
+    let Some(put) = replica.held(&owner_key(id, network)).map(|held| held.record) else {
+        return Ok(registered);
+    };
+    let newer = Rank::of(&put) > registered.as_deref().and_then(Rank::of);
+    Ok(if newer { Some(put) } else { registered })
 }
 
 /// With the proof, from a head that is at hand or from the next one.

@@ -142,12 +142,15 @@ fn submit(
     };
     let answer_to = shared.clone();
     // Who watches hears of it.
-    let news = shared.config.replica.clone().zip(record.clone());
+    let news = shared.config.replica.clone().zip(record.as_ref());
+    let news = news.map(|(replica, (record, bytes))| {
+        (replica, owner_key(&record.agent_id(), record.network), bytes.clone())
+    });
     let done = move |written: Result<Written, LogError>| {
-        if let (Some((replica, (record, bytes))), Ok(Written { record: Some(Published::Stored), .. })) =
+        if let (Some((replica, owner, bytes)), Ok(Written { record: Some(Published::Stored), .. })) =
             (news, &written)
         {
-            replica.changed(&owner_key(&record.agent_id(), record.network), &bytes);
+            replica.changed(&owner, &bytes);
         }
         let reply = match written {
             Ok(written) => reply(answers, refused, written),

@@ -1,7 +1,9 @@
 //! The file: tables, transactions, and what is read at start.
 
-use super::{LocalConfig, SignedRecord};
-use crate::claims::machine::Granted;
+use super::LocalConfig;
+use super::writer::Kept;
+use crate::claims::claim::partition_of;
+use crate::claims::machine::{Granted, Part};
 use crate::claims::merkle::leaf_hash;
 use crate::claims::{
     Applied, Claim, Claims, Limits, LogError, PARTITIONS, QUARANTINE, Subject, SubjectKey, TreeHead,
@@ -13,6 +15,7 @@ use redb::{
     ReadableTableMetadata as _, TableDefinition,
 };
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 /// Pages kept in memory. Bytes.
@@ -123,7 +126,7 @@ impl Disk {
     pub(super) fn commit(
         &self,
         applied: &Applied,
-        records: &[&SignedRecord],
+        records: &Kept<'_>,
         clock: (u64, u64),
         heads: &[TreeHead; PARTITIONS],
     ) -> Result<(), LogError> {
@@ -237,7 +240,11 @@ impl Reader {
     /// # Errors
     /// [`LogError`] if the store fails.
     pub fn record(&self, agent_id: &[u8; 32], network: NetworkId) -> Result<Option<Vec<u8>>, LogError> {
-        let found = self.records.get(&record_key(agent_id, network)).map_err(|error| self.failed(error))?;
+        self.record_at(&record_key(agent_id, network))
+    }
+
+    pub(super) fn record_at(&self, key: &RecordKey) -> Result<Option<Vec<u8>>, LogError> {
+        let found = self.records.get(key).map_err(|error| self.failed(error))?;
         Ok(found.map(|bytes| bytes.value().to_vec()))
     }
 
@@ -273,7 +280,10 @@ impl<E: Into<redb::Error>> From<E> for LoadError {
     }
 }
 
-fn record_key(agent_id: &[u8; 32], network: NetworkId) -> [u8; 34] {
+/// Agent id and network.
+pub(super) type RecordKey = [u8; 34];
+
+pub(super) fn record_key(agent_id: &[u8; 32], network: NetworkId) -> RecordKey {
     let mut key = [0; 34];
     key[..32].copy_from_slice(agent_id);
     key[32..].copy_from_slice(&network.0.to_be_bytes());
@@ -327,7 +337,7 @@ fn prepare(db: &Database, seed: &[u8; 32]) -> Result<[u8; 32], redb::Error> {
 fn write(
     db: &Database,
     applied: &Applied,
-    records: &[&SignedRecord],
+    records: &Kept<'_>,
     clock: (u64, u64),
     heads: &[TreeHead; PARTITIONS],
 ) -> Result<(), redb::Error> {
@@ -338,15 +348,21 @@ fn write(
         for key in &applied.removed {
             entries.remove(key)?;
         }
-        for granted in &applied.granted {
-            let key = granted.claim.subject.key();
-            let bytes = entry_bytes(granted);
-            entries.insert(&key, bytes.as_slice())?;
-            leaves.insert((granted.claim.subject.partition(), granted.index), &bytes[24..])?;
+        let granted = applied.keys().zip(&applied.granted);
+        let mut granted: Vec<_> = granted.map(|(key, new)| (key, new.index, entry_bytes(new))).collect();
+        // In the order of the keys: neighbours share pages.
+        granted.sort_unstable_by_key(|(key, index, _)| (partition_of(key), *index));
+        for (key, index, bytes) in &granted {
+            leaves.insert((partition_of(key), *index), &bytes[24..])?;
+        }
+        // Of two for one subject the later one comes later.
+        granted.sort_by_key(|(key, ..)| **key);
+        for (key, _, bytes) in &granted {
+            entries.insert(*key, bytes.as_slice())?;
         }
         let mut table = transaction.open_table(RECORDS)?;
-        for (record, bytes) in records {
-            table.insert(&record_key(&record.agent_id(), record.network), bytes.as_slice())?;
+        for (key, (_, bytes)) in records {
+            table.insert(key, bytes.as_slice())?;
         }
         let mut meta = transaction.open_table(META)?;
         write_meta(&mut meta, clock, heads)?;
@@ -376,7 +392,7 @@ fn replace(db: &Database, claims: &Claims) -> Result<(), redb::Error> {
         let mut entries = transaction.open_table(ENTRIES)?;
         let mut leaves = transaction.open_table(LEAVES)?;
         for partition in 0..PARTITIONS as u8 {
-            for (index, hash) in claims.leaves(partition).iter().enumerate() {
+            for (index, hash) in claims.log(partition).leaves().enumerate() {
                 leaves.insert((partition, index as u64), hash.as_slice())?;
             }
         }
@@ -395,24 +411,13 @@ fn replace(db: &Database, claims: &Claims) -> Result<(), redb::Error> {
 
 /// Reads all claims, and holds the Merkle logs that follow from the leaves against the heads that were written with them.
 fn read_claims(transaction: &ReadTransaction, limits: Limits) -> Result<Claims, LoadError> {
-    let content = |text: &str| LoadError::Content(text.to_owned());
     let mut claims = Claims::new(limits);
-    for row in transaction.open_table(LEAVES)?.iter()? {
-        let (key, value) = row?;
-        let (partition, index) = key.value();
-        let bytes = value.value();
-        if usize::from(partition) >= PARTITIONS || claims.leaves(partition).len() as u64 != index {
-            return Err(content("a leaf of the log is missing"));
-        }
-        let hash = bytes.try_into().unwrap_or_else(|_| leaf_hash(bytes));
-        claims.restore_leaf(partition, hash);
+    let stored = usize::try_from(transaction.open_table(ENTRIES)?.len()?);
+    claims.reserve(stored.unwrap_or(usize::MAX));
+    if transaction.open_table(LEAVES)?.range((PARTITIONS as u8, 0)..)?.next().is_some() {
+        return Err(content("a leaf is of no partition"));
     }
-    for row in transaction.open_table(ENTRIES)?.iter()? {
-        let (_, value) = row?;
-        let (index, until, hold, claim) =
-            entry_parts(value.value()).ok_or_else(|| content("a claim is cut off"))?;
-        claims.restore(claim, index, until, hold).map_err(|error| LoadError::Content(error.to_string()))?;
-    }
+    read_parts(transaction, &mut claims)?;
     let meta = transaction.open_table(META)?;
     if let Some(clock) = meta.get("clock")? {
         let (time, rest) = clock.value().split_first_chunk().ok_or_else(|| content("no time"))?;
@@ -426,4 +431,58 @@ fn read_claims(transaction: &ReadTransaction, limits: Limits) -> Result<Claims, 
         }
     }
     Ok(claims)
+}
+
+/// Threads that read at start, with the one that waits for it.
+const READERS: usize = 4;
+
+/// Reads the partitions on all cores.
+fn read_parts(transaction: &ReadTransaction, claims: &mut Claims) -> Result<(), LoadError> {
+    let helpers = std::thread::available_parallelism().map_or(1, usize::from).min(READERS) - 1;
+    let next = AtomicU8::new(0);
+    let one = || {
+        let partition = next.fetch_add(1, Ordering::Relaxed);
+        (usize::from(partition) < PARTITIONS).then(|| (partition, read_part(transaction, partition)))
+    };
+    std::thread::scope(|scope| {
+        let helper = || std::iter::from_fn(one).collect::<Vec<_>>();
+        let helpers: Vec<_> = (0..helpers).map(|_| scope.spawn(helper)).collect();
+        let mut take = |(partition, part): (u8, Result<Part, LoadError>)| {
+            part.map(|part| claims.restore_part(partition, part))
+        };
+        std::iter::from_fn(one).try_for_each(&mut take)?;
+        for helper in helpers {
+            let parts = helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            parts.into_iter().try_for_each(&mut take)?;
+        }
+        Ok(())
+    })
+}
+
+/// One partition: its leaves, then what is held by them.
+fn read_part(transaction: &ReadTransaction, partition: u8) -> Result<Part, LoadError> {
+    let mut part = Part::default();
+    for row in transaction.open_table(LEAVES)?.range((partition, 0)..=(partition, u64::MAX))? {
+        let (key, value) = row?;
+        if part.len() != key.value().1 {
+            return Err(content("a leaf of the log is missing"));
+        }
+        let bytes = value.value();
+        part.restore_leaf(bytes.try_into().unwrap_or_else(|_| leaf_hash(bytes)));
+    }
+    // The partition is the first four bits of the key.
+    let (mut first, mut last) = ([0; 16], [0xff; 16]);
+    (first[0], last[0]) = (partition << 4, partition << 4 | 0x0f);
+    for row in transaction.open_table(ENTRIES)?.range::<&[u8; 16]>(&first..=&last)? {
+        let (key, value) = row?;
+        let (index, until, hold, claim) =
+            entry_parts(value.value()).ok_or_else(|| content("a claim is cut off"))?;
+        let restored = part.restore(key.value(), claim, index, until, hold);
+        restored.map_err(|error| LoadError::Content(error.to_string()))?;
+    }
+    Ok(part)
+}
+
+fn content(text: &str) -> LoadError {
+    LoadError::Content(text.to_owned())
 }

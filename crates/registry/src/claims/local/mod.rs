@@ -1,7 +1,7 @@
 //! Claims and records in one redb file: the registry of one process. `spec/registry2.md §4`.
 //!
 //! # Contract
-//! * One writer thread. What waits is decided and committed together: one sync for up to [`MAX_BATCH`] claims and records.
+//! * One writer thread. What waits is decided and committed together: one sync for up to [`MAX_GROUP`] claims and records.
 //!   An answer is given when its transaction is durable, never before.
 //! * Readers see committed state only, and never wait for the writer: redb's snapshots, and Merkle logs up to the last
 //!   committed size.
@@ -15,10 +15,11 @@ mod tests;
 mod writer;
 
 use super::{
-    CaughtUp, Claim, ClaimLog, Claims, Decided, Granted, Limits, LogError, MAX_BATCH, Outcome, PARTITIONS,
-    Proof, Signed, SignedHead, Subject, TreeHead, check_all,
+    Applied, CaughtUp, Claim, ClaimLog, Claims, Decided, Granted, Limits, LogError, MAX_BATCH, Outcome,
+    PARTITIONS, Proof, Signed, SignedHead, Subject, TreeHead, check_all,
 };
-use crate::claims::merkle::{MerkleLog, leaf_hash};
+use crate::claims::claim::partition_of;
+use crate::claims::merkle::MerkleLog;
 use crate::record::{self, Rank, Unbelievable};
 use crate::store::{Opener, Still, StoreError};
 use disk::Disk;
@@ -31,6 +32,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
+/// Most claims and records of one transaction. Each dirties pages of two trees, down from the roots: the more there are
+/// together, the fewer pages are written for each.
+const MAX_GROUP: usize = 2 * MAX_BATCH;
 /// Most claims and records that wait for the writer.
 pub const MAX_WAITING: usize = 64 * 1_024;
 
@@ -492,17 +496,16 @@ impl Shared {
         self.logs[usize::from(partition) % PARTITIONS].read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These leaves are on disk: readers may see them, and the heads over them.
-    fn committed(&self, granted: &[Granted], heads: [TreeHead; PARTITIONS]) {
-        let mut of_partition: [Vec<[u8; 32]>; PARTITIONS] = Default::default();
-        for granted in granted {
-            let leaf = leaf_hash(&granted.claim.encode());
-            of_partition[usize::from(granted.claim.subject.partition())].push(leaf);
-        }
-        for (log, leaves) in self.logs.iter().zip(of_partition) {
-            if !leaves.is_empty() {
-                let mut log = log.write().unwrap_or_else(PoisonError::into_inner);
-                leaves.into_iter().for_each(|leaf| log.push(leaf));
+    /// What was applied is on disk: readers may see the new leaves, and the heads over them. Only the writer applies, so
+    /// that nothing else is in the logs meanwhile.
+    fn committed(&self, applied: &Applied, heads: [TreeHead; PARTITIONS]) {
+        let mut grown = [false; PARTITIONS];
+        applied.keys().for_each(|key| grown[usize::from(partition_of(key))] = true);
+        {
+            let claims = self.claims();
+            for partition in (0..PARTITIONS).filter(|&partition| grown[partition]) {
+                let mut log = self.logs[partition].write().unwrap_or_else(PoisonError::into_inner);
+                log.follow(claims.log(partition as u8));
             }
         }
         *self.heads.write().unwrap_or_else(PoisonError::into_inner) = heads;

@@ -1,10 +1,13 @@
 //! The writer thread: decides, commits, answers.
 
-use super::{Done, Job, Published, Reader, Shared, SignedRecord, Write, Written, lock, rank, stopped};
-use crate::claims::{Applied, Batch, Claims, LogError, MAX_BATCH, PARTITIONS, Subject, TreeHead};
+use super::disk::{RecordKey, record_key};
+use super::{
+    Done, Job, MAX_GROUP, Published, Reader, Shared, SignedRecord, Write, Written, lock, rank, stopped,
+};
+use crate::claims::{Applied, Batch, Claims, LogError, PARTITIONS, Subject, TreeHead};
 use crate::record::{check_time, replaces};
 use pilotage_wire::record::Record;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// A write of the batch in hand.
 struct Item {
@@ -49,7 +52,7 @@ fn next(shared: &Shared) -> Option<Vec<(Job, Option<Done>)>> {
     while let Some((job, _)) = queue.items.front() {
         let more = job.weight();
         // One that is larger than a batch goes alone.
-        if weight > 0 && weight + more > MAX_BATCH {
+        if weight > 0 && weight + more > MAX_GROUP {
             break;
         }
         weight += more;
@@ -95,7 +98,7 @@ fn batch(shared: &Shared, writes: Vec<(Write, Option<Done>)>) {
     match commit(shared, &applied, &kept) {
         Ok(heads) => {
             if let Some(heads) = heads {
-                shared.committed(&applied.granted, heads);
+                shared.committed(&applied, heads);
             }
             for item in items {
                 answer(item.done, Ok(item.answer));
@@ -116,7 +119,7 @@ fn batch(shared: &Shared, writes: Vec<(Write, Option<Done>)>) {
 fn commit(
     shared: &Shared,
     applied: &Applied,
-    records: &[&SignedRecord],
+    records: &Kept<'_>,
 ) -> Result<Option<[TreeHead; PARTITIONS]>, LogError> {
     if applied.granted.is_empty() && applied.removed.is_empty() && records.is_empty() {
         return Ok(None);
@@ -130,10 +133,10 @@ fn commit(
     Ok(Some(heads))
 }
 
-/// Records to store, and what is answered to each that came.
-type Decided<'a> = (Vec<&'a SignedRecord>, Vec<Option<Published>>);
-/// Key and network.
-type Owner = ([u8; 32], u16);
+/// Records to store, in the order in which the file has them: neighbours share pages.
+pub(super) type Kept<'a> = BTreeMap<RecordKey, &'a SignedRecord>;
+/// Those, and what is answered to each that came.
+type Decided<'a> = (Kept<'a>, Vec<Option<Published>>);
 
 /// Which records are to be stored, and what is answered to each.
 fn decide_records<'a>(shared: &Shared, records: &'a [Option<SignedRecord>]) -> Decided<'a> {
@@ -141,19 +144,13 @@ fn decide_records<'a>(shared: &Shared, records: &'a [Option<SignedRecord>]) -> D
     let claims = shared.claims();
     let reader = shared.disk.reader(claims.time()).ok();
     // The newest of this batch per agent and network: none of them is on disk yet.
-    let mut newest: HashMap<Owner, &SignedRecord> = HashMap::new();
+    let mut newest = Kept::new();
     let mut answers = Vec::with_capacity(records.len());
     for entry in records {
         answers.push(entry.as_ref().map(|entry| {
-            let key = (entry.0.key, entry.0.network.0);
-            let answer = decide_record(
-                shared,
-                &claims,
-                reader.as_ref(),
-                entry,
-                newest.get(&key).copied(),
-                &mut stored,
-            );
+            let key = record_key(&entry.0.agent_id(), entry.0.network);
+            let before = newest.get(&key).copied();
+            let answer = decide_record(shared, &claims, reader.as_ref(), (&key, entry), before, &mut stored);
             match answer {
                 Ok(published) => published,
                 Err(()) => {
@@ -163,7 +160,7 @@ fn decide_records<'a>(shared: &Shared, records: &'a [Option<SignedRecord>]) -> D
             }
         }));
     }
-    (newest.into_values().collect(), answers)
+    (newest, answers)
 }
 
 /// `Err` if the record is to be stored.
@@ -171,7 +168,7 @@ fn decide_record(
     shared: &Shared,
     claims: &Claims,
     reader: Option<&Reader>,
-    (record, bytes): &SignedRecord,
+    (key, (record, bytes)): (&RecordKey, &SignedRecord),
     in_batch: Option<&SignedRecord>,
     stored: &mut u64,
 ) -> Result<Published, ()> {
@@ -191,8 +188,7 @@ fn decide_record(
     let old = match in_batch {
         Some((old, bytes)) => Some((old.clone(), bytes.clone())),
         None => {
-            let bytes =
-                reader.and_then(|reader| reader.record(&record.agent_id(), record.network).ok().flatten());
+            let bytes = reader.and_then(|reader| reader.record_at(key).ok().flatten());
             bytes.and_then(|bytes| Some((Record::decode(&bytes).ok()?, bytes)))
         }
     };
