@@ -1,6 +1,7 @@
 //! Streams of S1's own frame layer under the endpoint: what they cost, what they survive (spec/secure.md §11, §12.6).
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pilotage_proto::s1::Limits;
@@ -409,6 +410,41 @@ fn the_first_call_is_a_stream_of_s1_and_takes_no_longer_than_one_of_the_draft() 
     // Without the draft's answer, S1 is what comes.
     let alone = first_call(auto, &[b"PILA"]);
     assert!(alone.0 <= draft.0 + 2 * MS && alone.1 == Mode::S1, "{alone:?}");
+}
+
+/// PILR is withheld, and PILN comes again and again: that puts off nothing beyond the wait for PILR, and makes no stream of initiations.
+#[test]
+fn copies_of_a_prekey_delay_the_first_call_no_longer_than_its_bound() {
+    let auto = Modes::both(SecureMode::Auto);
+    let mut pair = pair_of(3, far(), auto);
+    pair.record = true;
+    pair.censor = Some(Box::new(|side, bytes| side == Side::B && bytes.starts_with(b"PILR")));
+    let from = pair.host(Side::B).addr;
+    let _ = pair.endpoint(Side::B).listen(7);
+    let (start, to) = (pair.now, port_of(&mut pair, 7));
+    let id = pair.endpoint(Side::A).connect(start, to).expect("known");
+    pair.endpoint(Side::A).write(start, id, b"hello").expect("room");
+    let (mut copies, mut taken) = (0, None);
+    while taken.is_none() && pair.now.duration_since(start) < seconds(3) {
+        let of_b = pair.recorded.iter().rev().filter(|(by, _)| *by == Side::B);
+        let told = of_b.map(|(_, bytes)| bytes).find(|bytes| bytes.starts_with(b"PILN")).cloned();
+        if let Some(prekey) = told {
+            copies += 1;
+            pair.inject(from, Side::A, &prekey);
+            if copies % 6 == 0 {
+                pair.inject(SocketAddr::from(([203, 0, 113, 9], 1_000 + copies)), Side::A, &prekey);
+            }
+        }
+        pair.run_for(5 * MS);
+        taken = pair.endpoint(Side::B).accept(7);
+    }
+    // Keys, 40 ms; a quarter of a round trip at most for PILN, one and a half for PILR, 10 ms more for each; the ports' handshake, 60 ms.
+    let took = pair.now.duration_since(start);
+    assert!(taken.is_some() && took <= 40 * MS + 90 * MS + 60 * MS, "{took:?}");
+    assert!(copies > 10, "{copies}");
+    let initiations = pair.recorded.iter().filter(|(by, bytes)| *by == Side::A && bytes.starts_with(b"PILI"));
+    // One for the prekey, one with it, and one for each other way, of which five count.
+    assert!(initiations.count() <= 7);
 }
 
 /// A question that goes directly and over the relay has two answers, and one session comes of them, on the direct way. (It had been one
