@@ -267,32 +267,56 @@ fn a_stream_without_data_is_taken_or_refused_in_a_round_trip() {
     }
 }
 
-/// What came before the end is acknowledged with the end: a peer whose last words are not would repeat them to nobody.
+/// Whoever waits for a stream to be taken by a process that dies hears that it was reset, and not of a time that nobody waited for.
 #[test]
-fn whoever_leaves_acknowledges_what_came() {
+fn a_stream_that_was_reset_before_it_was_taken_says_so() {
     let mut pair = pair_of(5, far(), modes(SecureMode::S1));
     let _ = pair.endpoint(Side::B).listen(7);
-    let mut echo = Echo::default();
-    ask(&mut pair, &mut echo, 7, b"first");
+    ask(&mut pair, &mut Echo::default(), 7, b"first");
     pair.run_for(seconds(2));
     let (now, to) = (pair.now, port_of(&mut pair, 7));
     let id = pair.endpoint(Side::A).connect(now, to).expect("known");
-    pair.endpoint(Side::A).write(now, id, b"the last words").expect("room");
-    pair.endpoint(Side::A).shutdown(now, id).expect("open");
-    let came = pair.run_until(seconds(1), |p| p.endpoint(Side::B).accept(7).is_some());
-    assert!(came && !pair.endpoint(Side::A).is_flushed(id));
-    let now = pair.now;
-    // The first datagram with it is lost, the second arrives.
-    pair.links[1].down = true;
-    pair.endpoint(Side::B).close_all(now);
-    pair.flush();
-    pair.links[1].down = false;
-    pair.endpoint(Side::B).acknowledge_again(now);
-    pair.flush();
-    // Nothing leaves later: its process has ended.
-    pair.links[1].down = true;
-    pair.run_for(60 * MS);
-    assert!(pair.endpoint(Side::A).is_flushed(id));
+    pair.endpoint(Side::A).write(now, id, b"once").expect("room");
+    pair.run_for(21 * MS);
+    pair.restart(Side::B);
+    let _ = pair.endpoint(Side::B).listen(7);
+    let over = pair.run_until(seconds(10), |p| p.endpoint(Side::A).connect_error(id).is_some());
+    assert!(over && !pair.endpoint(Side::A).is_accepted(id));
+    assert_eq!(pair.endpoint(Side::A).connect_error(id), Some(ConnectError::Reset));
+    assert!(pair.host(Side::A).events.contains(&Event::Closed(id)));
+    assert!(pair.endpoint(Side::B).accept(7).is_none(), "what it asked may have been done already");
+}
+
+/// What came before the end is acknowledged with the end: a peer whose last words are not would repeat them to nobody.
+#[test]
+fn whoever_leaves_acknowledges_what_came() {
+    for first_lost in [false, true] {
+        let mut pair = pair_of(5, far(), modes(SecureMode::S1));
+        let _ = pair.endpoint(Side::B).listen(7);
+        let mut echo = Echo::default();
+        ask(&mut pair, &mut echo, 7, b"first");
+        pair.run_for(seconds(2));
+        let (now, to) = (pair.now, port_of(&mut pair, 7));
+        let id = pair.endpoint(Side::A).connect(now, to).expect("known");
+        pair.endpoint(Side::A).write(now, id, b"the last words").expect("room");
+        pair.endpoint(Side::A).shutdown(now, id).expect("open");
+        let came = pair.run_until(seconds(1), |p| p.endpoint(Side::B).accept(7).is_some());
+        assert!(came && !pair.endpoint(Side::A).is_flushed(id));
+        let now = pair.now;
+        pair.links[1].down = first_lost;
+        pair.endpoint(Side::B).close_all(now);
+        pair.flush();
+        if first_lost {
+            // The first datagram with it is lost, the second arrives.
+            pair.links[1].down = false;
+            pair.endpoint(Side::B).acknowledge_again(now);
+            pair.flush();
+        }
+        // Nothing leaves later: its process has ended.
+        pair.links[1].down = true;
+        pair.run_for(60 * MS);
+        assert!(pair.endpoint(Side::A).is_flushed(id), "{first_lost}");
+    }
 }
 
 /// More calls than the queue holds wait behind it, with all that they carry.

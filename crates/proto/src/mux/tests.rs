@@ -482,6 +482,9 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     assert_eq!(pair.ends[0].read(now, old, &mut [0; 9]), Err(ReadError::Reset));
     assert_eq!(pair.ends[0].mux.write(old, b"x"), Err(WriteError::Reset));
     assert_eq!(pair.ends[0].read(now, unsure, &mut [0; 9]), Err(ReadError::Reset));
+    // Nobody has heard that the second one was taken; the first one was.
+    let errors = [old, unsure].map(|slot| pair.ends[0].stream(slot).connect_error());
+    assert_eq!(errors, [None, Some(ConnectError::Reset)]);
     // What only the new process can have had reaches it.
     assert_eq!(pair.ends[1].incoming.len(), 2);
     let to = |end: &End, slot: u32| end.mux.streams.get(slot).expect("there").local.port;
