@@ -116,6 +116,9 @@ impl ConnectFailure {
                 format!("{peer} is up but silent on this port: check its load and its listener"),
             ),
             ConnectError::Refused => (Stage::Connect, format!("start a listener on this port at {peer}")),
+            ConnectError::Reset => {
+                (Stage::Connect, format!("{peer} ended the session or has just started again: try again"))
+            }
             ConnectError::LimitReached => {
                 (Stage::Connect, "close other connections or raise the limits in the configuration".into())
             }
@@ -324,6 +327,7 @@ pub(crate) fn connect_kind(error: ConnectError) -> io::ErrorKind {
         ConnectError::NoPath => io::ErrorKind::HostUnreachable,
         ConnectError::HandshakeTimeout | ConnectError::Timeout => io::ErrorKind::TimedOut,
         ConnectError::Refused => io::ErrorKind::ConnectionRefused,
+        ConnectError::Reset => io::ErrorKind::ConnectionReset,
         ConnectError::PinMismatch => io::ErrorKind::PermissionDenied,
         ConnectError::LimitReached => io::ErrorKind::OutOfMemory,
         ConnectError::Closing => io::ErrorKind::NotConnected,
@@ -376,6 +380,7 @@ mod tests {
             read_error(ReadError::Connect(ConnectError::Refused)).kind(),
             io::ErrorKind::ConnectionRefused
         );
+        assert_eq!(connect_kind(ConnectError::Reset), io::ErrorKind::ConnectionReset);
         assert_eq!(write_error(WriteError::Finished).kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -432,12 +432,16 @@ impl Node {
             shared.finish(core);
             return None;
         }
-        let error = match core.phase {
-            Phase::Closed => ConnectError::Closing,
-            _ => core.endpoint.connect_error(stream.id()).unwrap_or(ConnectError::Timeout),
-        };
         let peer_node = stream.peer().address.node;
         let established = core.endpoint.peer(peer_node).is_some_and(|tunnel| tunnel.established);
+        let error = match core.phase {
+            Phase::Closed => ConnectError::Closing,
+            _ => core.endpoint.connect_error(stream.id()).unwrap_or(match established {
+                // It was taken and ended, or is gone: nobody has waited in vain.
+                true => ConnectError::Reset,
+                false => ConnectError::Timeout,
+            }),
+        };
         // The attempt's own clock may run out before that of the key exchange it waits for.
         let error = match error {
             ConnectError::Timeout if !established => ConnectError::HandshakeTimeout,

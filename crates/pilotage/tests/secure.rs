@@ -3,7 +3,9 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{SECOND, builder, pattern, within};
@@ -228,6 +230,63 @@ fn many_streams_in_one_tunnel_and_one_that_nobody_takes() {
         let mut near = client.open(Peer::At(server.address(), at), 99).expect("opens");
         let refused = near.read(&mut [0; 1]).expect_err("nobody listens");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
+    });
+}
+
+/// Passes datagrams between a client and a server, and drops the first one of the server after `armed`.
+fn pass_on(server: SocketAddr, armed: &Arc<AtomicBool>, dropped: &Arc<AtomicUsize>) -> SocketAddr {
+    let sockets = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").expect("socket"));
+    let front = sockets[0].local_addr().expect("address");
+    let client = Arc::new(Mutex::new(None));
+    for side in [0, 1] {
+        let [from, to] = [side, 1 - side].map(|n| sockets[n].try_clone().expect("clone"));
+        let (client, armed, dropped) = (client.clone(), armed.clone(), dropped.clone());
+        std::thread::spawn(move || {
+            let mut buf = [0; 2_048];
+            while let Ok((len, source)) = from.recv_from(&mut buf) {
+                let target = if side == 0 {
+                    *client.lock().expect("whole") = Some(source);
+                    Some(server)
+                } else {
+                    *client.lock().expect("whole")
+                };
+                if side == 1 && armed.swap(false, Ordering::SeqCst) {
+                    dropped.fetch_add(1, Ordering::SeqCst);
+                } else if let Some(target) = target {
+                    let _ = to.send_to(&buf[..len], target);
+                }
+            }
+        });
+    }
+    front
+}
+
+/// A node that has got everything ends, and what it says to that is lost once.
+#[test]
+fn who_ends_leaves_nobody_waiting_for_one_lost_datagram() {
+    within(60 * SECOND, || {
+        let server = builder().identity(identity(36)).secure_mode(SecureMode::S1).start().expect("server");
+        let (armed, dropped) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let at = pass_on(server.local_addr(), &armed, &dropped);
+        let client = builder().identity(identity(37)).secure_mode(SecureMode::S1);
+        let key = Some(identity(36).public_key());
+        let client = client.peer(server.address(), at, key).start().expect("client");
+        let listener = server.listen(7).expect("free");
+        let mut near = client.connect(Peer::At(server.address(), at), 7).expect("connects");
+        let mut far = listener.accept().expect("accepts");
+        // The server has said all, so that nothing keeps it once it has read all.
+        far.shutdown(Shutdown::Write).expect("open");
+        assert_eq!(near.read(&mut [0; 1]).expect("the end"), 0);
+        far.wait_flushed(3 * SECOND).expect("acknowledged");
+        let reader = std::thread::spawn(move || {
+            far.read_exact(&mut [0; 14]).expect("all of it");
+            armed.store(true, Ordering::SeqCst);
+            server.close();
+        });
+        near.write_all(b"the last words").expect("room");
+        near.wait_flushed(3 * SECOND).expect("acknowledged by what was repeated");
+        reader.join().expect("reader");
+        assert_eq!(dropped.load(Ordering::SeqCst), 1);
     });
 }
 

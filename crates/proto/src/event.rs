@@ -170,6 +170,9 @@ pub enum ConnectError {
     /// Nothing listens on the port.
     #[error("connect: refused, nothing listens on that port")]
     Refused,
+    /// The connection was reset before the peer's node had taken it: the peer ended the session, or has forgotten it.
+    #[error("connect: reset by the peer before it had taken the connection")]
+    Reset,
     /// The peer's key is not the one that we pinned.
     #[error("key exchange: the peer presented another key than the pinned one")]
     PinMismatch,

@@ -1,6 +1,7 @@
 //! Streams of S1's own frame layer under the endpoint: what they cost, what they survive (spec/secure.md §11, §12.6).
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pilotage_proto::s1::Limits;
@@ -255,6 +256,8 @@ fn a_stream_without_data_is_taken_or_refused_in_a_round_trip() {
         let id = pair.endpoint(Side::A).connect(now, to).expect("known");
         pair.endpoint(Side::A).open_now(now, id);
         assert!(!pair.endpoint(Side::A).is_accepted(id), "nobody has heard of it");
+        pair.run_for(10 * MS);
+        pair.host(Side::A).events.clear();
         let known = pair.run_until(seconds(5), |p| {
             let a = p.endpoint(Side::A);
             a.is_accepted(id) || a.connect_error(id).is_some()
@@ -266,32 +269,58 @@ fn a_stream_without_data_is_taken_or_refused_in_a_round_trip() {
     }
 }
 
-/// What came before the end is acknowledged with the end: a peer whose last words are not would repeat them to nobody.
+/// Whoever waits for a stream to be taken by a process that dies hears that it was reset, and not of a time that nobody waited for.
 #[test]
-fn whoever_leaves_acknowledges_what_came() {
+fn a_stream_that_was_reset_before_it_was_taken_says_so() {
     let mut pair = pair_of(5, far(), modes(SecureMode::S1));
     let _ = pair.endpoint(Side::B).listen(7);
-    let mut echo = Echo::default();
-    ask(&mut pair, &mut echo, 7, b"first");
+    ask(&mut pair, &mut Echo::default(), 7, b"first");
     pair.run_for(seconds(2));
     let (now, to) = (pair.now, port_of(&mut pair, 7));
     let id = pair.endpoint(Side::A).connect(now, to).expect("known");
-    pair.endpoint(Side::A).write(now, id, b"the last words").expect("room");
-    pair.endpoint(Side::A).shutdown(now, id).expect("open");
-    let came = pair.run_until(seconds(1), |p| p.endpoint(Side::B).accept(7).is_some());
-    assert!(came && !pair.endpoint(Side::A).is_flushed(id));
-    let now = pair.now;
-    // The first datagram with it is lost, the second arrives.
-    pair.links[1].down = true;
-    pair.endpoint(Side::B).close_all(now);
-    pair.flush();
-    pair.links[1].down = false;
-    pair.endpoint(Side::B).acknowledge_again(now);
-    pair.flush();
-    // Nothing leaves later: its process has ended.
-    pair.links[1].down = true;
-    pair.run_for(60 * MS);
-    assert!(pair.endpoint(Side::A).is_flushed(id));
+    pair.endpoint(Side::A).write(now, id, b"once").expect("room");
+    pair.run_for(21 * MS);
+    pair.restart(Side::B);
+    let _ = pair.endpoint(Side::B).listen(7);
+    let over = pair.run_until(seconds(10), |p| p.endpoint(Side::A).connect_error(id).is_some());
+    assert!(over && !pair.endpoint(Side::A).is_accepted(id));
+    assert_eq!(pair.endpoint(Side::A).connect_error(id), Some(ConnectError::Reset));
+    assert!(pair.host(Side::A).events.contains(&Event::Closed(id)));
+    assert!(pair.endpoint(Side::B).accept(7).is_none(), "what it asked may have been done already");
+}
+
+/// What came before the end is acknowledged with the end: a peer whose last words are not would repeat them to nobody.
+#[test]
+fn whoever_leaves_acknowledges_what_came() {
+    // Whether the first datagram with it is lost, and whether the stream is over at both ends, so that nothing else is said of it.
+    for (first_lost, over) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut pair = pair_of(5, far(), modes(SecureMode::S1));
+        let (id, theirs) = pair.connect(7).expect("connects");
+        let now = pair.now;
+        if over {
+            pair.endpoint(Side::B).shutdown(now, theirs).expect("open");
+        }
+        pair.run_for(seconds(2));
+        let now = pair.now;
+        pair.endpoint(Side::A).write(now, id, b"the last words").expect("room");
+        pair.endpoint(Side::A).shutdown(now, id).expect("open");
+        let came = pair.run_until(seconds(1), |p| p.endpoint(Side::B).readable(theirs) == 14);
+        let now = pair.now;
+        assert_eq!(pair.endpoint(Side::B).read(now, theirs, &mut [0; 20]), Ok(14));
+        assert!(came && !pair.endpoint(Side::A).is_flushed(id));
+        pair.links[1].down = first_lost;
+        pair.endpoint(Side::B).close_all(now);
+        pair.flush();
+        if first_lost {
+            pair.links[1].down = false;
+            pair.endpoint(Side::B).acknowledge_again(now);
+            pair.flush();
+        }
+        // Nothing leaves later: its process has ended.
+        pair.links[1].down = true;
+        pair.run_for(60 * MS);
+        assert!(pair.endpoint(Side::A).is_flushed(id), "{first_lost} {over}");
+    }
 }
 
 /// More calls than the queue holds wait behind it, with all that they carry.
@@ -409,6 +438,41 @@ fn the_first_call_is_a_stream_of_s1_and_takes_no_longer_than_one_of_the_draft() 
     // Without the draft's answer, S1 is what comes.
     let alone = first_call(auto, &[b"PILA"]);
     assert!(alone.0 <= draft.0 + 2 * MS && alone.1 == Mode::S1, "{alone:?}");
+}
+
+/// PILR is withheld, and PILN comes again and again: that puts off nothing beyond the wait for PILR, and makes no stream of initiations.
+#[test]
+fn copies_of_a_prekey_delay_the_first_call_no_longer_than_its_bound() {
+    let auto = Modes::both(SecureMode::Auto);
+    let mut pair = pair_of(3, far(), auto);
+    pair.record = true;
+    pair.censor = Some(Box::new(|side, bytes| side == Side::B && bytes.starts_with(b"PILR")));
+    let from = pair.host(Side::B).addr;
+    let _ = pair.endpoint(Side::B).listen(7);
+    let (start, to) = (pair.now, port_of(&mut pair, 7));
+    let id = pair.endpoint(Side::A).connect(start, to).expect("known");
+    pair.endpoint(Side::A).write(start, id, b"hello").expect("room");
+    let (mut copies, mut taken) = (0, None);
+    while taken.is_none() && pair.now.duration_since(start) < seconds(3) {
+        let of_b = pair.recorded.iter().rev().filter(|(by, _)| *by == Side::B);
+        let told = of_b.map(|(_, bytes)| bytes).find(|bytes| bytes.starts_with(b"PILN")).cloned();
+        if let Some(prekey) = told {
+            copies += 1;
+            pair.inject(from, Side::A, &prekey);
+            if copies % 6 == 0 {
+                pair.inject(SocketAddr::from(([203, 0, 113, 9], 1_000 + copies)), Side::A, &prekey);
+            }
+        }
+        pair.run_for(5 * MS);
+        taken = pair.endpoint(Side::B).accept(7);
+    }
+    // Keys, 40 ms; a quarter of a round trip at most for PILN, one and a half for PILR, 10 ms more for each; the ports' handshake, 60 ms.
+    let took = pair.now.duration_since(start);
+    assert!(taken.is_some() && took <= 40 * MS + 90 * MS + 60 * MS, "{took:?}");
+    assert!(copies > 10, "{copies}");
+    let initiations = pair.recorded.iter().filter(|(by, bytes)| *by == Side::A && bytes.starts_with(b"PILI"));
+    // One for the prekey, one with it, and one for each other way, of which five count.
+    assert!(initiations.count() <= 7);
 }
 
 /// A question that goes directly and over the relay has two answers, and one session comes of them, on the direct way. (It had been one

@@ -224,8 +224,11 @@ fn writable(stream: &Stream) -> Result<(), WriteError> {
 
 impl Stream {
     pub(crate) fn connect_error(&self) -> Option<ConnectError> {
-        match self.failure {
-            Some(Failure::Connect(error)) => Some(error),
+        let waits = !self.incoming && self.send.opening;
+        match self.failure? {
+            Failure::Connect(error) => Some(error),
+            Failure::Reset | Failure::Truncated if waits => Some(ConnectError::Reset),
+            Failure::TimedOut if waits => Some(ConnectError::Timeout),
             _ => None,
         }
     }

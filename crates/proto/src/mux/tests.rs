@@ -467,6 +467,8 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     // One that asked nothing may be opened twice.
     let silent = pair.ends[0].open(now, 10);
     pair.ends[0].mux.open_now(silent);
+    let ended = pair.ends[0].open(now, 11);
+    pair.ends[0].mux.shutdown(ended).expect("open");
     pair.flush();
     pair.now += 21 * MS;
     // A new one at the other side, with the same keys' owner.
@@ -482,6 +484,9 @@ fn a_peer_that_has_forgotten_everything_ends_the_streams_and_new_ones_begin() {
     assert_eq!(pair.ends[0].read(now, old, &mut [0; 9]), Err(ReadError::Reset));
     assert_eq!(pair.ends[0].mux.write(old, b"x"), Err(WriteError::Reset));
     assert_eq!(pair.ends[0].read(now, unsure, &mut [0; 9]), Err(ReadError::Reset));
+    // The first one was taken; of the others nobody has heard that.
+    let errors = [old, unsure, ended].map(|slot| pair.ends[0].stream(slot).connect_error());
+    assert_eq!(errors, [None, Some(ConnectError::Reset), Some(ConnectError::Reset)]);
     // What only the new process can have had reaches it.
     assert_eq!(pair.ends[1].incoming.len(), 2);
     let to = |end: &End, slot: u32| end.mux.streams.get(slot).expect("there").local.port;
@@ -504,6 +509,10 @@ fn what_one_life_may_have_had_never_reaches_another() {
         let now = pair.now;
         let asked = pair.ends[0].open(now, 7);
         pair.ends[0].mux.write(asked, b"once").expect("room");
+        // Who asked nothing may ask it of both; an end is something that was said.
+        let [silent, ended] = [8, 9].map(|port| pair.ends[0].open(now, port));
+        pair.ends[0].mux.open_now(silent);
+        pair.ends[0].mux.shutdown(ended).expect("open");
         while pair.ends[1].incoming.is_empty() {
             pair.flush();
             pair.flights[0].clear();
@@ -527,11 +536,15 @@ fn what_one_life_may_have_had_never_reaches_another() {
             let mut got = Vec::new();
             let far = pair.ends[1].incoming[0];
             pair.ends[1].drain(now, far, &mut got);
-            assert_eq!((got.as_slice(), pair.ends[1].incoming.len()), (&b"once"[..], 1));
+            assert_eq!((got.as_slice(), pair.ends[1].incoming.len()), (&b"once"[..], 3));
         } else {
-            assert_eq!(pair.ends[0].read(now, asked, &mut [0; 9]), Err(ReadError::Reset));
-            assert!(pair.ends[1].incoming.is_empty());
+            for slot in [asked, ended] {
+                assert_eq!(pair.ends[0].read(now, slot, &mut [0; 9]), Err(ReadError::Reset));
+            }
+            let [far] = pair.ends[1].incoming[..] else { panic!("one that had asked nothing") };
+            assert_eq!(pair.ends[1].stream(far).local.port, 8);
         }
+        assert_eq!(pair.ends[0].read(now, silent, &mut [0; 9]), Err(ReadError::Blocked));
     }
 }
 

@@ -175,6 +175,11 @@ impl Association {
         !self.blank
     }
 
+    /// Whether the peer has sent a cookie.
+    pub fn has_cookie(&self) -> bool {
+        self.cookie.is_some()
+    }
+
     /// Initiations sent in this attempt, and cookies and prekeys not counted before it.
     pub fn attempts(&self) -> u32 {
         self.attempt

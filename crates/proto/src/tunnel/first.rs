@@ -8,7 +8,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Tunnel, TunnelCx};
+use pilotage_wire::s1::Kind;
+
+use super::secure::Secured;
+use super::{Route, Tunnel, TunnelCx};
 use crate::connection::{Connection, Dialect};
 use crate::secure::Mode;
 
@@ -20,6 +23,31 @@ const RTT_UNKNOWN: Duration = Duration::from_millis(100);
 const WAIT_MAX: Duration = Duration::from_secs(1);
 /// What a peer may need to compute its answer, and a queue to let it pass.
 const SLACK: Duration = Duration::from_millis(10);
+/// By so many ways one question may be answered; more of its answers are copies.
+const WAYS_MAX: usize = NAMED_FIRST + 2;
+
+impl Secured {
+    /// Whether a cookie or a prekey that comes now is the first. What is told again puts nothing off.
+    pub(super) fn is_news(&self, kind: Kind) -> bool {
+        if kind == Kind::Cookie { !self.assoc.has_cookie() } else { !self.assoc.knows_prekey() }
+    }
+
+    /// What follows PILN that came by this way: the initiation of its own (`next`), or the one that followed another answer to the same
+    /// question, which went several ways. It goes along a direct way as well, since it may arrive there first, and once along each: else
+    /// copies of one PILN were as many initiations, which use up the rate of the peer for us.
+    pub(super) fn or_again(&mut self, next: Option<Vec<u8>>, route: Route) -> Option<Vec<u8>> {
+        if next.is_some() {
+            self.followed.clear();
+        } else if !matches!(route, Route::Direct(_))
+            || self.followed.len() >= WAYS_MAX
+            || self.followed.contains(&route)
+        {
+            return None;
+        }
+        self.followed.push(route);
+        Some(next.unwrap_or_else(|| self.initiation.clone()))
+    }
+}
 
 impl Tunnel {
     /// The draft's keys are asked for. In `auto` the peer is asked for its prekey as well, if it can be told: S1 needs its identity.
@@ -55,7 +83,7 @@ impl Tunnel {
         }
     }
 
-    /// An initiation has left: with the prekey that came, if that was `news`, or a cookie. Copies of either put nothing off.
+    /// An initiation has left: with the prekey that came, or a cookie. Its answer is waited for if that was `news`.
     pub(super) fn wait_for_response(&mut self, news: bool, now: Instant) {
         let rtt = self.rtt_or_guess();
         if let Some(secured) = &mut self.secure

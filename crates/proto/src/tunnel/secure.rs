@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use pilotage_nat::agent::PathEventKind;
+use pilotage_wire::s1::Kind;
 use pilotage_wire::s1::data::{HEADER_LEN as S1_HEADER_LEN, OVERHEAD as S1_OVERHEAD};
 use pilotage_wire::s1::frames::{Frame, LEGACY};
 use pilotage_wire::s1::handshake::RESPONSE_LEN;
@@ -53,8 +54,9 @@ pub(crate) struct Secured {
     pub(super) heard: bool,
     /// The index under which the endpoint finds this tunnel when the peer says that it has forgotten us.
     remote: Option<u32>,
-    /// The PILI under way, to be sent to an address that comes to be known.
-    initiation: Vec<u8>,
+    /// The PILI under way, to be sent to an address that comes to be known, and the ways by which it followed PILN.
+    pub(super) initiation: Vec<u8>,
+    pub(super) followed: Vec<Route>,
     began: Option<Instant>,
     /// Until when connections that said nothing yet wait for its streams.
     pub(super) hold_until: Option<Instant>,
@@ -78,6 +80,7 @@ impl Secured {
             heard: false,
             remote: None,
             initiation: Vec::new(),
+            followed: Vec::new(),
             began: None,
             hold_until: None,
             upgrade_at: None,
@@ -276,16 +279,15 @@ impl Tunnel {
     /// A PILR, PILC or PILN that names an index of ours.
     pub(crate) fn on_s1_answer(
         &mut self,
-        kind: pilotage_wire::s1::Kind,
+        kind: Kind,
         datagram: &[u8],
         route: Route,
         cx: &mut TunnelCx<'_>,
     ) -> Result<(), Refusal> {
-        use pilotage_wire::s1::Kind;
         let Some((secured, node, mut s1)) = self.ready_secure(cx.secure, cx.now) else {
             return Err(Refusal::Unexpected);
         };
-        let news = kind == Kind::Cookie || !secured.assoc.knows_prekey();
+        let news = secured.is_news(kind);
         let next = match kind {
             Kind::Response => {
                 let up = secured.assoc.handle_response(node, datagram, &mut s1)?;
@@ -294,12 +296,10 @@ impl Tunnel {
                 return Ok(());
             }
             Kind::Cookie => secured.assoc.handle_cookie(datagram, &mut s1)?,
-            // The same question went several ways, and this is another answer to it. What followed the first one goes along a direct way
-            // as well: it may arrive there first.
-            _ => match secured.assoc.handle_new_prekey(node, datagram, &mut s1)? {
-                None if matches!(route, Route::Direct(_)) => Some(secured.initiation.clone()),
-                next => next,
-            },
+            _ => {
+                let next = secured.assoc.handle_new_prekey(node, datagram, &mut s1)?;
+                secured.or_again(next, route)
+            }
         };
         if let Some(datagram) = next {
             secured.initiation.clone_from(&datagram);
@@ -386,7 +386,7 @@ impl Tunnel {
         secured.heard = !initiator;
         let forgotten = std::mem::take(&mut secured.forgotten);
         (secured.upgrade_at, secured.hold_until) = (None, None);
-        secured.initiation = Vec::new();
+        (secured.initiation, secured.followed) = (Vec::new(), Vec::new());
         let took = secured.began.take().map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
         let handshake = if initiator { took } else { Duration::ZERO };
         if secured.assoc.attempts() == 1 && !handshake.is_zero() && !self.path.rtt.has_sample() {

@@ -106,5 +106,22 @@ fn s1() -> Vec<(&'static str, Vec<u8>)> {
     ] {
         samples.push(("s1_frames", hex::decode(text).expect("hex digits")));
     }
+    let each = load("s1/frames");
+    samples.extend(cases(&each, "frames", 33).iter().map(|case| ("s1_frames", bytes(case, "bytes"))));
+    samples.extend(upgrade());
     samples
+}
+
+/// The packets of a post-quantum upgrade: halves of the key, halves of the ciphertext.
+fn upgrade() -> Vec<(&'static str, Vec<u8>)> {
+    let file = load("s1/upgrade");
+    let whole = [bytes(&file, "key"), bytes(&file, "ciphertext")];
+    let halves = whole.iter().flat_map(|text| [&text[..text.len() / 2], &text[text.len() / 2..]]);
+    let packets = (0u8..).zip(halves).map(|(part, half)| {
+        // Each fills a packet like the others (secure.md §9.5).
+        let mut frames = [&[0x16, part], half].concat();
+        frames.resize(594, 0);
+        ("s1_frames", frames)
+    });
+    packets.collect()
 }
