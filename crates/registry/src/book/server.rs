@@ -10,6 +10,7 @@
 
 mod answer;
 mod conn;
+mod points;
 mod replica;
 mod verify;
 

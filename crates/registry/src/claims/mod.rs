@@ -26,6 +26,7 @@ mod merkle;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "server")]
 pub(crate) use check::check_with;
 pub use check::{Bad, check, check_all};
 pub use claim::{

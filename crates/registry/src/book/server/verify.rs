@@ -2,10 +2,10 @@
 
 use super::super::message::{ClaimAnswer, RecordAnswer, Reply};
 use super::answer::failed;
+use super::points::Points;
 use super::{Answer, Place, Shared, lock, replica};
 use crate::claims::local::{Published, Write, Written};
 use crate::claims::{Claim, LogError, check_with};
-use crate::points::Points;
 use crate::record::verify_with;
 use crate::replica::owner_key;
 use std::collections::VecDeque;
