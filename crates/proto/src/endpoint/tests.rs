@@ -12,6 +12,7 @@ use crate::config::{PeerConfig, PeerPolicy};
 use crate::transmit::RecvMeta;
 
 mod api;
+mod behind;
 mod faults;
 mod gate;
 mod keys;
@@ -24,8 +25,13 @@ struct Two {
     hosts: [(Endpoint, SocketAddr); 2],
 }
 
-#[allow(clippy::disallowed_methods)] // a base for virtual time
 fn two() -> Two {
+    two_that(|_, _| {})
+}
+
+/// `prepare` is shown each of the two before it knows the other.
+#[allow(clippy::disallowed_methods)] // a base for virtual time
+fn two_that(prepare: impl Fn(&mut Endpoint, Instant)) -> Two {
     let now = Instant::now();
     let addresses = [Address::new(0, 0x100), Address::new(0, 0x200)];
     let sockets: [SocketAddr; 2] = [([192, 0, 2, 1], 1).into(), ([192, 0, 2, 2], 2).into()];
@@ -38,6 +44,7 @@ fn two() -> Two {
         (Endpoint::new(Config::default(), key, addresses[i], [seed; 32], now), sockets[i])
     });
     for i in 0..2 {
+        prepare(&mut hosts[i].0, now);
         let peer = PeerConfig {
             address: addresses[1 - i],
             key: Some(publics[1 - i]),
