@@ -32,6 +32,9 @@ const PIPELINE: usize = 512;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Registrations a second while look-ups are measured.
 const WRITE_RATE: u64 = 5_000;
+/// Look-ups that each of two clients has under way where rate and times are held against the goals. With 64 the hub is saturated: then
+/// the times say how many wait, not how long one takes.
+const BUSY: usize = 12;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -260,7 +263,7 @@ fn goals(figures: &Value) -> Value {
         let met = figure.as_f64().is_some_and(|figure| figure <= most as f64);
         json!({ "what": what, "figure": figure, "at_most": most, "met": met })
     };
-    let times = &figures["resolve_saturated_us_p50_p99_max"];
+    let times = &figures["resolve_busy_us_p50_p99_max"];
     // Of so many keys a few have one node id, and no record.
     let agents = figures["agents"].as_u64().map(|agents| agents - agents / 1_000);
     let whole = figures["starts"]["records"].as_u64() >= agents;
@@ -271,7 +274,7 @@ fn goals(figures: &Value) -> Value {
     };
     json!([
         least("durable registrations a second", &figures["registrations_per_s"], 20_000),
-        least("look-ups a second", &figures["resolve_per_s_saturated"], 100_000),
+        least("look-ups a second", &figures["resolve_busy_per_s"], 100_000),
         most("their p99, us", &times[1], 1_000),
         most("their maximum, us", &times[2], 10_000),
         // The writer keeps to its rate and is never above it.
@@ -334,7 +337,7 @@ fn measure_in(options: &Options, dir: &Path) -> Result<Value, Error> {
     let now = unix();
     eprintln!("signing for {} agents …", options.agents);
     let agents = make(0, options.agents as u64, now);
-    let more = make(1 << 40, WRITE_RATE * (options.seconds + 2) * 3, now);
+    let more = make(1 << 40, WRITE_RATE * (options.seconds + 2) * 4, now);
     eprintln!("starting again …");
     let started = starts(&dir.join("starts"), &agents, &more)?;
     if options.starts {
@@ -347,9 +350,10 @@ fn measure_in(options: &Options, dir: &Path) -> Result<Value, Error> {
     register_all(&hub, &agents)?;
     let registered = agents.len() as f64 / begin.elapsed().as_secs_f64();
     let rss = hub.rss().unwrap_or(0);
-    let mut writes = more.chunks(more.len().div_ceil(3).max(1));
+    let mut writes = more.chunks(more.len().div_ceil(4).max(1));
     eprintln!("look-ups under {WRITE_RATE} registrations a second …");
     let saturated = lookups(&hub, &agents, writes.next().unwrap_or(&[]), options, 2, 64, false)?;
+    let busy = lookups(&hub, &agents, writes.next().unwrap_or(&[]), options, 2, BUSY, false)?;
     let proven = lookups(&hub, &agents, writes.next().unwrap_or(&[]), options, 2, 64, true)?;
     let gentle = lookups(&hub, &agents, writes.next().unwrap_or(&[]), options, 1, 1, false)?;
     let after = hub.rss().unwrap_or(0);
@@ -367,10 +371,12 @@ fn measure_in(options: &Options, dir: &Path) -> Result<Value, Error> {
         "registrations_per_s": registered.round(),
         "resolve_per_s_saturated": saturated.rate.round(),
         "resolve_saturated_us_p50_p99_max": saturated.times,
+        "resolve_busy_per_s": busy.rate.round(),
+        "resolve_busy_us_p50_p99_max": busy.times,
         "resolve_proven_per_s_saturated": proven.rate.round(),
         "resolve_one_at_a_time_per_s": gentle.rate.round(),
         "resolve_one_at_a_time_us_p50_p99_max": gentle.times,
-        "writes_during_resolve_per_s": [saturated.writes, proven.writes, gentle.writes],
+        "writes_during_resolve_per_s": [busy.writes, saturated.writes, proven.writes, gentle.writes],
         "heartbeats_per_s": beats.0,
         "heartbeats_sent_per_s": beats.1,
         "rss_empty_bytes": empty,
