@@ -2,6 +2,8 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use crate::Failure;
@@ -55,10 +57,46 @@ where
     std::thread::Builder::new().stack_size(STACK).spawn(move || block_on(job))
 }
 
-/// Serves one stream on a thread of its own; says why if that fails.
-pub fn detach(job: impl Future<Output = Result<(), Failure>> + Send + 'static) -> Result<(), Failure> {
-    spawn_thread(async move { complain(job.await) })?;
-    Ok(())
+/// Accepts for ever. The thread that has accepted a stream serves it, and the next one accepts meanwhile: a thread is made only when
+/// all are busy, as in any server that answers often. Says why if a stream fails.
+///
+/// # Errors
+/// `accept` failed, or no thread could be made.
+pub fn serve_in_turns<S>(
+    accept: impl FnMut() -> Result<S, Failure> + Send + 'static,
+    serve: impl Fn(S) -> Result<(), Failure> + Clone + Send + 'static,
+) -> Result<(), Failure> {
+    Arc::new(Turns { accept: Mutex::new(accept), waiting: AtomicUsize::new(0) }).take(&serve)
+}
+
+/// Who accepts.
+struct Turns<A> {
+    accept: Mutex<A>,
+    /// Threads that accept, or will.
+    waiting: AtomicUsize,
+}
+
+impl<A> Turns<A> {
+    fn take<S>(
+        self: &Arc<Self>,
+        serve: &(impl Fn(S) -> Result<(), Failure> + Clone + Send + 'static),
+    ) -> Result<(), Failure>
+    where
+        A: FnMut() -> Result<S, Failure> + Send + 'static,
+    {
+        loop {
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            let accepted = (self.accept.lock().map_err(|_| "accepting panicked")?)();
+            let last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
+            let stream = accepted?;
+            if last {
+                let (turns, serve) = (self.clone(), serve.clone());
+                let next = std::thread::Builder::new().stack_size(STACK);
+                next.spawn(move || complain(turns.take(&serve)))?;
+            }
+            complain(serve(stream));
+        }
+    }
 }
 
 /// Serves one stream as a task of the current tokio runtime; says why if that fails.
@@ -93,6 +131,9 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     #[test]
     fn results_come_in_order_on_threads_and_on_tokio() {
@@ -106,5 +147,35 @@ mod tests {
     fn the_failure_of_one_is_the_failure_of_all() {
         let jobs = (0..3).map(|n| async move { if n == 1 { Err("one".into()) } else { Ok(n) } }).collect();
         assert_eq!(block_on(Exec::Threads.all(jobs)).expect_err("fails").to_string(), "one");
+    }
+
+    #[test]
+    fn threads_take_turns_and_a_new_one_is_made_only_when_all_are_busy() {
+        let (streams, incoming) = mpsc::channel::<u32>();
+        let (told, served) = mpsc::channel();
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let serve = move |number| {
+            told.send((number, std::thread::current().id()))?;
+            if number >= 100 {
+                held.lock().map_err(|_| "poisoned")?.recv()?;
+            }
+            Ok(())
+        };
+        std::thread::spawn(move || serve_in_turns(move || Ok(incoming.recv()?), serve));
+        let mut seen = HashSet::new();
+        let mut serve_one = |number| {
+            streams.send(number).expect("a server");
+            let (served, thread) = served.recv_timeout(Duration::from_secs(20)).expect("served");
+            assert_eq!(served, number);
+            seen.insert(thread);
+            seen.len()
+        };
+        // The first to accept and the one that accepts while it serves.
+        assert!((0..50).map(&mut serve_one).max() <= Some(2));
+        // Those that are held serve nobody else.
+        assert!((100..105).map(&mut serve_one).max() >= Some(5));
+        assert!(serve_one(1) <= 7);
+        drop(release);
     }
 }

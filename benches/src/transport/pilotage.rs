@@ -11,7 +11,7 @@ use ::pilotage::{
 use pilotage_wire::addressing::derive_node_id;
 use pilotage_wire::s1::handshake::NewPrekey;
 
-use super::exec::{Exec, block_on, detach, detach_task, runtime};
+use super::exec::{Exec, block_on, detach_task, runtime, serve_in_turns};
 use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream, local_for};
 use crate::Failure;
 use crate::settings::{Api, Congestion};
@@ -102,12 +102,15 @@ pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Resu
     let (node, listener) = listen(setup)?;
     announce.ready()?;
     match setup.api {
-        Api::Blocking => loop {
-            let stream = listener.accept()?;
-            stream.set_nodelay(true)?;
+        Api::Blocking => {
             let handler = handler.clone();
-            detach(async move { handler.handle(Blocking(stream)).await })?;
-        },
+            let accept = move || {
+                let stream = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(stream)
+            };
+            serve_in_turns(accept, move |stream| block_on(handler.handle(Blocking(stream))))
+        }
         Api::Tokio => runtime()?.block_on(async {
             let task = node.drive();
             detach_task(async move { Ok(task.await?) });

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::exec::{Exec, block_on, detach, detach_task, runtime};
+use super::exec::{Exec, block_on, detach_task, runtime, serve_in_turns};
 use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream};
 use crate::Failure;
 use crate::settings::Api;
@@ -46,19 +46,20 @@ pub fn on_tokio(socket: TcpStream) -> Result<tokio::net::TcpStream, Failure> {
 
 impl Stream for tokio::net::TcpStream {}
 
-/// Accepts for ever and hands every socket on.
+/// Accepts for ever, on threads that take turns.
 pub fn accept_all(
     setup: &Setup,
     announce: Announce,
-    mut each: impl FnMut(TcpStream) -> Result<(), Failure>,
+    each: impl Fn(TcpStream) -> Result<(), Failure> + Clone + Send + 'static,
 ) -> Result<(), Failure> {
     let listener = listen(setup.server, setup.subject.tcp_congestion())?;
     announce.ready()?;
-    loop {
+    let accept = move || {
         let (socket, _) = listener.accept()?;
         socket.set_nodelay(true)?;
-        each(socket)?;
-    }
+        Ok(socket)
+    };
+    serve_in_turns(accept, each)
 }
 
 /// As [`accept_all`], on tokio.
@@ -81,10 +82,10 @@ pub async fn accept_all_tokio(
 /// Serves streams until the process ends.
 pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Result<(), Failure> {
     match setup.api {
-        Api::Blocking => accept_all(setup, announce, |socket| {
+        Api::Blocking => {
             let handler = handler.clone();
-            detach(async move { handler.handle(Blocking(socket)).await })
-        }),
+            accept_all(setup, announce, move |socket| block_on(handler.handle(Blocking(socket))))
+        }
         Api::Tokio => runtime()?.block_on(accept_all_tokio(setup, announce, |socket| {
             let handler = handler.clone();
             detach_task(async move { handler.handle(socket).await });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, ServerConnection, StreamOwned};
 
-use super::exec::{Exec, block_on, detach, detach_task, runtime};
+use super::exec::{Exec, block_on, detach_task, runtime};
 use super::{Announce, Blocking, Client, Handler, Job, Link, Setup, Stream, tcp};
 use crate::settings::Api;
 use crate::work::Outcome;
@@ -25,14 +25,15 @@ impl Stream for tokio_rustls::client::TlsStream<tokio::net::TcpStream> {}
 pub fn serve<H: Handler>(setup: &Setup, announce: Announce, handler: &H) -> Result<(), Failure> {
     let config = Arc::new(certificate::server_config_for(&setup.scratch, setup.subject.suite(), false)?);
     match setup.api {
-        Api::Blocking => tcp::accept_all(setup, announce, |socket| {
+        Api::Blocking => {
             let (handler, config) = (handler.clone(), config.clone());
-            detach(async move {
-                let mut stream: ServerStream = StreamOwned::new(ServerConnection::new(config)?, socket);
+            tcp::accept_all(setup, announce, move |socket| {
+                let mut stream: ServerStream =
+                    StreamOwned::new(ServerConnection::new(config.clone())?, socket);
                 stream.conn.set_buffer_limit(Some(TLS_BUFFER));
-                handler.handle(Blocking(stream)).await
+                block_on(handler.handle(Blocking(stream)))
             })
-        }),
+        }
         Api::Tokio => runtime()?.block_on(tcp::accept_all_tokio(setup, announce, |socket| {
             let (handler, acceptor) = (handler.clone(), tokio_rustls::TlsAcceptor::from(config.clone()));
             detach_task(async move {

@@ -1,7 +1,7 @@
 //! Claims and records in one redb file: the registry of one process. `spec/registry2.md §4`.
 //!
 //! # Contract
-//! * One writer thread. What waits is decided and committed together: one sync for up to [`MAX_GROUP`] claims and records.
+//! * One writer thread. What waits is decided and committed together: one sync for up to `MAX_GROUP` claims and records.
 //!   An answer is given when its transaction is durable, never before.
 //! * Readers see committed state only, and never wait for the writer: redb's snapshots, and Merkle logs up to the last
 //!   committed size.
