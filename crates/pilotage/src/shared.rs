@@ -104,6 +104,8 @@ pub(crate) struct Core {
     pub(crate) sleep: Sleep,
     /// An application thread used the core since the driver last went to sleep.
     pub(crate) app_active: bool,
+    /// There was nothing to send and to tell, and nobody has used the core since. Only [`Shared::pump`] says so.
+    settled: bool,
     pub(crate) phase: Phase,
 }
 
@@ -252,6 +254,7 @@ impl Core {
             gates: 0,
             sleep: Sleep::Awake,
             app_active: false,
+            settled: false,
             phase: Phase::Open,
         }
     }
@@ -313,6 +316,15 @@ impl Core {
         self.refusals.iter().find(|(refused, _)| *refused == node).map(|(_, reason)| reason.clone())
     }
 
+    /// Somebody is about to use the core.
+    pub(crate) fn unsettle(&mut self) {
+        self.settled = false;
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
     fn driver_oversleeps(&mut self) -> bool {
         match self.sleep {
             Sleep::Awake | Sleep::Guarded => false,
@@ -354,6 +366,13 @@ impl Shared {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.look();
+        core.unsettle();
+        core
+    }
+
+    /// As [`Self::lock`], for who changes nothing that may have to be sent or told.
+    pub(crate) fn look(&self) -> MutexGuard<'_, Core> {
         // A panic in another thread must not take every thread of the application down with it.
         self.core.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -395,20 +414,24 @@ impl Shared {
 
     /// Ends a call of the application that moved only `len` bytes: where the driver is awake, it sends what became ready
     /// together with what others have by then, before it sleeps. A call for each small message would cost most of its time.
-    pub(crate) fn finish_small<'a>(&'a self, mut core: MutexGuard<'a, Core>, len: usize) {
+    pub(crate) fn finish_small<'a>(&'a self, mut core: MutexGuard<'a, Core>, now: Instant, len: usize) {
         if len <= SMALL && core.sleep == Sleep::Awake {
             core.app_active = true;
             self.left_to_driver.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.finish(core);
+        self.finish_at(core, now);
     }
 
     /// Ends a call of the application: sends, hands events on, wakes whom it concerns.
-    pub(crate) fn finish<'a>(&'a self, mut core: MutexGuard<'a, Core>) {
+    pub(crate) fn finish<'a>(&'a self, core: MutexGuard<'a, Core>) {
+        self.finish_at(core, Instant::now());
+    }
+
+    fn finish_at<'a>(&'a self, mut core: MutexGuard<'a, Core>, now: Instant) {
         let mut wakes = Wakes::default();
         let pumped;
-        (core, pumped) = self.pump(core, APP_BATCHES, false, &mut wakes);
+        (core, pumped) = self.pump(core, now, APP_BATCHES, false, &mut wakes);
         core.app_active = true;
         let wake = matches!(pumped, Pumped::More | Pumped::Blocked) || core.driver_oversleeps();
         drop(core);
@@ -418,22 +441,25 @@ impl Shared {
         }
     }
 
-    /// Sends up to `budget` batches and handles events. `retry`: also try a batch that was blocked.
+    /// Sends up to `budget` batches and handles events. `retry`: also try a batch that was blocked. It is `now` or was a moment ago.
     pub(crate) fn pump<'a>(
         &'a self,
         mut core: MutexGuard<'a, Core>,
+        mut now: Instant,
         budget: usize,
         retry: bool,
         wakes: &mut Wakes,
     ) -> (MutexGuard<'a, Core>, Pumped) {
-        let mut pumped = Pumped::Idle;
+        let (mut pumped, mut answered) = (Pumped::Idle, true);
         for _ in 0..EVENT_ROUNDS {
-            (core, pumped) = self.transmit(core, budget, retry);
-            if !self.handle_events(&mut core, wakes) {
+            (core, pumped) = self.transmit(core, &mut now, budget, retry);
+            answered = self.handle_events(&mut core, wakes);
+            if !answered {
                 break;
             }
         }
         core.check_flushed(wakes);
+        core.settled = pumped == Pumped::Idle && !answered;
         (core, pumped)
     }
 
@@ -442,17 +468,19 @@ impl Shared {
     pub(crate) fn send_full<'a>(
         &'a self,
         core: MutexGuard<'a, Core>,
+        now: &mut Instant,
         id: ConnectionId,
     ) -> MutexGuard<'a, Core> {
         match core.endpoint.unsent(id) / TransmitBuf::CAPACITY {
             0 => core,
-            full => self.transmit(core, full, false).0,
+            full => self.transmit(core, now, full, false).0,
         }
     }
 
     fn transmit<'a>(
         &'a self,
         mut core: MutexGuard<'a, Core>,
+        now: &mut Instant,
         budget: usize,
         retry: bool,
     ) -> (MutexGuard<'a, Core>, Pumped) {
@@ -467,7 +495,7 @@ impl Shared {
         for _ in 0..budget {
             let batch = match slab.pending.take() {
                 Some(batch) => batch,
-                None => match core.endpoint.poll_transmit(Instant::now(), &mut slab.buf) {
+                None => match core.endpoint.poll_transmit(*now, &mut slab.buf) {
                     Some(transmit) => Pending::from(transmit),
                     None => {
                         pumped = Pumped::Idle;
@@ -477,6 +505,9 @@ impl Shared {
             };
             drop(core);
             let outcome = slab.send(batch, &self.counters);
+            if batch.size() > SMALL {
+                *now = Instant::now();
+            }
             core = self.lock();
             match outcome {
                 SendOutcome::Done => {}
@@ -485,7 +516,7 @@ impl Shared {
                     break;
                 }
                 SendOutcome::TooBig { destination, size } => {
-                    core.endpoint.on_message_too_big(Instant::now(), destination, size);
+                    core.endpoint.on_message_too_big(*now, destination, size);
                 }
             }
         }

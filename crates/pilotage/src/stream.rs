@@ -249,12 +249,17 @@ impl Stream {
             return Some(Ok(0));
         }
         let shared = &inner.node.shared;
-        let mut core = shared.lock();
+        let mut core = shared.look();
+        if core.endpoint.read_waits(inner.id) && core.phase != Phase::Closed {
+            return None;
+        }
+        core.unsettle();
+        let now = Instant::now();
         let len = buf.len().min(MAX_READ);
-        match core.endpoint.read(Instant::now(), inner.id, &mut buf[..len]) {
+        match core.endpoint.read(now, inner.id, &mut buf[..len]) {
             Ok(len) => {
                 // Reading may open the window, which the peer has to be told.
-                shared.finish_small(core, len);
+                shared.finish_small(core, now, len);
                 Some(Ok(len))
             }
             // The core has reset what was left; the caller should learn who did.
@@ -272,28 +277,28 @@ impl Stream {
         }
         let data = &data[..data.len().min(MAX_WRITE)];
         let shared = &inner.node.shared;
-        let mut core = shared.lock();
+        let (mut core, mut now) = (shared.lock(), Instant::now());
         let mut taken = 0;
         loop {
             if core.phase != Phase::Open {
                 break if taken == 0 { Some(Err(closed())) } else { Some(Ok(taken)) };
             }
             let piece = &data[taken..data.len().min(taken + MAX_PIECE)];
-            match core.endpoint.write(Instant::now(), inner.id, piece) {
+            match core.endpoint.write(now, inner.id, piece) {
                 Ok(len) => taken += len,
                 Err(WriteError::Blocked) if taken == 0 => break None,
                 Err(error) if taken == 0 => break Some(Err(write_error(error))),
                 // The next call will say it.
                 Err(_) => {
-                    shared.finish_small(core, taken);
+                    shared.finish_small(core, now, taken);
                     break Some(Ok(taken));
                 }
             }
             if taken == data.len() || core.endpoint.writable(inner.id) == 0 {
-                shared.finish_small(core, taken);
+                shared.finish_small(core, now, taken);
                 break Some(Ok(taken));
             }
-            core = shared.send_full(core, inner.id);
+            core = shared.send_full(core, &mut now, inner.id);
         }
     }
 

@@ -94,7 +94,7 @@ impl Driver {
         let mut repeated = false;
         loop {
             let pumped;
-            (core, pumped) = shared.pump(core, SEND_BATCHES, true, &mut watch.wakes);
+            (core, pumped) = shared.pump(core, Instant::now(), SEND_BATCHES, true, &mut watch.wakes);
             if Instant::now() >= end || (pumped == Pumped::Idle && repeated) {
                 break;
             }

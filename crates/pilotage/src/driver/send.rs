@@ -42,6 +42,13 @@ impl From<Transmit> for Pending {
     }
 }
 
+impl Pending {
+    /// In bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.transmit.size
+    }
+}
+
 /// How a send ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SendOutcome {

@@ -124,10 +124,12 @@ impl Watch {
     /// How long to sleep: `None` ends the node, `Some(None)` sleeps without bound.
     pub(super) fn prepare_sleep(&mut self, shared: &Shared) -> Option<Option<Duration>> {
         shared.relay.run();
-        let mut core = shared.lock();
-        // What applications left to us while we were awake.
-        core = self.pump(shared, core);
+        let mut core = shared.look();
         let now = Instant::now();
+        // What applications left to us while we were awake.
+        if !core.is_settled() {
+            core = self.pump(shared, core, now);
+        }
         self.open = core.phase == Phase::Open;
         if let Phase::Closing { deadline } = core.phase
             && (now >= deadline || core.all_delivered())
@@ -169,7 +171,10 @@ impl Watch {
     /// The last thing before the watch is left: sends what applications left to us. True if the driver should go on at once.
     pub(super) fn rest(&mut self, shared: &Shared) -> bool {
         shared.relay.run();
-        let mut core = self.pump(shared, shared.lock());
+        let mut core = shared.look();
+        if !core.is_settled() {
+            core = self.pump(shared, core, Instant::now());
+        }
         core.sleep = Sleep::Guarded;
         let closing = core.phase != Phase::Open;
         drop(core);
@@ -221,7 +226,7 @@ impl Watch {
         if core.endpoint.poll_timeout().is_some_and(|due| due <= now) {
             core.endpoint.handle_timeout(now);
         }
-        let mut core = self.pump(shared, core);
+        let mut core = self.pump(shared, core, now);
         let observed = core.endpoint.observed_address();
         let moved = observed != core.observed;
         core.observed = observed;
@@ -247,8 +252,9 @@ impl Watch {
         &mut self,
         shared: &'a Shared,
         core: MutexGuard<'a, Core>,
+        now: Instant,
     ) -> MutexGuard<'a, Core> {
-        let (core, pumped) = shared.pump(core, SEND_BATCHES, !self.awaits_room, &mut self.wakes);
+        let (core, pumped) = shared.pump(core, now, SEND_BATCHES, !self.awaits_room, &mut self.wakes);
         self.unsent = pumped == Pumped::More;
         if pumped == Pumped::Blocked && !self.awaits_room {
             self.await_room();
@@ -290,5 +296,27 @@ fn gather(shared: &Shared) {
         let now = shared.left_to_driver.load(Ordering::Relaxed);
         idle = if now == seen { idle + 1 } else { 0 };
         seen = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Node;
+
+    #[test]
+    fn a_node_with_nothing_to_say_is_asked_again_only_when_somebody_has_used_it() {
+        let node = Node::builder().bind("127.0.0.1:0".parse().expect("address")).start().expect("a node");
+        let shared = &node.inner.shared;
+        let end = Instant::now() + Duration::from_secs(20);
+        while !shared.look().is_settled() {
+            assert!(Instant::now() < end, "its driver finds something to say for ever");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let used = shared.lock();
+        assert!(!used.is_settled());
+        let mut wakes = Wakes::default();
+        let (core, pumped) = shared.pump(used, Instant::now(), SEND_BATCHES, false, &mut wakes);
+        assert_eq!((core.is_settled(), pumped), (true, Pumped::Idle));
     }
 }

@@ -410,6 +410,11 @@ impl Connection {
         self.recv.readable()
     }
 
+    /// Whether [`read`](Self::read) would say no more than that there is nothing yet.
+    pub(crate) fn read_waits(&self) -> bool {
+        self.readable() == 0 && !self.peer_fin_reached && !matches!(self.state, State::Failed(_))
+    }
+
     /// Received bytes in memory, those behind holes included.
     pub(crate) fn held(&self) -> usize {
         self.recv.held()

@@ -289,6 +289,12 @@ impl Endpoint {
         stream.or_else(|| self.look(id).map(Connection::readable)).unwrap_or(0)
     }
 
+    /// Whether a [`read`](Self::read) would only be [`Blocked`](ReadError::Blocked). Needs no time and changes nothing.
+    pub fn read_waits(&self, id: ConnectionId) -> bool {
+        let stream = self.stream(id).map(crate::mux::Stream::read_waits);
+        stream.or_else(|| self.look(id).map(Connection::read_waits)).unwrap_or(false)
+    }
+
     /// Bytes that can be written at once.
     pub fn writable(&self, id: ConnectionId) -> usize {
         let stream = self.stream(id).map(|s| s.send.buf.free());

@@ -257,7 +257,13 @@ impl World {
             return;
         }
         let mut buf = [0u8; CHUNK];
-        match host.endpoint.read(self.clock.now, conn.id, &mut buf[..len]) {
+        let waits = host.endpoint.read_waits(conn.id);
+        let read = host.endpoint.read(self.clock.now, conn.id, &mut buf[..len]);
+        let blocked = read == Err(ReadError::Blocked);
+        // A first read may open a stream, and only that.
+        assert!(blocked || !waits, "there was something to read");
+        assert!(!blocked || host.endpoint.read_waits(conn.id), "nothing is left to do, and it is not said");
+        match read {
             Ok(n) => {
                 let written = self.streams.entry(conn.back).or_default();
                 check(conn.back, conn.read, &buf[..n]);

@@ -59,6 +59,14 @@ impl Stream {
         self.number.is_some()
     }
 
+    /// Whether a read would do and say no more than that there is nothing yet.
+    pub(crate) fn read_waits(&self) -> bool {
+        let recv = &self.recv;
+        let opens = self.send.opening && self.first_sent.is_none() && !self.send.open_due;
+        let over = self.failure.is_some() || recv.reset.is_some() || (recv.is_at_end() && !recv.discarding);
+        recv.asm.readable() == 0 && !over && !opens
+    }
+
     /// Both directions are over, or it failed; nothing is left to be told to the peer.
     pub(crate) fn is_over(&self) -> bool {
         let told = !self.send.reset.is_open() && !self.recv.stop.is_open();

@@ -306,7 +306,12 @@ impl World {
         let mut buf = vec![0; slow.unwrap_or(READ)];
         loop {
             let Some(endpoint) = self.endpoint(host) else { return };
-            match endpoint.read(now, id, &mut buf) {
+            let waits = endpoint.read_waits(id);
+            let read = endpoint.read(now, id, &mut buf);
+            let blocked = read == Err(ReadError::Blocked);
+            assert!(blocked || !waits, "there was something to read");
+            assert!(!blocked || endpoint.read_waits(id), "nothing is left to do, and it is not said");
+            match read {
                 Ok(0) => {
                     self.on_end_of_stream(flow, side);
                     return;
