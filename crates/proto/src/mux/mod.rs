@@ -177,6 +177,8 @@ pub(crate) struct Mux {
     fresh: VecDeque<u32>,
     /// The last packet of a repair began with what was never sent.
     fresh_first: bool,
+    /// Who has its turn.
+    turn: packing::Turn,
     /// Streams that open without data, and when they do so at the latest; and streams that are given up some time.
     opens: VecDeque<(Instant, u32)>,
     lingers: VecDeque<(Instant, u32, crate::event::ConnectionId)>,
@@ -220,6 +222,7 @@ impl Mux {
             asked_at: None,
             fresh: VecDeque::new(),
             fresh_first: false,
+            turn: packing::Turn::default(),
             opens: VecDeque::new(),
             lingers: VecDeque::new(),
             under: None,

@@ -1,7 +1,7 @@
 //! Frames out: which, in which order, how many in one packet (spec/secure.md §11.9).
 //!
-//! LIFE until it is known, acknowledgements, limits and ends, datagrams, what was lost, and then the streams in turn: each packet
-//! begins with another one, so that none waits for another's bytes. Data is copied once, from the stream's buffer into
+//! LIFE until it is known, acknowledgements, limits and ends, datagrams, what was lost, and then the streams in turn: each batch, and
+//! within a batch every [`TURN`] bytes, begin with another one, so that none waits for another's bytes. Data is copied once, from the stream's buffer into
 //! the packet, where it is sealed.
 
 use std::collections::VecDeque;
@@ -23,6 +23,19 @@ const PIECE_MIN: usize = 48;
 const SHORTEST: usize = 43 - pilotage_wire::s1::data::OVERHEAD;
 /// Room for a frame about a stream or a limit.
 const CONTROL_MIN: usize = 32;
+
+/// So many bytes leave one after the other of a stream, within a batch. A hundred streams that each had a packet in each batch would
+/// cost both ends a hundred places in memory and as many wake-ups. On slow links batches are small, and turns with them.
+pub(super) const TURN: usize = 16 << 10;
+
+/// The stream that begins the packets, of those with data.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    slot: Option<u32>,
+    /// The packets of a batch are written at one time.
+    batch: Option<Instant>,
+    bytes: usize,
+}
 
 /// What [`Mux::poll`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,6 +262,10 @@ impl Mux {
     // ------------------------------------------------------------------ data
 
     fn put_data(&mut self, out: &mut Out<'_>, cx: &mut Cx<'_>) {
+        if self.turn.batch != Some(cx.now) {
+            self.end_turn();
+            self.turn.batch = Some(cx.now);
+        }
         if self.streams.front(Round::Urgent).is_some() {
             self.fresh_first = !self.fresh_first;
             if self.fresh_first {
@@ -275,8 +292,24 @@ impl Mux {
                 self.streams.rotate(Round::Ready);
             }
         }
-        self.streams.rotate(Round::Ready);
         self.streams.rotate(Round::Urgent);
+        let front = self.streams.front(Round::Ready);
+        if front != self.turn.slot {
+            self.turn = Turn { slot: front, bytes: 0, ..self.turn };
+        }
+        self.turn.bytes += out.at;
+        if self.turn.bytes >= TURN {
+            self.end_turn();
+        }
+    }
+
+    /// Another stream begins the next packet.
+    fn end_turn(&mut self) {
+        let had = self.turn.slot.take();
+        self.turn.bytes = 0;
+        if had.is_some() && self.streams.front(Round::Ready) == had {
+            self.streams.rotate(Round::Ready);
+        }
     }
 
     /// Every second packet of a repair begins with a piece of a stream that misses nothing, which would else wait until all that

@@ -19,6 +19,7 @@ use crate::tunnel::path::Route;
 
 mod misbehaviour;
 mod random;
+mod turns;
 
 const MS: Duration = Duration::from_millis(1);
 /// Frames that fit into a packet.
