@@ -22,9 +22,10 @@ const SETTINGS: [(&str, &str); 3] = [
     ("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1"),
     ("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"),
 ];
-/// What makes a namespace a router that hides nothing and advises nobody.
-const ROUTER: [(&str, &str); 5] = [
-    ("/proc/sys/net/ipv4/ip_forward", "1"),
+/// What makes a namespace a router.
+const ROUTER: [(&str, &str); 1] = [("/proc/sys/net/ipv4/ip_forward", "1")];
+/// Nothing is hidden, and nobody is advised.
+const OPEN: [(&str, &str); 4] = [
     ("/proc/sys/net/ipv4/conf/all/rp_filter", "0"),
     ("/proc/sys/net/ipv4/conf/default/rp_filter", "0"),
     ("/proc/sys/net/ipv4/conf/all/send_redirects", "0"),
@@ -54,12 +55,14 @@ impl Namespace {
         Ok(made)
     }
 
-    /// Makes a namespace without a device: a part of a world of NATs, which joins it to others.
-    pub(crate) fn bare(label: &str, address: Ipv4Addr, v6: bool) -> Result<Self, LabError> {
+    /// Makes a namespace without a device: a part of a world of NATs, which joins it to others. A host is no router: one that passed on
+    /// what still comes for an address that it had would get it back until its hops are used up.
+    pub(crate) fn bare(label: &str, address: Ipv4Addr, v6: bool, router: bool) -> Result<Self, LabError> {
         let name = format!("{PREFIX}{}-{label}", std::process::id());
         ip(&["netns", "add", &name])?;
         let made = Self { name, address };
-        let settings = SETTINGS.iter().filter(|(path, _)| !v6 || !path.contains("ipv6")).chain(&ROUTER);
+        let settings = SETTINGS.iter().filter(|(path, _)| !v6 || !path.contains("ipv6")).chain(&OPEN);
+        let settings = settings.chain(ROUTER.iter().filter(|_| router));
         made.run(|| settings.into_iter().try_for_each(|(path, value)| set(path, value)))??;
         Ok(made)
     }

@@ -296,8 +296,14 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
+    /// A host.
     fn room(&self, label: &str, address: Ipv4Addr, v6: bool) -> Result<Namespace, LabError> {
-        Namespace::bare(&format!("n{}-{label}", self.number), address, v6)
+        Namespace::bare(&format!("n{}-{label}", self.number), address, v6, false)
+    }
+
+    /// A box between a host and the public.
+    fn router(&self, label: &str) -> Result<Namespace, LabError> {
+        Namespace::bare(&format!("n{}-{label}", self.number), Ipv4Addr::UNSPECIFIED, false, true)
     }
 
     /// A device of ours as the way out of a namespace.
@@ -355,9 +361,9 @@ impl Maker<'_> {
             let made = self.site(site, vec![Attached { device, address: None }], None);
             return Ok((side(vec![host], Vec::new(), None), made));
         }
-        let mut rooms = vec![self.room(&format!("b{site}a"), Ipv4Addr::UNSPECIFIED, false)?];
+        let mut rooms = vec![self.router(&format!("b{site}a"))?];
         if kind == NatKind::Double {
-            rooms.push(self.room(&format!("b{site}b"), Ipv4Addr::UNSPECIFIED, false)?);
+            rooms.push(self.router(&format!("b{site}b"))?);
         }
         let device = self.device(&host_label(0), &rooms[rooms.len() - 1])?;
         boxes::chain(kind, &host, address, &rooms, public)?;
