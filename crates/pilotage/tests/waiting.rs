@@ -189,6 +189,33 @@ fn who_left_the_socket_does_not_hold_up_the_others() {
     });
 }
 
+/// The driver interrupts a thread that asks and waits without a pause less and less often, and yet finds out that it has gone.
+#[test]
+fn who_leaves_the_socket_after_long_use_does_not_hold_up_the_others() {
+    within(60 * SECOND, || {
+        let Pair { mut near, far, client, server, listener } = pair();
+        let mut second = client.connect(at(&server), 7).expect("connect");
+        let mut second_far = listener.accept().expect("accept");
+        std::thread::spawn(move || echo(far));
+        for _ in 0..3 {
+            let waiting = std::thread::spawn(move || {
+                second.read_exact(&mut [0; 64]).expect("read");
+                (Instant::now(), second)
+            });
+            let busy = Instant::now();
+            while busy.elapsed() < Duration::from_millis(300) {
+                exchange(&mut near, 1);
+            }
+            // The one that had the socket is here now, and does something else.
+            let start = Instant::now();
+            second_far.write_all(&[2; 64]).expect("write");
+            let (end, back) = waiting.join().expect("thread");
+            second = back;
+            assert!(end - start < Duration::from_millis(200), "{:?}", end - start);
+        }
+    });
+}
+
 #[test]
 fn a_task_that_waits_is_woken_though_threads_wait_too() {
     within(60 * SECOND, || {
