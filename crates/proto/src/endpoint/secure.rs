@@ -243,6 +243,7 @@ impl Endpoint {
                 return;
             }
         };
+        tunnel.addresses.earn(datagram.len());
         tunnel.blocked = false;
         let frames = &datagram[opened.start..opened.end];
         if let [LEGACY, packet @ ..] = frames

@@ -480,7 +480,7 @@ impl Mux {
         let before = self.sent.in_flight;
         let lost = self.sent.detect(cx.now, &cx.path.rtt);
         self.sync_in_flight(before, cx.path);
-        if let Some(newest) = lost.newest.filter(|_| lost.bytes > 0) {
+        if let Some(newest) = lost.newest.filter(|newest| lost.bytes > 0 && cx.path.is_blamed(*newest)) {
             cx.path.controller.on_loss(cx.now, newest, lost.bytes, cx.path.in_flight);
             let prefix = cx.path.prefix();
             cx.path.mtu.on_lost(cx.now, lost.largest_size + prefix);

@@ -68,6 +68,8 @@ pub(crate) struct Path {
     pub(crate) paced_until: Option<Instant>,
     /// When the last valid frame came on the direct route.
     pub(crate) direct_heard: Option<Instant>,
+    /// When our own address changed last.
+    pub(crate) moved: Option<Instant>,
     /// Payload bytes sent since the path began; MTU probing starts only where there is traffic.
     pub(crate) bytes_sent: u64,
     /// The endpoint holds more unread bytes than it should: take and promise no more.
@@ -97,6 +99,7 @@ impl Path {
             full_unacked: false,
             paced_until: None,
             direct_heard: None,
+            moved: None,
             bytes_sent: 0,
             squeezed: false,
             overhead: OVERHEAD,
@@ -152,8 +155,17 @@ impl Path {
         self.mtu.on_acked(size);
     }
 
+    /// Whether the loss of what left at `sent`, and before, says something about the path (spec/recovery.md R5.8a). A host that changes its
+    /// address has none for a moment, and the network never saw what left then.
+    pub(crate) fn is_blamed(&self, sent: Instant) -> bool {
+        self.moved.is_none_or(|moved| sent > moved)
+    }
+
     /// `bytes` in segments sent up to `sent` were lost.
     pub(crate) fn on_lost(&mut self, now: Instant, sent: Instant, bytes: u64) {
+        if !self.is_blamed(sent) {
+            return;
+        }
         self.controller.on_loss(now, sent, bytes, self.in_flight);
         let size = self.size_of(bytes);
         self.mtu.on_lost(now, size);

@@ -116,7 +116,7 @@ impl Tunnel {
     /// The host has another address, or another network.
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.agent.on_network_changed(now);
-        self.moved = Some(now);
+        (self.moved, self.path.moved) = (Some(now), Some(now));
         self.signal = self.dialect == Dialect::Pilotage;
         if self.open_count() == 0 {
             return;
