@@ -199,10 +199,10 @@ impl Node {
     pub(crate) fn path(&self, stage: &Stage<'_>, peer: &str) -> Option<Way> {
         stage.path(&self.state, peer)
     }
-    /// How its way to a peer changed, with the times.
+    /// How its way to a peer changed, with the times. Events name the node, without the network.
     pub(crate) fn paths(&self, peer: &str) -> Vec<(Instant, Way)> {
         let is_one = |event: &Value| {
-            event["event"] == "path" && event["peer"].as_str().is_some_and(|text| text.starts_with(peer))
+            event["event"] == "path" && event["peer"].as_str().is_some_and(|text| peer.ends_with(text))
         };
         let events = self.program.events().into_iter().filter(|(_, event)| is_one(event));
         events.filter_map(|(at, event)| Some((at, Way::read(&event)?))).collect()

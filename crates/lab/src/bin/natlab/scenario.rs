@@ -24,8 +24,9 @@ const TICK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What the bulk may use, so that its size follows from its time. Bits per second.
 const RATE: u64 = 10_000_000;
-/// A host that roams does so this often.
+/// A host that roams does so this often, once the transfer's search for the rate, and the queue that it makes, are over.
 const ROAM_EVERY: Duration = Duration::from_secs(1);
+const SEARCH: Duration = Duration::from_secs(1);
 /// A hole is at most three round trips, beyond what the way takes when nothing happens.
 const STALL: Duration = Duration::from_millis(300);
 
@@ -33,6 +34,8 @@ const STALL: Duration = Duration::from_millis(300);
 /// timeout is two round trips and 40 ms (spec/recovery.md R4.13); by the relay a round trip is twice as long.
 const REBOOT: Duration = Duration::from_millis(2 * (2 * 100 + 40));
 const REBOOT_RELAYED: Duration = Duration::from_millis(2 * (2 * 200 + 40));
+/// What is sent again by the relay takes so much longer there and back than by the way that is gone.
+const RELAY_LONGER: Duration = Duration::from_millis(100);
 
 /// The same when the version of IP or the kind of path changes, at 50 ms.
 const VERSIONS_STALL: Duration = Duration::from_millis(500);
@@ -215,7 +218,8 @@ fn under_load(
 ) -> Result<Result<u64, String>, Failure> {
     let folder = running.stage.folder;
     let file = folder.join("bulk");
-    let size = RATE / 8 * time.as_secs() * 3 / 4;
+    // As much as the link carries in that time without a hole.
+    let size = RATE / 8 * time.as_secs() * 15 / 16;
     pattern(&file, size)?;
     let state = running.alice.state.display().to_string();
     let file = file.display().to_string();
@@ -267,8 +271,8 @@ fn roaming(
 ) -> Result<Seen, Failure> {
     let mut running = connect(binary, folder, slow(&[from, to], 0)?, Place::Side)?;
     let mut moves: Vec<Instant> = Vec::new();
-    let bulk = under_load(&mut running, extent.roaming, &mut |world, passed| {
-        if passed >= ROAM_EVERY * (moves.len() as u32 + 1) && passed < extent.roaming {
+    let bulk = under_load(&mut running, SEARCH + extent.roaming, &mut |world, passed| {
+        if passed >= SEARCH + ROAM_EVERY * (moves.len() as u32 + 1) && passed < SEARCH + extent.roaming {
             moves.push(Instant::now());
             world.roam(0)?;
         }
@@ -298,10 +302,22 @@ fn reboot(binary: &Path, folder: &Path, from: NatKind, to: NatKind, extent: Exte
         Ok(())
     })?;
     let path = running.alice.path(&running.stage, &running.bob.address);
+    let ways = running.alice.paths(&running.bob.address);
+    let left = ways.iter().find(|(at, _)| moves.first().is_some_and(|moved| at >= moved));
     let outcome = running.echo.finish();
     let relayed = path.as_ref().is_some_and(|path| !path.is_direct());
-    let allowed = if relayed { REBOOT_RELAYED } else { REBOOT };
-    Ok(verdict("table forgotten once", bulk, &outcome, &moves, allowed, path.map(|path| path.kind)))
+    let (allowed, what) = match left {
+        _ if relayed => (REBOOT_RELAYED, "table forgotten once".to_owned()),
+        Some((at, way)) if !way.is_direct() => {
+            let noticed = at.saturating_duration_since(moves[0]);
+            (
+                REBOOT + RELAY_LONGER,
+                format!("table forgotten once, the way left after {} ms", millis(noticed)),
+            )
+        }
+        _ => (REBOOT, "table forgotten once".to_owned()),
+    };
+    Ok(verdict(&what, bulk, &outcome, &moves, allowed, path.map(|path| path.kind)))
 }
 
 fn neighbours(binary: &Path, folder: &Path, kind: NatKind, extent: Extent) -> Result<Seen, Failure> {
