@@ -19,6 +19,13 @@ const MAX_WINDOW: u64 = 1 << 30;
 /// Largest datagram tried through a relay: its own path is unknown to us.
 const RELAY_DATAGRAM: usize = 1_200;
 
+/// A host learns of a change of its address at most so long afterwards (where nobody tells it looks five times a second).
+const TOLD_WITHIN: Duration = Duration::from_millis(300);
+/// One change is often told as two: an address went, another one came.
+const ONE_CHANGE: Duration = Duration::from_millis(100);
+/// At most one change excuses losses in this time, so that a host whose addresses never rest goes on to heed congestion.
+const EXCUSED_EVERY: Duration = Duration::from_millis(800);
+
 /// Where frames for the peer are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
@@ -48,6 +55,13 @@ impl Route {
     }
 }
 
+/// A change of our own address: when the host first told of it, and when last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moved {
+    began: Instant,
+    told: Instant,
+}
+
 /// State of the path in use.
 #[derive(Debug)]
 pub(crate) struct Path {
@@ -68,8 +82,8 @@ pub(crate) struct Path {
     pub(crate) paced_until: Option<Instant>,
     /// When the last valid frame came on the direct route.
     pub(crate) direct_heard: Option<Instant>,
-    /// When our own address changed last.
-    pub(crate) moved: Option<Instant>,
+    /// The last change of our own address that excuses losses.
+    pub(crate) moved: Option<Moved>,
     /// Payload bytes sent since the path began; MTU probing starts only where there is traffic.
     pub(crate) bytes_sent: u64,
     /// The endpoint holds more unread bytes than it should: take and promise no more.
@@ -155,10 +169,21 @@ impl Path {
         self.mtu.on_acked(size);
     }
 
-    /// Whether the loss of what left at `sent`, and before, says something about the path (spec/recovery.md R5.8a). A host that changes its
+    /// Our own address has changed.
+    pub(crate) fn on_moved(&mut self, now: Instant) {
+        self.moved = match self.moved {
+            Some(Moved { began, .. }) if now.saturating_duration_since(began) < ONE_CHANGE => {
+                Some(Moved { began, told: now })
+            }
+            Some(before) if now.saturating_duration_since(before.began) < EXCUSED_EVERY => Some(before),
+            _ => Some(Moved { began: now, told: now }),
+        };
+    }
+
+    /// Whether the loss of what left at `sent` says something about the path (spec/recovery.md R5.8a). A host that changes its
     /// address has none for a moment, and the network never saw what left then.
     pub(crate) fn is_blamed(&self, sent: Instant) -> bool {
-        self.moved.is_none_or(|moved| sent > moved)
+        self.moved.is_none_or(|moved| sent > moved.told || sent + TOLD_WITHIN < moved.began)
     }
 
     /// `bytes` in segments sent up to `sent` were lost.
@@ -227,5 +252,33 @@ impl Path {
             congestion_window: self.controller.window(),
             in_flight: self.in_flight,
         })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_our_address_excuses_what_left_around_it_and_many_do_not_excuse_everything() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut path = Path::new(None, &Config::default());
+        assert!(path.is_blamed(at(5_000)));
+        path.on_moved(at(5_000));
+        path.on_moved(at(5_020));
+        for (sent, blamed) in [(4_600, true), (4_701, false), (5_010, false), (5_020, false), (5_021, true)] {
+            assert_eq!(path.is_blamed(at(sent)), blamed, "{sent}");
+        }
+        // Addresses that come and go all the time; a loss is noticed a tenth of a second later.
+        let mut blamed = 0;
+        for ms in 6_000..16_000 {
+            if ms % 50 == 0 {
+                path.on_moved(at(ms));
+            }
+            blamed += u32::from(path.is_blamed(at(ms - 100)));
+        }
+        assert!(blamed > 5_000, "{blamed} of 10,000");
     }
 }

@@ -116,7 +116,8 @@ impl Tunnel {
     /// The host has another address, or another network.
     pub(crate) fn on_network_changed(&mut self, now: Instant) {
         self.agent.on_network_changed(now);
-        (self.moved, self.path.moved) = (Some(now), Some(now));
+        self.moved = Some(now);
+        self.path.on_moved(now);
         self.signal = self.dialect == Dialect::Pilotage;
         if self.open_count() == 0 {
             return;
