@@ -83,6 +83,8 @@ pub struct Pair {
     states: [LinkState; 2],
     flights: BTreeMap<(Instant, u64), Flight>,
     beacon: Option<(SocketAddr, BeaconEngine)>,
+    /// When B is told of A.
+    told_at: Option<Instant>,
     /// Nothing passes between the hosts directly; the beacon is reached all the same.
     pub direct_blocked: bool,
     flight_number: u64,
@@ -109,6 +111,8 @@ pub struct Modes {
     pub skew: i64,
     /// The least mode that A accepts from B.
     pub least: Mode,
+    /// B has not heard of A: it has to look A up, which takes so long.
+    pub stranger: Option<Duration>,
 }
 
 impl Modes {
@@ -153,6 +157,7 @@ impl Pair {
             states: Default::default(),
             flights: BTreeMap::new(),
             beacon: None,
+            told_at: None,
             direct_blocked: false,
             flight_number: 0,
             rng,
@@ -190,6 +195,9 @@ impl Pair {
 
     /// Tells a host of the other.
     fn introduce(&mut self, me: usize) {
+        if me == 1 && self.modes.stranger.is_some() {
+            return;
+        }
         let other = &self.hosts[1 - me];
         let prekey = other.endpoint.prekey().filter(|_| self.modes.told);
         let least = if me == 0 { self.modes.least } else { Mode::Draft };
@@ -249,7 +257,7 @@ impl Pair {
         self.flush();
         let next_flight = self.flights.keys().next().map(|(at, _)| *at);
         let next_timer = self.hosts.iter_mut().filter_map(|h| h.endpoint.poll_timeout()).min();
-        let next = [next_flight, next_timer].into_iter().flatten().min();
+        let next = [next_flight, next_timer, self.told_at].into_iter().flatten().min();
         let Some(next) = next.filter(|t| *t <= until) else {
             self.now = self.now.max(until);
             return false;
@@ -262,6 +270,10 @@ impl Pair {
             if host.endpoint.poll_timeout().is_some_and(|t| t <= self.now) {
                 host.endpoint.handle_timeout(self.now);
             }
+        }
+        if self.told_at.take_if(|at| *at <= self.now).is_some() {
+            let peer = introduction(&self.hosts[0]);
+            self.hosts[1].endpoint.resolve_peer(self.now, peer.address.node, Some(peer));
         }
         while let Some(entry) = self.flights.first_entry() {
             if entry.key().0 > self.now {
@@ -344,6 +356,9 @@ impl Pair {
                 }
             }
             while let Some(event) = self.hosts[i].endpoint.poll_event() {
+                if let (Event::LookupPeer { .. }, Some(takes)) = (&event, self.modes.stranger) {
+                    self.told_at = Some(self.now + takes);
+                }
                 self.hosts[i].events.push_back(event);
             }
         }

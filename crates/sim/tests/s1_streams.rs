@@ -508,6 +508,58 @@ fn the_first_call_begins_one_session_and_goes_directly() {
     }
 }
 
+/// Whoever is called has to look the caller up first. Both frames of a first call may come meanwhile, in any order: neither pushes the other
+/// one out, so nothing has to be sent twice but by the draft, which has to find out which way works.
+#[test]
+fn a_first_call_waits_for_the_look_up_and_no_longer() {
+    for relayed in [false, true] {
+        for wait in (0..400).step_by(10) {
+            let stranger = Some(wait * MS);
+            let mut pair =
+                pair_of(u64::from(wait), far(), Modes { stranger, ..Modes::both(SecureMode::Auto) });
+            pair.add_beacon();
+            pair.run_for(seconds(1));
+            (pair.record, pair.direct_blocked) = (true, relayed);
+            let time = ask(&mut pair, &mut Echo::default(), 7, b"hello").0;
+            let rtt = if relayed { 80 } else { 40 } * MS;
+            let case = format!("relayed {relayed}, look-up {wait} ms");
+            assert!(time <= 3 * rtt + wait * MS + 5 * MS, "{case}: {time:?}");
+            assert_eq!(pair.endpoint(Side::A).peers()[0].mode, Mode::S1, "{case}");
+            let asked = |bytes: &[u8]| bytes.windows(4).any(|w| w == b"PILI");
+            let ways = if relayed { 3 } else { 4 };
+            let count = pair.recorded.iter().filter(|(by, bytes)| *by == Side::A && asked(bytes)).count();
+            assert!(count <= ways, "{case}: {count} initiations");
+        }
+    }
+}
+
+/// What waits for a sample waits a second: the handshake is one, at both sides, also when it took several questions.
+#[test]
+fn a_first_call_knows_the_round_trip_from_its_handshake() {
+    for stranger in [None, Some(30 * MS)] {
+        for lost in [&[][..], &[b"PILA"]] {
+            let mut pair = pair_of(5, far(), Modes { stranger, ..Modes::both(SecureMode::Auto) });
+            pair.censor = Some(Box::new(move |_, bytes| lost.iter().any(|kind| bytes.starts_with(*kind))));
+            let now = pair.now;
+            let to = port_of(&mut pair, 7);
+            pair.endpoint(Side::A).connect(now, to).expect("known");
+            let up = |e: &Event| matches!(e, Event::TunnelUp { .. });
+            let both = |p: &mut Pair| {
+                [Side::A, Side::B]
+                    .iter()
+                    .all(|side| p.endpoint(*side).peers().iter().any(|t| t.mode == Mode::S1))
+            };
+            assert!(pair.run_until(seconds(2), both), "{stranger:?} {lost:?}");
+            for side in [Side::A, Side::B] {
+                assert!(pair.host(side).events.iter().any(up));
+                let path = pair.endpoint(side).peers()[0].path.expect("a path");
+                let rtt = path.rtt;
+                assert!((40 * MS..=75 * MS).contains(&rtt), "{side:?} {stranger:?} {lost:?}: {rtt:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn two_that_call_each_other_at_once_have_streams_too() {
     let mut pair = pair_of(4, far(), Modes::both(SecureMode::Auto));

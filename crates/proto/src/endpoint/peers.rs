@@ -25,14 +25,34 @@ const PUNCHES_MAX: usize = 8;
 /// Answers that wait to be sent out, punch commands included.
 const ANSWERS_MAX: usize = 64;
 
-/// A stranger's key exchange frame, kept until its key is known.
+/// A stranger's frames of key exchange, kept until its key is known: the last of each kind, since a first call has both and the second
+/// to come must not push the first one out (`spec/secure.md` §12.2).
 #[derive(Debug)]
 pub(super) struct PendingLookup {
-    held: Held,
+    pila: Option<Kept<Vec<u8>>>,
+    initiation: Option<Kept<Box<Incoming>>>,
+    /// A frame of which nothing could be kept came by this way.
+    bare: Option<Kept<()>>,
+    since: Instant,
+}
+
+/// A frame that waits.
+#[derive(Debug)]
+struct Kept<T> {
+    frame: T,
+    route: Route,
     /// Length of the frame, which is what may be answered (rule C16).
     len: usize,
-    route: Route,
-    since: Instant,
+}
+
+impl PendingLookup {
+    fn keep(&mut self, held: Held, route: Route, len: usize) {
+        match held {
+            Held::Nothing => self.bare = self.bare.take().or(Some(Kept { frame: (), route, len })),
+            Held::Pila(frame) => self.pila = Some(Kept { frame, route, len }),
+            Held::Initiation(frame) => self.initiation = Some(Kept { frame, route, len }),
+        }
+    }
 }
 
 /// What waits for the key of a stranger.
@@ -167,29 +187,33 @@ impl Endpoint {
             return;
         }
         let Some(&index) = self.by_node.get(&node) else { return };
-        if let (Some(pending), Some(tunnel)) = (&pending, self.tunnel_mut(index)) {
-            tunnel.on_received(pending.route, pending.len, now);
-        }
-        match pending {
-            Some(PendingLookup { held: Held::Pila(stored), route, .. }) => {
-                if let (Ok(Frame::Pila(pila)), Some((tunnel, mut cx))) =
-                    (frame::decode(&stored), split!(self, index, now))
-                {
-                    let fate = tunnel.on_pila(&pila, route, &mut cx);
-                    self.count_fate(fate);
-                }
-            }
-            Some(PendingLookup { held: Held::Initiation(incoming), route, .. }) => {
-                self.take_incoming(now, index, route, 0, incoming);
-            }
-            Some(PendingLookup { held: Held::Nothing, route, .. }) => {
-                if let Some((tunnel, mut cx)) = split!(self, index, now) {
-                    tunnel.on_frame_without_keys(route, &mut cx);
-                }
-            }
-            None => {}
+        if let Some(pending) = pending {
+            self.take_held(now, index, pending);
         }
         self.mark_dirty(index, now);
+    }
+
+    /// What waited for the key of its sender comes to its tunnel, S1 first.
+    fn take_held(&mut self, now: Instant, index: u32, pending: PendingLookup) {
+        let PendingLookup { pila, initiation, bare, .. } = pending;
+        let nothing = pila.is_none() && initiation.is_none();
+        if let Some(Kept { frame, route, len }) = initiation {
+            self.take_incoming(now, index, route, len, frame);
+        }
+        if let Some(Kept { frame, route, len }) = pila
+            && let (Ok(Frame::Pila(pila)), Some((tunnel, mut cx))) =
+                (frame::decode(&frame), split!(self, index, now))
+        {
+            tunnel.on_received(route, len, now);
+            let fate = tunnel.on_pila(&pila, route, &mut cx);
+            self.count_fate(fate);
+        }
+        if let Some(Kept { route, len, .. }) = bare.filter(|_| nothing)
+            && let Some((tunnel, mut cx)) = split!(self, index, now)
+        {
+            tunnel.on_received(route, len, now);
+            tunnel.on_frame_without_keys(route, &mut cx);
+        }
     }
 
     /// Remembers a stranger's frame and asks the caller for its key.
@@ -203,11 +227,7 @@ impl Endpoint {
         len: usize,
     ) {
         if let Some(pending) = self.lookups.get_mut(&node) {
-            if !matches!(held, Held::Nothing) {
-                pending.held = held;
-                pending.len = len;
-                pending.route = route;
-            }
+            pending.keep(held, route, len);
             return;
         }
         let full = fault::point!("proto.endpoint.lookups_full");
@@ -215,7 +235,9 @@ impl Endpoint {
             self.stats.drop_rate_limited += 1;
             return;
         }
-        self.lookups.insert(node, PendingLookup { held, len, route, since: now });
+        let mut pending = PendingLookup { pila: None, initiation: None, bare: None, since: now };
+        pending.keep(held, route, len);
+        self.lookups.insert(node, pending);
         self.events.push_back(Event::LookupPeer { node, presented_key, from: route.remote() });
     }
 

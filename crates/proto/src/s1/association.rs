@@ -128,6 +128,8 @@ pub struct Association {
     cookie: Option<([u8; 16], Instant)>,
     /// Index of the initiation whose PILN was followed last. Copies of it went other ways, and are answered as well.
     followed: Option<u32>,
+    /// The shortest round trip that handshake frames since [`Self::connect`] have shown.
+    measured: Option<Duration>,
 }
 
 impl Association {
@@ -151,6 +153,7 @@ impl Association {
             give_up_at: None,
             cookie: None,
             followed: None,
+            measured: None,
         }
     }
 
@@ -183,6 +186,29 @@ impl Association {
     /// Initiations sent in this attempt, and cookies and prekeys not counted before it.
     pub fn attempts(&self) -> u32 {
         self.attempt
+    }
+
+    /// The shortest round trip that the handshake has shown so far, whichever way its frames went. Answers name what they answer, so that
+    /// all count but those to what was sent twice (Karn).
+    pub fn measured(&self) -> Option<Duration> {
+        self.measured
+    }
+
+    /// The same, for a path that has no measurement of its own. What is known then is not told again.
+    pub fn take_measured(&mut self) -> Option<Duration> {
+        self.measured.take()
+    }
+
+    /// The last initiation was sent once more: an answer to it measures nothing.
+    pub fn sent_again(&mut self) {
+        if let Some(initiation) = self.pending.last_mut() {
+            initiation.sent = None;
+        }
+    }
+
+    fn measure(&mut self, sent: Option<Instant>, now: Instant) {
+        let sample = sent.map(|sent| now.saturating_duration_since(sent)).filter(|sample| !sample.is_zero());
+        self.measured = self.measured.into_iter().chain(sample).min();
     }
 
     /// There is a sign of the peer: the next try is due at once, and those after it come as after the first.
@@ -268,7 +294,7 @@ impl Association {
         if !self.blank {
             node.verify(&self.peer, cx)?;
         }
-        self.attempt = 0;
+        (self.attempt, self.measured) = (0, None);
         self.relayed = begin.relayed;
         self.first_wait = begin.rtt.map_or(RETRY_FIRST, |rtt| (3 * rtt).clamp(RETRY_MIN, RETRY_MAX));
         self.wait = self.first_wait;
@@ -331,7 +357,8 @@ impl Association {
             time_ms: finished.time_ms,
             record_seq: finished.record_seq,
         };
-        let index = initiation.index;
+        let (index, sent) = (initiation.index, initiation.sent);
+        self.measure(sent, cx.now);
         self.pending.retain(|i| i.index != index);
         self.stop(node);
         self.promote(node, Box::new(finished.session), cx.now);
@@ -394,12 +421,13 @@ impl Association {
             prekey: answer.prekey,
             certificate: answer.certificate,
         };
-        let used = initiation.prekey;
+        let (used, sent) = (initiation.prekey, initiation.sent);
         let taken = self.set_prekey(node, told, cx)?;
         if !taken && self.peer.prekey == used {
             return Err(Refusal::Replay);
         }
         self.followed = Some(answer.receiver);
+        self.measure(sent, cx.now);
         self.wait = self.first_wait;
         // Early data was written for another prekey's reader; it is sent when the session is up.
         self.initiate(node, &[], cx).map(Some)
@@ -494,6 +522,8 @@ impl Association {
             release_all(node, &older.session);
         }
         node.confirmed(index);
+        // The initiator sends as soon as it has PILR, which leaves when the session is made.
+        self.measure((confirmed.until - UNCONFIRMED_KEPT).into(), now);
         // Ours, if any is under way, is not needed any more.
         self.stop(node);
         let ours_counts = confirmed.contested

@@ -1,5 +1,7 @@
 //! A handshake that we began: PILI out, PILR in (spec/secure.md §4, §6.6).
 
+use std::time::Instant;
+
 use pilotage_wire::NetworkId;
 use pilotage_wire::s1::handshake::{Flags, INITIATION_MAX, Response, initiation_header};
 use pilotage_wire::s1::payload::{Observed, Payload1, Payload2};
@@ -33,6 +35,8 @@ pub(super) struct Initiation {
     datagram: Vec<u8>,
     /// It was sent again with a cookie.
     repeated: bool,
+    /// When it was sent; `None` once it was sent again, since an answer does not tell to which (Karn).
+    pub(super) sent: Option<Instant>,
 }
 
 impl std::fmt::Debug for Initiation {
@@ -98,6 +102,7 @@ impl Initiation {
             upgrade: flags.post_quantum,
             datagram,
             repeated: false,
+            sent: Some(cx.now),
         })
     }
 
@@ -118,6 +123,7 @@ impl Initiation {
         if std::mem::replace(&mut self.repeated, true) {
             return None;
         }
+        self.sent = None;
         let before = self.datagram.len() - MAC_LEN;
         let mac2 = cookie::mac2(cookie, &self.datagram[..before]);
         self.datagram[before..].copy_from_slice(&mac2);

@@ -43,6 +43,8 @@ impl Secured {
             || self.followed.contains(&route)
         {
             return None;
+        } else {
+            self.assoc.sent_again();
         }
         self.followed.push(route);
         Some(next.unwrap_or_else(|| self.initiation.clone()))
@@ -115,7 +117,18 @@ impl Tunnel {
         self.agent.first_addresses(NAMED_FIRST).collect()
     }
 
+    /// S1 has keys and the path is the one by which they came: what the handshake has measured is its first sample.
+    pub(super) fn take_measured(&mut self) {
+        let measured = self.secure.as_mut().and_then(|secured| secured.assoc.take_measured());
+        if let Some(measured) = measured.filter(|_| !self.path.rtt.has_sample()) {
+            self.path.rtt.update(measured);
+        }
+    }
+
     fn rtt_or_guess(&self) -> Duration {
-        if self.path.rtt.has_sample() { self.path.rtt.smoothed() } else { RTT_UNKNOWN }
+        if self.path.rtt.has_sample() {
+            return self.path.rtt.smoothed();
+        }
+        self.secure.as_ref().and_then(|secured| secured.assoc.measured()).unwrap_or(RTT_UNKNOWN)
     }
 }

@@ -265,11 +265,10 @@ impl Tunnel {
 
     /// There is a new address to ask at.
     pub(crate) fn hurry_s1(&mut self, cx: &mut TunnelCx<'_>) {
-        if let Some(secured) = &mut self.secure
-            && secured.assoc.is_connecting()
-            && !self.keyed()
-        {
-            let datagram = std::mem::take(&mut self.secure.as_mut().expect("just seen").initiation);
+        let keyed = self.keyed();
+        if let Some(secured) = self.secure.as_mut().filter(|s| s.assoc.is_connecting() && !keyed) {
+            secured.assoc.sent_again();
+            let datagram = std::mem::take(&mut secured.initiation);
             self.send_initiation(datagram, None, cx);
         }
     }
@@ -360,6 +359,7 @@ impl Tunnel {
                 secured.assoc.hurry(cx.now);
                 let datagram = secured.initiation.clone();
                 if let Some(also) = also {
+                    secured.assoc.sent_again();
                     self.queue_handshake(also, datagram, cx.now);
                 }
             }
@@ -374,6 +374,8 @@ impl Tunnel {
             self.previous = Some((old, cx.now + PREVIOUS_KEPT));
         }
         let known_before = self.authenticated && self.last_valid.is_some();
+        // An answer of the draft that it overtook is no sign that the peer has forgotten us.
+        self.last_valid = Some(cx.now);
         self.candidates.clear();
         self.exchange.end();
         self.revive_at = None;
@@ -389,11 +391,9 @@ impl Tunnel {
         (secured.initiation, secured.followed) = (Vec::new(), Vec::new());
         let took = secured.began.take().map_or(Duration::ZERO, |t| cx.now.saturating_duration_since(t));
         let handshake = if initiator { took } else { Duration::ZERO };
-        if secured.assoc.attempts() == 1 && !handshake.is_zero() && !self.path.rtt.has_sample() {
-            self.path.rtt.update(handshake); // asked once, so the answer is to that (Karn)
-        }
         self.register_remote(cx);
         self.take_route(route, cx);
+        self.take_measured();
         self.path.set_overhead(OVERHEAD_S1);
         self.begin_streams(initiator, cx);
         self.agent.note(cx.now, PathEventKind::Keys(super::ways::way_of(route)));
