@@ -66,6 +66,11 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("reach_text", b".example.com, 10.0.0.0/8 ::1 host:443\n10.1.2.3".to_vec()),
         ("portmap", [&b"\x02\0\x80\0\x01\0\0\0\x09"[..], &[0; 52], b"\x02\0\x80\0\0\0\0\0\x09\xcb\0\x71\x09"].concat()),
         ("portmap", [&b"\x02\x02\x81\0\0\0\0\x0e\x10\0\0\0\x09"[..], &[0; 12], &[7; 12], b"\x11\0\0\0\x0f\xa0\x13\x88", &[0; 10], b"\xff\xff\xcb\0\x71\x09"].concat()),
+        ("igd", [
+            &b"\0HTTP/1.1 200 OK\r\nLocation: http://192.168.1.1:5000/r\r\n\r\n\0HTTP/1.0 200 OK\r\n\r\n<root><service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1"[..],
+            b"</serviceType><controlURL>/c</controlURL></service></root>\0HTTP/1.0 200 OK\r\n\r\n<NewExternalIPAddress>203.0.113.9</NewExternalIPAddress>\0",
+            b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n1c\r\n<errorCode>725</errorCode>  \r\n0\r\n\r\n\0HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n<a/>",
+        ].concat()),
         ("socks5", b"\x05\x02\x00\x02".to_vec()),
         ("socks5", b"\x01\x03ann\x06secret".to_vec()),
         ("socks5", b"\x05\x01\x00\x03\x09bob.pilot\x13\x88early".to_vec()),

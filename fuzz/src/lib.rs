@@ -86,6 +86,7 @@ targets! {
     ledger => pilotage_registry::ledger::fuzz_input,
     reach_text => reach::text,
     portmap => |data| reach::portmap(base(), data),
+    igd => |data| reach::igd(base(), data),
     capture => decode::capture,
     view => decode::view,
     file_header => file::file_header,

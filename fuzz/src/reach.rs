@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use pilotage_nat::portmap::igd::{self, Igd, Outgoing};
 use pilotage_nat::portmap::{MAX_MESSAGE, Mapper, Reply};
 
 /// The usual path, which the URL's module takes from its crate.
@@ -66,4 +67,49 @@ pub(crate) fn portmap(base: Instant, data: &[u8]) {
     let mut buf = [0; MAX_MESSAGE];
     let farewell = std::iter::from_fn(|| mapper.poll_transmit(now, &mut buf)).take(9).count();
     assert!(farewell <= 1 && mapper.poll_timeout().is_none());
+}
+
+/// Texts of a UPnP router, one after the other, parted by zeros: nothing panics, nobody but the router is asked or believed, and it is not
+/// asked without end.
+pub(crate) fn igd(base: Instant, data: &[u8]) {
+    let router = SocketAddr::from(([192, 168, 1, 1], igd::SSDP_PORT));
+    let mut client = Igd::new(router, [192, 168, 1, 7].into(), 4000, 7, base);
+    let (mut now, mut sent) = (base, 0);
+    for piece in data.split(|byte| *byte == 0).take(32) {
+        let _ = igd::is_complete(piece);
+        let mut asked = false;
+        while let Some(out) = client.poll(now) {
+            sent += 1;
+            assert!(sent < 1_000);
+            match out {
+                Outgoing::Datagram { to, .. } => assert!(to == router || to == igd::SSDP_GROUP),
+                Outgoing::Request { to, bytes } => {
+                    assert_eq!(to.ip(), router.ip(), "somebody else is asked");
+                    let lines = bytes.split(|byte| *byte == b'\n').take_while(|line| line.len() > 1).count();
+                    assert!(lines == 3 || lines == 6, "a text of the router became a header");
+                    asked = true;
+                    client.handle_answer(now, Some(piece));
+                    break;
+                }
+            }
+        }
+        client.handle_datagram(SocketAddr::from(([192, 168, 1, 2], 1900)), piece);
+        assert!(asked || client.mapping().is_none() || sent > 3);
+        client.handle_datagram(router, piece);
+        if let Some(mapping) = client.mapping() {
+            assert!(mapping.external.port() != 0 && !mapping.external.ip().is_unspecified());
+        }
+        if let Some(due) = client.poll_timeout() {
+            now = now.max(due);
+        }
+    }
+    client.release();
+    while let Some(out) = client.poll(now) {
+        sent += 1;
+        assert!(sent < 1_010);
+        if matches!(out, Outgoing::Request { .. }) {
+            client.handle_answer(now, None);
+        }
+    }
+    assert!(client.is_released() && client.mapping().is_none());
 }

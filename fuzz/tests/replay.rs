@@ -78,6 +78,7 @@ replays!(
     ledger,
     reach_text,
     portmap,
+    igd,
     capture,
     view,
     file_header,

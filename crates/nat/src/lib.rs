@@ -5,7 +5,7 @@
 //! * [`BeaconClient`] is a node's half: it keeps our registrations alive, asks for introductions, finds out how the
 //!   NAT behaves and says which of the beacons' messages may be believed.
 //! * [`agent::Agent`] decides, for one peer, which of its addresses are tried and which is used.
-//! * [`portmap::Mapper`] asks the router for a port (PCP, NAT-PMP).
+//! * [`portmap::Mapper`] asks the router for a port (PCP, NAT-PMP), [`portmap::igd::Igd`] by UPnP.
 //!
 //! # Contract
 //!

@@ -218,7 +218,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Asks the router of this network for a port that leads to ours, by PCP or NAT-PMP, and gives it back at the end.
+    /// Asks the router of this network for a port that leads to ours, by PCP, NAT-PMP or UPnP, and gives it back at the end.
     /// Default: false.
     pub fn port_mapping(mut self, map: bool) -> Self {
         self.router = map.then_some(Router::Gateway);

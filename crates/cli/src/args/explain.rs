@@ -17,7 +17,7 @@ pub(crate) struct ReachArgs {
     /// Do not
     #[arg(long, conflicts_with = "lan")]
     pub(crate) no_lan: bool,
-    /// Do not ask the router for a port (PCP, NAT-PMP) [default: ask, where there is a hub]
+    /// Do not ask the router for a port (PCP, NAT-PMP, UPnP) [default: ask, where there is a hub]
     #[arg(long, env = "PILOTAGE_NO_PORT_MAPPING")]
     pub(crate) no_port_mapping: bool,
     /// Let the hub relay to this node only for nodes that proved their key to it; daemons of the reference cannot

@@ -328,7 +328,7 @@ fn relay_advice(reason: &str) -> (&'static str, &'static str) {
         "relay-while-punching" => ("direct ways are still being tried", "ask again in a few seconds"),
         "relay-hard-nat-both" => (
             "both routers choose ports that nobody can foretell",
-            "turn on port mapping (NAT-PMP or PCP) at one of them, or forward a UDP port",
+            "turn on port mapping (UPnP, NAT-PMP or PCP) at one of them, or forward a UDP port",
         ),
         "relay-policy" => ("the operator wants it so", "change the policy, if that is not wanted"),
         "relay-no-candidates" => {

@@ -2,8 +2,10 @@
 //!
 //! [`Mapper`] is the client for one router and one UDP port: it decides what to send and when, believes answers of this
 //! router only, renews at half the lifetime, and gives the port back. No clock, no socket: `now` and the nonce come in.
+//! [`igd::Igd`] is the same for routers that speak neither, by UPnP.
 
 mod codec;
+pub mod igd;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -32,6 +34,8 @@ pub enum Protocol {
     Pcp,
     /// RFC 6886.
     NatPmp,
+    /// WANIPConnection of an Internet Gateway Device ([`igd`]).
+    Upnp,
 }
 
 impl Protocol {
@@ -40,6 +44,7 @@ impl Protocol {
         match self {
             Self::Pcp => "pcp",
             Self::NatPmp => "nat-pmp",
+            Self::Upnp => "upnp",
         }
     }
 }
@@ -111,6 +116,11 @@ impl Mapper {
     /// The mapping in force.
     pub fn mapping(&self) -> Option<Mapping> {
         self.mapping
+    }
+
+    /// There is no mapping, and none is asked for before some minutes are over.
+    pub fn has_given_up(&self) -> bool {
+        self.mapping.is_none() && matches!(self.step, Step::Resting { .. })
     }
 
     /// The router's last refusal (RFC 6887 §7.4, RFC 6886 §3.5).
@@ -222,7 +232,7 @@ impl Mapper {
                 lifetime,
             },
             // "Give it back" names no port (RFC 6886 §3.4).
-            Protocol::NatPmp => Request::Map {
+            _ => Request::Map {
                 internal: self.port,
                 external: if lifetime == 0 { 0 } else { self.port },
                 lifetime,

@@ -1,4 +1,7 @@
-//! A port of the router for our socket: drives [`Mapper`] over real sockets (`spec/reach.md §5`).
+//! A port of the router for our socket: drives [`Mapper`] and, where it gets none, [`Igd`](pilotage_nat::portmap::igd::Igd) over real sockets
+//! (`spec/reach.md §5`).
+
+mod upnp;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pilotage_nat::portmap::{MAX_MESSAGE, Mapper, Mapping};
 
+use self::upnp::Upnp;
 use crate::events::NodeEvent;
 use crate::shared::{Phase, Shared};
 
@@ -61,8 +65,8 @@ pub(crate) fn spawn(
                 std::thread::sleep(TICK);
                 continue;
             };
-            let mapper = Mapper::new(at.ip(), client, port, nonce, Instant::now());
-            serve(mapper, at, &socket, router, &shared, &kept);
+            let turn = Turn { at, socket, router, client, port, nonce };
+            turn.serve(&shared, &kept);
         }
         kept.ended.store(true, Ordering::Release);
     };
@@ -82,48 +86,85 @@ fn reach(router: Router) -> Option<(SocketAddr, UdpSocket, IpAddr)> {
     Some((at, socket, client))
 }
 
-/// Speaks with one router until the node ends or the network is another one.
-fn serve(
-    mut mapper: Mapper,
+/// What is known while one router is spoken to.
+struct Turn {
     at: SocketAddr,
-    socket: &UdpSocket,
+    socket: UdpSocket,
     router: Router,
-    shared: &Weak<Shared>,
-    kept: &PortMapping,
-) {
-    let mut looked = Instant::now();
-    let mut buf = [0; MAX_MESSAGE];
-    loop {
-        let stop = kept.stop.load(Ordering::Acquire) || shared.strong_count() == 0;
-        if stop {
-            mapper.release();
-        }
-        while let Some(len) = mapper.poll_transmit(Instant::now(), &mut buf) {
-            if let Err(error) = socket.send(&buf[..len]) {
-                tracing::debug!(%error, %at, "the router cannot be asked for a port");
+    client: IpAddr,
+    port: u16,
+    nonce: [u8; 12],
+}
+
+impl Turn {
+    /// Speaks with the router until the node ends or the network is another one.
+    fn serve(&self, shared: &Weak<Shared>, kept: &PortMapping) {
+        let mut mapper = Mapper::new(self.at.ip(), self.client, self.port, self.nonce, Instant::now());
+        let mut upnp: Option<Upnp> = None;
+        let mut looked = Instant::now();
+        loop {
+            let stop = kept.stop.load(Ordering::Acquire) || shared.strong_count() == 0;
+            if stop {
+                mapper.release();
             }
-        }
-        tell(&mapper, shared, kept);
-        if stop {
-            return;
-        }
-        if looked.elapsed() >= LOOK {
-            looked = Instant::now();
-            let same = reach(router).is_some_and(|(now_at, _, client)| {
-                now_at == at && socket.local_addr().is_ok_and(|ours| ours.ip() == client)
-            });
-            if !same {
-                mapper.renew(Instant::now());
-                tell(&mapper, shared, kept);
+            self.send(&mut mapper);
+            if upnp.is_none() && mapper.has_given_up() && !stop {
+                upnp = self.upnp();
+            }
+            let mut mapping = mapper.mapping();
+            if let Some(client) = &mut upnp {
+                // One port is enough: the older protocol gives its own back.
+                client.turn(stop || mapping.is_some());
+                mapping = mapping.or(client.mapping());
+            }
+            upnp = upnp.filter(|client| !client.is_done());
+            tell(mapping, shared, kept);
+            if stop {
                 return;
             }
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                if !self.is_still_there() {
+                    return tell(None, shared, kept);
+                }
+            }
+            let due = [mapper.poll_timeout(), upnp.as_ref().and_then(Upnp::timeout)];
+            let due = due.into_iter().flatten().min();
+            self.receive(&mut mapper, due);
         }
-        let due = mapper.poll_timeout().map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
+    }
+
+    fn upnp(&self) -> Option<Upnp> {
+        let IpAddr::V4(client) = self.client.to_canonical() else { return None };
+        let router = match self.router {
+            Router::At(at) => at,
+            Router::Gateway => SocketAddr::new(self.at.ip(), pilotage_nat::portmap::igd::SSDP_PORT),
+        };
+        let [a, b, ..] = self.nonce;
+        Upnp::new(router, client, self.port, u16::from_be_bytes([a, b])).ok()
+    }
+
+    fn is_still_there(&self) -> bool {
+        reach(self.router).is_some_and(|(now_at, _, client)| now_at == self.at && self.client == client)
+    }
+
+    fn send(&self, mapper: &mut Mapper) {
+        let mut buf = [0; MAX_MESSAGE];
+        while let Some(len) = mapper.poll_transmit(Instant::now(), &mut buf) {
+            if let Err(error) = self.socket.send(&buf[..len]) {
+                tracing::debug!(%error, at = %self.at, "the router cannot be asked for a port");
+            }
+        }
+    }
+
+    /// One answer, or none by the time that something else is due.
+    fn receive(&self, mapper: &mut Mapper, due: Option<Instant>) {
+        let due = due.map_or(TICK, |at| at.saturating_duration_since(Instant::now()));
         let wait = due.clamp(Duration::from_millis(1), TICK);
         let mut answer = [0; 1100];
-        if socket.set_read_timeout(Some(wait)).is_err() {
+        if self.socket.set_read_timeout(Some(wait)).is_err() {
             std::thread::sleep(wait);
-        } else if let Ok(len) = socket.recv(&mut answer) {
+        } else if let Ok(len) = self.socket.recv(&mut answer) {
             // The socket is connected: only the router's datagrams come.
             mapper.handle(Instant::now(), mapper.router(), &answer[..len]);
         } else if due > wait {
@@ -133,8 +174,7 @@ fn serve(
     }
 }
 
-fn tell(mapper: &Mapper, shared: &Weak<Shared>, kept: &PortMapping) {
-    let mapping = mapper.mapping();
+fn tell(mapping: Option<Mapping>, shared: &Weak<Shared>, kept: &PortMapping) {
     let before =
         std::mem::replace(&mut *kept.mapping.lock().unwrap_or_else(PoisonError::into_inner), mapping);
     let external = |mapping: Option<Mapping>| mapping.map(|mapping| mapping.external);
