@@ -10,7 +10,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::Failure;
-use crate::process::{cargo, root, skipped, succeeds};
+use crate::process::{cargo, root, skipped, succeeds, target_folder};
 
 /// What `links` returns where it cannot run (no root, no TUN device).
 const CANNOT_RUN: i32 = 77;
@@ -77,8 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, Failure> {
 
 /// Where the raw records stay until the next run.
 fn folder() -> Result<PathBuf, Failure> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    let folder = target.join("bench-records");
+    let folder = target_folder()?.join("bench-records");
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
 }

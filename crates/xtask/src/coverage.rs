@@ -19,7 +19,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Failure;
-use crate::process::{cargo, output, program, root, skipped, succeeds};
+use crate::process::{cargo, output, program, root, skipped, succeeds, target_folder};
 
 /// Crates whose lines are counted.
 const MEASURED: &[&str] = &["wire", "nat", "proto"];
@@ -173,12 +173,6 @@ fn read_programs(messages: &str) -> Result<Vec<String>, Failure> {
         }
     }
     Ok(programs)
-}
-
-fn target_folder() -> Result<PathBuf, Failure> {
-    let text = output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(metadata["target_directory"].as_str().ok_or("cargo metadata names no target directory")?.into())
 }
 
 /// The llvm tools that belong to the compiler.

@@ -19,7 +19,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::process::{cargo, output, program, root};
+use crate::process::{cargo, output, program, root, target_folder};
 
 /// The list of mistakes.
 const LIST: &str = "crates/xtask/mutants.toml";
@@ -273,12 +273,9 @@ enum Ended {
 impl Bench {
     /// Makes the copy or brings it up to date. Unchanged files keep their time, so that cargo does not build them again.
     fn prepare() -> Result<Self, Failure> {
-        let text = output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-        let metadata: serde_json::Value = serde_json::from_str(&text)?;
-        let target =
-            metadata["target_directory"].as_str().ok_or("cargo metadata names no target directory")?;
-        let folder = Path::new(target).join("mutants");
-        let bench = Self { tree: folder.join("tree"), folder, target: target.into() };
+        let target = target_folder()?;
+        let folder = target.join("mutants");
+        let bench = Self { tree: folder.join("tree"), folder, target };
         let list = output(program("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]))?;
         let mut wanted = BTreeSet::new();
         for name in list.lines().filter(|name| root().join(name).is_file()) {

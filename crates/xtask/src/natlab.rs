@@ -6,7 +6,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::Failure;
-use crate::process::{cargo, root, skipped, succeeds};
+use crate::process::{cargo, root, skipped, succeeds, target_folder};
 
 /// What `natlab` returns where it cannot run (no root, no TUN device, no nftables).
 const CANNOT_RUN: i32 = 77;
@@ -93,8 +93,7 @@ fn build() -> Result<PathBuf, Failure> {
     if !succeeds(cargo().args(["build", "--release", "--package", "pilotage-cli"]))? {
         return Err("pilotage does not build".into());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(root().join(target).join("release/pilotage"))
+    Ok(target_folder()?.join("release/pilotage"))
 }
 
 /// This command as it was typed, for the table.

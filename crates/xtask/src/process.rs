@@ -20,6 +20,13 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Where cargo puts what it builds of the workspace.
+pub(crate) fn target_folder() -> Result<PathBuf, Failure> {
+    let text = output(cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&text)?;
+    Ok(metadata["target_directory"].as_str().ok_or("cargo metadata names no target directory")?.into())
+}
+
 /// Any other program in the root folder.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: what tests need, all tests, one closing line.
 
+use std::process::Command;
+
 use clap::Args;
 
 use crate::Failure;
@@ -110,10 +112,20 @@ fn scope(options: &Options) -> Vec<String> {
 
 /// Builds the programs that `run_unit_and_integration` runs, with the features that they have there.
 fn build(options: &Options) -> Result<bool, Failure> {
+    succeeds(build_command().args(scope(options)))
+}
+
+/// As `cargo test --no-run`, with the programs of packages that have no tests to run them.
+fn build_command() -> Command {
     let mut command = cargo();
-    // As `cargo test --no-run`, with the programs of packages that have no tests to run them.
-    command.args(["build", "--quiet", "--bins", "--tests", "--examples"]).args(scope(options));
-    succeeds(&mut command)
+    command.args(["build", "--quiet", "--bins", "--tests", "--examples"]);
+    command
+}
+
+/// Builds everything as the tests need it. Fewer packages at a time would have other features of what they share,
+/// and most of it would be built twice.
+pub(crate) fn build_all() -> Result<bool, Failure> {
+    succeeds(build_command().arg("--workspace"))
 }
 
 /// Tests of what is off by default, with the program built once more: `pilotage --mainline` (decision 0046). The feature adds

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::Failure;
-use crate::process::{cargo, is_installed, output, program, root, skipped, succeeds};
+use crate::process::{cargo, is_installed, output, program, root, skipped, succeeds, target_folder};
 
 #[derive(Debug, Args)]
 pub(crate) struct Micro {
@@ -48,7 +48,7 @@ struct Row {
 /// Runs them. `write`: into benches/MICRO.md as well. `arguments` go to criterion: a filter, or its options.
 pub(crate) fn run(options: &Micro, write: bool, arguments: &[String]) -> Result<bool, Failure> {
     let program = build()?;
-    let results = target().join("micro");
+    let results = target_folder()?.join("micro");
     // What an earlier run left would pass for measured.
     let _ = std::fs::remove_dir_all(&results);
     let mut bench = Command::new(&program);
@@ -75,10 +75,6 @@ pub(crate) fn run(options: &Micro, write: bool, arguments: &[String]) -> Result<
         std::fs::write(root().join("benches/MICRO.md"), page(&table)?)?;
     }
     Ok(!rows.is_empty())
-}
-
-fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// Builds the benches; where the program lies.

@@ -15,7 +15,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use crate::Failure;
-use crate::process::{cargo, root, succeeds};
+use crate::process::{cargo, succeeds, target_folder};
 use checker::Verdict;
 use clients::{Kind, Record};
 use nodes::Nodes;
@@ -148,8 +148,7 @@ fn build() -> Result<PathBuf, Failure> {
     if !succeeds(&mut command)? {
         return Err("the node does not build".into());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("debug/examples/node"))
+    Ok(target_folder()?.join("debug/examples/node"))
 }
 
 fn one(options: &Options, binary: &std::path::Path, scenario: Scenario) -> Result<Outcome, Failure> {

@@ -1,12 +1,12 @@
 //! Commands, options and links in README.md exist.
 
-use std::process::Command;
+use std::path::{Path, PathBuf};
 
 use super::licence::{Metadata, metadata};
 use super::source::read;
 use super::{Outcome, verdict};
 use crate::Failure;
-use crate::process::{cargo, output, root};
+use crate::process::{output, program, root, target_folder};
 
 /// Blocks of these languages are commands.
 const SHELL: &[&str] = &["sh", "bash", "console", "shell"];
@@ -16,8 +16,9 @@ pub(super) fn run() -> Result<Outcome, Failure> {
     let mut problems = Vec::new();
     let commands = commands(&text);
     let metadata = metadata()?;
+    let pilotage = pilotage()?;
     for command in &commands {
-        if let Some(problem) = check_command(command, &metadata)? {
+        if let Some(problem) = check_command(command, &metadata, &pilotage)? {
             problems.push(format!("README.md: `{command}`: {problem}"));
         }
     }
@@ -27,6 +28,14 @@ pub(super) fn run() -> Result<Outcome, Failure> {
         }
     }
     Ok(verdict(problems, format!("({} commands)", commands.len())))
+}
+
+/// The program, as the tests run it.
+fn pilotage() -> Result<PathBuf, Failure> {
+    if !crate::test::build_all()? {
+        return Err("pilotage does not build".into());
+    }
+    Ok(target_folder()?.join("debug/pilotage"))
 }
 
 /// Lines of shell blocks, without comments and prompts.
@@ -59,7 +68,7 @@ fn links(text: &str) -> Vec<String> {
 }
 
 /// What is wrong with a command, if we know the program and something is.
-fn check_command(command: &str, metadata: &Metadata) -> Result<Option<String>, Failure> {
+fn check_command(command: &str, metadata: &Metadata, pilotage: &Path) -> Result<Option<String>, Failure> {
     let words: Vec<&str> = command.split_whitespace().collect();
     match words[..] {
         ["cargo", "xtask", task, ..] => {
@@ -67,10 +76,10 @@ fn check_command(command: &str, metadata: &Metadata) -> Result<Option<String>, F
         }
         ["cargo", "run", ..] => match run_target(&words) {
             Some((package, bin)) => Ok(missing_binary(metadata, package, bin)),
-            None => check_pilotage(arguments_after_dashes(&words)),
+            None => check_pilotage(pilotage, arguments_after_dashes(&words)),
         },
         ["pilotage" | "./target/release/pilotage" | "target/release/pilotage", ..] => {
-            check_pilotage(&words[1..])
+            check_pilotage(pilotage, &words[1..])
         }
         _ => Ok(None),
     }
@@ -98,17 +107,17 @@ fn arguments_after_dashes<'a, 'b>(words: &'a [&'b str]) -> &'a [&'b str] {
 }
 
 /// Asks the program itself whether it knows the command and its options.
-fn check_pilotage(words: &[&str]) -> Result<Option<String>, Failure> {
+fn check_pilotage(pilotage: &Path, words: &[&str]) -> Result<Option<String>, Failure> {
     let options = words.iter().filter(|word| word.starts_with("--")).map(|word| {
         word.split('=').next().unwrap_or(word).trim_end_matches(|c: char| !c.is_ascii_alphanumeric())
     });
     // The command may stand behind global options and be of two words (`id show`): try what looks like one.
     let plain: Vec<&str> = words.iter().take_while(|word| !word.starts_with('-')).copied().collect();
     let Some(first) = plain.first() else { return Ok(Some("names no command".into())) };
-    let one = help(&[first])?;
+    let one = help(pilotage, &[first])?;
     let Some(help_text) = one else { return Ok(Some(format!("no command `{first}`"))) };
     let deeper = match plain.get(1) {
-        Some(second) => help(&[first, second])?,
+        Some(second) => help(pilotage, &[first, second])?,
         None => None,
     };
     let known = deeper.map_or(help_text.clone(), |text| text + &help_text);
@@ -121,12 +130,8 @@ fn check_pilotage(words: &[&str]) -> Result<Option<String>, Failure> {
 }
 
 /// The help text of a command; `None` if there is no such command.
-fn help(words: &[&str]) -> Result<Option<String>, Failure> {
-    let mut command: Command = cargo();
-    command
-        .args(["run", "--quiet", "--package", "pilotage-cli", "--bin", "pilotage", "--", "help"])
-        .args(words);
-    Ok(output(&mut command).ok())
+fn help(pilotage: &Path, words: &[&str]) -> Result<Option<String>, Failure> {
+    Ok(output(program(pilotage).arg("help").args(words)).ok())
 }
 
 #[cfg(test)]
