@@ -1,6 +1,6 @@
 //! What a simulator needs to see of the inside: which (key, nonce) pairs seal frames; and how often payload is copied.
 //!
-//! Present only with debug assertions, and idle in threads that did not ask for it. The key itself never leaves:
+//! Nothing is noted without debug assertions, nor in threads that did not ask for it. The key itself never leaves:
 //! observers see 128 bits of a hash of it.
 
 use std::cell::{Cell, RefCell};
@@ -27,6 +27,7 @@ pub fn copied() -> u64 {
 }
 
 /// Counts a copy of payload. Whoever copies some calls it.
+#[cfg(debug_assertions)]
 pub(crate) fn count_copy(len: usize) {
     COPIED.set(COPIED.get() + len as u64);
 }
@@ -46,6 +47,7 @@ pub fn take(into: &mut Vec<Sealed>) {
 }
 
 /// Notes a frame.
+#[cfg(debug_assertions)]
 pub(crate) fn note(sealed: Sealed) {
     SEALED.with_borrow_mut(|list| {
         if let Some(list) = list {
@@ -55,6 +57,7 @@ pub(crate) fn note(sealed: Sealed) {
 }
 
 /// The name of a key.
+#[cfg(debug_assertions)]
 pub(crate) fn name(key: &[u8; 32]) -> u128 {
     let hash = blake3::derive_key("pilotage simulator: name of a session key", key);
     let mut name = [0; 16];

@@ -33,7 +33,6 @@ pub mod send_buffer;
 pub mod timer_table;
 pub mod transmit;
 
-#[cfg(debug_assertions)]
 #[doc(hidden)]
 pub mod audit;
 mod connection;
