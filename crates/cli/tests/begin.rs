@@ -2,24 +2,15 @@
 
 mod common;
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::free::free;
 use common::{ADMIN_TOKEN, Running, STEP, event, lines, run, text};
 use pilotage_registry::client::Client;
 use serde_json::{Value, json};
-
-fn free() -> SocketAddr {
-    loop {
-        let at = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        if TcpListener::bind(at).is_ok() {
-            return at;
-        }
-    }
-}
 
 struct Place(tempfile::TempDir);
 

@@ -4,23 +4,15 @@ mod common;
 #[path = "cluster/draft.rs"]
 mod draft;
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Output;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::free::free;
 use common::{Running, STEP, event, lines, run, run_for, text};
 use serde_json::Value;
-
-fn free() -> SocketAddr {
-    loop {
-        let at = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        if TcpListener::bind(at).is_ok() {
-            return at;
-        }
-    }
-}
 
 fn start(state: &Path, bind: SocketAddr, more: &[&str]) -> Running {
     let bind = bind.to_string();

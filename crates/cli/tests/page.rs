@@ -6,24 +6,16 @@ mod browser;
 mod common;
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use browser::Browser;
+use common::free::free;
 use common::{ADMIN_TOKEN, Running, STEP, run, text};
 use pilotage_registry::client::Client;
 use serde_json::{Value, json};
-
-fn free() -> SocketAddr {
-    loop {
-        let at = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        if TcpListener::bind(at).is_ok() {
-            return at;
-        }
-    }
-}
 
 /// A hub of a cluster: the first one, or one that joins it.
 fn hub(dir: &Path, first: Option<(&Path, SocketAddr)>, more: &[&str]) -> (Running, Value, SocketAddr) {

@@ -15,6 +15,8 @@
 pub mod claims;
 pub mod faults;
 pub mod frame;
+#[cfg(test)]
+mod free;
 mod machine;
 mod net;
 mod node;

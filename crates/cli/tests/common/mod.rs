@@ -1,6 +1,9 @@
 //! Runs the real binary, several processes at a time, everything bounded in time and on free ports.
 #![allow(dead_code)]
 
+#[path = "../../../cluster/src/free.rs"]
+pub(crate) mod free;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};

@@ -1,4 +1,4 @@
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use ed25519_dalek::SigningKey;
@@ -6,19 +6,11 @@ use pilotage_registry::claims::{Bad, PARTITIONS, verify_inclusion};
 use pilotage_wire::NetworkId;
 
 use super::*;
+use crate::free::free;
 use crate::{Start, Timing};
 
 /// Bits of work: enough to tell that they are checked.
 const BITS: u8 = 4;
-
-fn free() -> SocketAddr {
-    loop {
-        let at = UdpSocket::bind("127.0.0.1:0").expect("socket").local_addr().expect("address");
-        if TcpListener::bind(at).is_ok() {
-            return at;
-        }
-    }
-}
 
 fn start(folder: &std::path::Path) -> RaftLog {
     let mut config = ClusterConfig::new(folder, free(), Start::Found);

@@ -1,10 +1,11 @@
 //! Real nodes on loopback, in one process.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::*;
+use crate::free::free;
 use crate::{DiskFault, Faults, parse_id};
 
 /// Patience for everything: the machine may be busy.
@@ -30,15 +31,6 @@ impl Machine for Words {
     fn install(&mut self, snapshot: &[u8]) -> Result<(), String> {
         self.0 = postcard::from_bytes(snapshot).map_err(|error| error.to_string())?;
         Ok(())
-    }
-}
-
-fn free() -> SocketAddr {
-    loop {
-        let at = UdpSocket::bind("127.0.0.1:0").expect("socket").local_addr().expect("address");
-        if TcpListener::bind(at).is_ok() {
-            return at;
-        }
     }
 }
 
