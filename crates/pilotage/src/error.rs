@@ -116,9 +116,13 @@ impl ConnectFailure {
                 format!("{peer} is up but silent on this port: check its load and its listener"),
             ),
             ConnectError::Refused => (Stage::Connect, format!("start a listener on this port at {peer}")),
-            ConnectError::Reset => {
-                (Stage::Connect, format!("{peer} ended the session or has just started again: try again"))
-            }
+            ConnectError::Reset => (
+                Stage::Connect,
+                format!(
+                    "{peer} ended the call at once: it may not let this node in, be full, or have just started again; \
+                     try again, or ask its owner"
+                ),
+            ),
             ConnectError::LimitReached => {
                 (Stage::Connect, "close other connections or raise the limits in the configuration".into())
             }

@@ -193,7 +193,8 @@ impl Node {
     /// Blocks at most for the hub's answers and the configured connect timeout.
     ///
     /// # Errors
-    /// Say which stage failed and what to do next.
+    /// Say which stage failed and what to do next. A peer whose application takes the stream and ends it at once (a gate, a limit) may show here, as
+    /// [`ConnectionReset`](std::io::ErrorKind::ConnectionReset), or with the first read.
     pub fn connect(&self, peer: impl Into<Peer>, port: u16) -> Result<Stream, ConnectFailure> {
         self.connect_as(&peer.into(), port, Ready::Accepted)
     }

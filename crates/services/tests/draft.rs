@@ -237,10 +237,12 @@ fn the_gate_keeps_others_out() {
     echo::round_trip(&connect(&friend, &server, echo::PORT), b"hello").expect("a friend");
     message::send(&connect(&friend, &server, message::PORT), Kind::Text, b"hi").expect("a friend");
     for port in [echo::PORT, message::PORT, events::PORT, task::PORT, nameserver::PORT, file::PORT] {
-        let stream = stranger.connect(at(&server), port).expect("connect");
-        stream.set_read_timeout(Some(STEP)).expect("timeout");
-        let _ = Duplex::write(&stream, b"\0\0\0\x01\0\0\0\0");
-        assert!(Duplex::read(&stream, &mut [0; 1]).is_err(), "port {port} is reset");
+        // The reset may be there before it is known here that the stream was taken.
+        if let Ok(stream) = stranger.connect(at(&server), port) {
+            stream.set_read_timeout(Some(STEP)).expect("timeout");
+            let _ = Duplex::write(&stream, b"\0\0\0\x01\0\0\0\0");
+            assert!(Duplex::read(&stream, &mut [0; 1]).is_err(), "port {port} is reset");
+        }
     }
     assert_eq!(serving.counters().gated.load(Ordering::Relaxed), 6);
     for node in [friend, stranger, server] {
