@@ -31,6 +31,32 @@ fn one_round_trip_and_both_sides_talk() {
     assert_eq!((a.node.indices(), b.node.indices(), b.node.unconfirmed()), (1, 1, 0));
 }
 
+/// Karn's rule (RFC 6298 §3): what was sent twice measures nothing.
+#[test]
+fn a_handshake_measures_the_round_trip_unless_its_initiation_was_sent_twice() {
+    for twice in [false, true] {
+        let (mut a, mut b) = pair();
+        let pili = a.connect();
+        wait(&mut a, &mut b, 20);
+        if twice {
+            a.run(|peer, _, _| peer.sent_again());
+        }
+        let accepted = b.answer(&pili, source(1)).unwrap();
+        let now = b.now;
+        b.run(|peer, node, _| peer.adopt(node, accepted.session, false, now));
+        wait(&mut a, &mut b, 20);
+        a.run(|peer, node, cx| peer.handle_response(node, &accepted.datagram, cx)).unwrap();
+        let measured = (!twice).then_some(Duration::from_millis(40));
+        assert_eq!(a.run(|peer, _, _| peer.measured()), measured);
+        // The responder measures from its answer, which leaves once, to what confirms it.
+        let ping = a.seal(&[1]).unwrap();
+        wait(&mut a, &mut b, 30);
+        b.open(&ping).unwrap();
+        assert_eq!(b.run(|peer, _, _| peer.take_measured()), Some(Duration::from_millis(50)));
+        assert_eq!(b.run(|peer, _, _| peer.take_measured()), None, "told once");
+    }
+}
+
 #[test]
 fn suites_are_chosen_by_what_both_do_well() {
     let [aes, chacha] = [Suite::offer(true), Suite::offer(false)];
